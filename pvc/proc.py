@@ -1,0 +1,71 @@
+"""run(): the one place that starts a process and waits for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pvc.errors import Failed, TimedOut, Unavailable
+
+log = logging.getLogger(__name__)
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    code: int
+    stdout: str
+    stderr: str
+
+
+class CommandFailed(Failed):
+    """A command ended with another code than 0."""
+
+    def __init__(self, argv: Sequence[str], result: Completed) -> None:
+        said = (result.stderr or result.stdout).strip().splitlines()
+        super().__init__(f"{argv[0]} ended with code {result.code}: {said[-1] if said else 'no output'}")
+        self.result = result
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a child gets: a fixed PATH and language, nothing that the caller's shell set."""
+    keep = {key: os.environ[key] for key in ("HOME", "TERM", "TMPDIR") if key in os.environ}
+    return {"PATH": PATH, "LANG": "C.UTF-8", **keep, **(extra or {})}
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    stdin: str = "",
+    timeout_s: float = 60.0,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+) -> Completed:
+    """Run a command without a shell. Raises CommandFailed (if check), TimedOut, or Unavailable if it is missing."""
+    log.debug("run %s", shlex.join(argv))
+    try:
+        done = subprocess.run(
+            list(argv),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=environment(env),
+            cwd=cwd,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TimedOut(f"{argv[0]} did not end within {timeout_s:g} s") from None
+    except FileNotFoundError:
+        raise Unavailable(f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}") from None
+    result = Completed(done.returncode, done.stdout, done.stderr)
+    if check and result.code != 0:
+        raise CommandFailed(argv, result)
+    return result
