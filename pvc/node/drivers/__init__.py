@@ -1,0 +1,203 @@
+"""What a node's daemon needs of the world, as protocols over plain values; the drivers beside it fulfil them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from pvc.errors import Failed
+
+
+class DriverError(Failed):
+    """The hypervisor said no. `retryable`: the same request may succeed later without anyone changing anything."""
+
+    code = "driver"
+
+    def __init__(self, message: str, *, hint: str = "", retryable: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.retryable = retryable
+
+
+class NoSuchDomain(DriverError):
+    """The domain is not on this host (any more)."""
+
+
+class Cancelled(DriverError):
+    """A migration ended because its `cancelled` callback asked for it; the VM runs where it ran."""
+
+
+class DomainState(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTTING_DOWN = "shutting-down"  # the guest has powered off, QEMU is about to go
+    INCOMING = "incoming"  # a live migration to this host has begun; the VM still belongs to the source
+    OUTGOING = "outgoing"  # paused for the last step of a live migration away from this host
+    CRASHED = "crashed"
+
+
+class Ended(StrEnum):
+    """How a domain left this host."""
+
+    SHUTDOWN = "shutdown"  # the guest powered itself off, by ACPI request or on its own
+    DESTROYED = "destroyed"  # we, or an administrator, forced it off
+    CRASHED = "crashed"  # the guest panicked
+    MIGRATED = "migrated"
+    FAILED = "failed"  # QEMU died, or could not start
+
+
+class EventKind(StrEnum):
+    STARTED = "started"  # also: arrived by migration
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    ENDED = "ended"
+    CONNECTED = "connected"  # to libvirt, first or again: look at everything
+    DISCONNECTED = "disconnected"
+
+
+class Emulation(StrEnum):
+    """The domain type that works on this host."""
+
+    KVM = "kvm"
+    QEMU = "qemu"  # software emulation: KVM is missing or does not work
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """An active domain of this host. A domain that is not listed does not run here: nothing else is kept in libvirt."""
+
+    uuid: str
+    name: str
+    state: DomainState
+    reason: str  # libvirt's word: booted, migrated, ioerror, …
+    migrating: bool  # a live migration, in or out, is going on
+    digest: str  # of the definition QEMU was started with; "" when the domain is not ours
+    memory_mib: int
+    vcpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent:
+    """A hint to look again; `ended` is the one thing that looking again cannot tell."""
+
+    kind: EventKind
+    uuid: str = ""  # empty for CONNECTED and DISCONNECTED
+    ended: Ended | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationTarget:
+    """`uri` is the libvirt of the other node (qemu+tls://n2/system), `data_uri` where memory goes (tcp://10.251.2.2)."""
+
+    uri: str
+    data_uri: str
+    tls: bool = True
+    name: str = ""  # the other node's name as in its certificate, if data_uri is an address it does not carry
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationSettings:
+    max_downtime_ms: int = 300
+    timeout_s: float = 600.0  # then the migration is aborted and the VM stays
+    auto_converge: bool = True
+    post_copy: bool = False  # allow it: switched to when a first pass did not suffice
+    shared_files: bool = True  # disks are files on a directory the nodes share, whatever libvirt thinks of it
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    elapsed_s: float
+    total_mib: int
+    remaining_mib: int
+    iteration: int = 0
+
+    @property
+    def percent(self) -> int:
+        """Of memory still to copy now; a busy guest can make it fall again."""
+        if self.total_mib <= 0:
+            return 0
+        return max(0, min(100, 100 - 100 * self.remaining_mib // self.total_mib))
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationResult:
+    elapsed_s: float
+    downtime_ms: int | None  # None when libvirt did not say
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Of the host; constant while it is up."""
+
+    cpus: int
+    memory_mib: int
+    emulation: Emulation
+    emulator: str  # path of the QEMU binary
+    cpu_model: str
+    libvirt_version: str
+    qemu_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostLoad:
+    memory_used_mib: int
+    memory_free_mib: int  # what new VMs could have: the kernel's MemAvailable
+    load_1: float
+    load_5: float
+    load_15: float
+
+
+class Hypervisor(Protocol):
+    """The QEMU domains of this host. Every call may raise DriverError; calls on one domain NoSuchDomain.
+
+    Safe to call from several threads. Domains are transient: when QEMU ends nothing of them stays.
+    """
+
+    def capabilities(self) -> Capabilities: ...
+
+    def load(self) -> HostLoad: ...
+
+    def domains(self) -> Mapping[str, Domain]:
+        """Active domains by UUID."""
+        ...
+
+    def watch(self, callback: Callable[[DomainEvent], None]) -> None:
+        """Call back on each event from another thread, until close(); the callback must not block nor call the driver."""
+        ...
+
+    def start(self, xml: str) -> None:
+        """Start a domain from rendered XML (domainxml.render); returns when it runs."""
+        ...
+
+    def shutdown(self, uuid: str) -> None:
+        """Ask the guest to power off (ACPI); returns at once."""
+        ...
+
+    def destroy(self, uuid: str) -> None:
+        """Force off; returns when QEMU is gone. Done already when there is no such domain."""
+        ...
+
+    def resume(self, uuid: str) -> None: ...
+
+    def migrate(
+        self,
+        uuid: str,
+        target: MigrationTarget,
+        settings: MigrationSettings,
+        *,
+        progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> MigrationResult:
+        """Move a running domain; returns when it runs there and is gone here. Blocks: call it from a lane.
+
+        `progress` and `cancelled` are called in the caller's thread, a few times a second. On any error the domain
+        still runs here: Cancelled, TimedOut, NoSuchDomain (it ended meanwhile) or DriverError with libvirt's words.
+        """
+        ...
+
+    def abort_job(self, uuid: str) -> None:
+        """Abort whatever migration the domain is in, e.g. one that a daemon now dead had begun. No job: done already."""
+        ...
+
+    def close(self) -> None: ...
