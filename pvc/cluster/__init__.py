@@ -1,0 +1,1 @@
+"""State and decisions of the cluster: no process, no thread, no sleep."""
