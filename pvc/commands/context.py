@@ -1,0 +1,110 @@
+"""What an operation is given: a reader, a commit, the caller; and how one is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pvc.clock import Clock, SystemClock
+from pvc.cluster.store import Check, Create, Delete, Op, Put, Reader, Store
+from pvc.commands.registry import Operation, Planned, Role, convert
+from pvc.errors import Conflict, NotFound, NotPermitted
+
+TRIES = 8
+"""How often an operation is run again when a document changed between its check and its commit."""
+
+
+class Stale(Conflict):
+    """A document changed between check and commit: run the operation again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    name: str
+    role: Role
+
+
+@dataclass(slots=True)
+class Context:
+    """`reader` is a mirror in the API server, the store itself with --direct; reads cost what they cost there."""
+
+    store: Store
+    reader: Reader
+    caller: Caller
+    refresh: Callable[[list[str]], None] = lambda paths: None
+    """Make the reader see these paths as they are now; nothing to do where the reader is the store."""
+    planning: bool = False
+    clock: Clock = field(default_factory=SystemClock)
+    notes: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+
+    def say(self, sentence: str) -> None:
+        """A sentence for --plan: what would happen, or why."""
+        self.notes.append(sentence)
+
+    def commit(self, *ops: Op) -> None:
+        """All or nothing; raises Stale when something read before has changed. With --plan only notes it."""
+        self.changes += [_described(op) for op in ops if not isinstance(op, Check)]
+        if self.planning:
+            return
+        try:
+            self.store.commit(*ops)
+        except (Conflict, NotFound) as error:
+            self.refresh([op.path for op in ops])
+            raise Stale(
+                "it was changed by somebody else at the same time", hint="look at it and try again"
+            ) from error
+        self.refresh([op.path for op in ops])
+
+
+def _described(op: Op) -> str:
+    word = {Create: "create", Put: "change", Delete: "remove"}[type(op)]
+    return f"{word} {op.path}"
+
+
+def invoke(found: Operation, ctx: Context, given: Mapping[str, Any]) -> Any:
+    """Check the role, convert the arguments, run; again from the top when a commit found changed documents."""
+    if not ctx.caller.role.allows(found.role):
+        raise NotPermitted(
+            f"{found.noun} {found.verb} needs the role {found.role}, {ctx.caller.name} has {ctx.caller.role}"
+        )
+    arguments = convert(found, given)
+    for attempt in range(1, TRIES + 1):
+        ctx.notes.clear()
+        ctx.changes.clear()
+        try:
+            result = found.function(ctx, **arguments)
+        except Stale:
+            if attempt == TRIES:
+                raise
+            continue
+        return Planned(list(ctx.notes), list(ctx.changes)) if ctx.planning else result
+    raise AssertionError("unreachable")
+
+
+class Transport(Protocol):
+    """How a client reaches operations: HTTP, the unix socket, or in this process straight to the store."""
+
+    def call(self, name: str, arguments: Mapping[str, Any], *, plan: bool = False) -> Any:
+        """The JSON of the result (dict, list, str). Raises the PVCError the operation raised."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class LocalContext:
+    """What a verb that runs in the client's process is given."""
+
+    connect: Callable[[], Transport]
+    """The cluster the user chose; connects at the first call."""
+    unsafe: bool = False
+    """Never ask."""
+    quiet: bool = False
+    wait_timeout_s: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The global options as given: connection, direct, format, …"""
+
+    def call(self, name: str, /, **arguments: Any) -> Any:
+        return self.connect().call(name, arguments)
