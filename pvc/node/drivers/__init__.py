@@ -1,4 +1,4 @@
-"""What a node's daemon needs of the world, as protocols over plain values; the drivers beside it fulfil them."""
+"""What a node's daemon needs of the world: protocols over plain values; the drivers beside it fulfil them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pvc.errors import Failed
 
 
 class DriverError(Failed):
-    """The hypervisor said no. `retryable`: the same request may succeed later without anyone changing anything."""
-
-    code = "driver"
+    """The hypervisor said no. `retryable`: the same request may succeed later, unchanged."""
 
     def __init__(self, message: str, *, hint: str = "", retryable: bool = False) -> None:
         super().__init__(message, hint=hint)
@@ -65,7 +63,7 @@ class Emulation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """An active domain of this host. A domain that is not listed does not run here: nothing else is kept in libvirt."""
+    """An active domain of this host. One that is not listed does not run here: libvirt keeps nothing else."""
 
     uuid: str
     name: str
@@ -163,7 +161,7 @@ class Hypervisor(Protocol):
         ...
 
     def watch(self, callback: Callable[[DomainEvent], None]) -> None:
-        """Call back on each event from another thread, until close(); the callback must not block nor call the driver."""
+        """Call back on each event, from another thread, until close(). The callback must not block."""
         ...
 
     def start(self, xml: str) -> None:
@@ -191,13 +189,13 @@ class Hypervisor(Protocol):
     ) -> MigrationResult:
         """Move a running domain; returns when it runs there and is gone here. Blocks: call it from a lane.
 
-        `progress` and `cancelled` are called in the caller's thread, a few times a second. On any error the domain
-        still runs here: Cancelled, TimedOut, NoSuchDomain (it ended meanwhile) or DriverError with libvirt's words.
+        `progress` and `cancelled` are called in the caller's thread, a few times a second. Cancelled,
+        TimedOut and DriverError mean that the domain still runs here; NoSuchDomain, that it ended meanwhile.
         """
         ...
 
     def abort_job(self, uuid: str) -> None:
-        """Abort whatever migration the domain is in, e.g. one that a daemon now dead had begun. No job: done already."""
+        """Abort a migration that e.g. a daemon now dead had begun. Done already when there is none."""
         ...
 
     def close(self) -> None: ...

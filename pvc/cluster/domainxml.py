@@ -1,0 +1,638 @@
+"""A VM's definition: libvirt's domain XML. Checked, created, edited by element, and rendered for a node.
+
+Whatever we do not understand survives, prefixes and comments included: documents are read without namespace
+processing, so `qemu:commandline` stays what it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+from xml.parsers import expat
+
+from pvc.errors import Invalid
+
+NAMESPACE = "urn:pvc:vm"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+MAX_BYTES = 512 * 1024  # a definition is one document of the store
+MAX_DEPTH = 64
+MAX_MEMORY_MIB = 16 * 1024 * 1024
+MAX_VCPUS = 288  # what a q35 machine has at most
+EMULATORS = ("kvm", "qemu-kvm", "qemu-system-x86_64")  # names that mean "the QEMU of this host"
+
+KIB, MIB = 1024, 1024**2
+UNITS = {
+    **dict.fromkeys(("b", "bytes"), 1),
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "tb": 1000**4,
+    **dict.fromkeys(("k", "kib"), KIB),
+    **dict.fromkeys(("m", "mib"), MIB),
+    **dict.fromkeys(("g", "gib"), 1024**3),
+    **dict.fromkeys(("t", "tib"), 1024**4),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    target: str
+    source: str  # path, pool/image, or "" for an empty drive
+    type: str  # libvirt's: file, block, network, …
+    device: str  # disk, cdrom, …
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    mac: str  # "" until complete() gave it one
+    type: str
+    source: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    sockets: int
+    cores: int
+    threads: int
+
+    @property
+    def vcpus(self) -> int:
+        return self.sockets * self.cores * self.threads
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What pvc reads from a definition."""
+
+    name: str
+    uuid: str  # "" until complete() gave it one
+    memory_mib: int
+    vcpus: int  # that it starts with
+    max_vcpus: int
+    topology: Topology | None
+    machine: str
+    disks: tuple[Disk, ...]
+    nics: tuple[Nic, ...]
+    has_host_devices: bool  # such a VM cannot migrate live
+    has_guest_agent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewDisk:
+    path: str
+    format: str = "qcow2"
+
+
+@dataclass(frozen=True, slots=True)
+class NewNic:
+    bridge: str
+    model: str = "virtio"
+    mac: str = ""
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def parse(xml: str) -> Facts:
+    """Check a definition; raises Invalid naming the element that is wrong."""
+    root = _read(xml)
+    if root.tag != "domain":
+        raise Invalid(f"the root element is <{root.tag}>, not <domain>", hint="pass a libvirt domain XML")
+    kind = root.get("type", "")
+    if kind not in ("kvm", "qemu"):
+        raise Invalid(f'<domain type="{kind}"> is not a QEMU machine', hint='use type="kvm"')
+    vcpus, max_vcpus = _vcpus(root)
+    facts = Facts(
+        name=_name(root),
+        uuid=_uuid(root),
+        memory_mib=_memory_mib(root),
+        vcpus=vcpus,
+        max_vcpus=max_vcpus,
+        topology=_topology(root),
+        machine=_machine(root),
+        disks=tuple(_disk(disk) for disk in root.findall("devices/disk")),
+        nics=tuple(_nic(nic) for nic in root.findall("devices/interface")),
+        has_host_devices=bool(_host_devices(root)),
+        has_guest_agent=root.find("devices/channel/target[@name='org.qemu.guest_agent.0']") is not None,
+    )
+    if facts.topology is not None and facts.topology.vcpus != max_vcpus:
+        raise Invalid(f"<cpu><topology> makes {facts.topology.vcpus} vCPUs, <vcpu> says {max_vcpus}")
+    _refuse_duplicates("<disk> target", (disk.target for disk in facts.disks))
+    _refuse_duplicates("<interface> MAC address", (nic.mac for nic in facts.nics if nic.mac))
+    return facts
+
+
+def running_digest(xml: str) -> str:
+    """The digest that render() put into the XML of a domain; "" when the domain is not ours."""
+    own = _own_metadata(_read(xml))
+    return "" if own is None else own.get("digest", "")
+
+
+def digest(xml: str) -> str:
+    """Changes when a definition does: neither with indentation, nor comments, nor the order of attributes."""
+    _read(xml)  # refuses what canonicalize() must not see
+    return hashlib.sha256(ET.canonicalize(xml_data=xml, strip_text=True).encode()).hexdigest()
+
+
+def pretty(xml: str) -> str:
+    """The form in which definitions are stored and shown, to be compared line by line."""
+    return _write(_read(xml))
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def create(
+    name: str,
+    uuid: str,
+    *,
+    memory_mib: int,
+    vcpus: int,
+    disks: Sequence[NewDisk] = (),
+    nics: Sequence[NewNic] = (),
+    kernel: str = "",
+    initrd: str = "",
+    cmdline: str = "",
+    topology: Topology | None = None,
+) -> str:
+    """The definition of a modern machine: q35, virtio, serial console, guest agent, no legacy devices."""
+    if not kernel and (initrd or cmdline):
+        raise Invalid("an initrd or a kernel command line needs a kernel", hint="give --kernel as well")
+    root = ET.Element("domain", type="kvm")
+    _add(root, "name", name)
+    _add(root, "uuid", uuid)
+    _add(root, "memory", str(memory_mib), unit="MiB")
+    _add(root, "vcpu", str(vcpus))
+    boot = _add(root, "os")
+    _add(boot, "type", "hvm", arch="x86_64", machine="q35")
+    for tag, value in (("kernel", kernel), ("initrd", initrd), ("cmdline", cmdline)):
+        if value:
+            _add(boot, tag, value)
+    if not kernel:
+        _add(boot, "boot", dev="hd")
+    features = _add(root, "features")
+    _add(features, "acpi")
+    _add(features, "apic")
+    # The host's model by name, not its very silicon: a VM can move to any node that has the same features.
+    _add(root, "cpu", mode="host-model")
+    clock = _add(root, "clock", offset="utc")
+    _add(clock, "timer", name="rtc", tickpolicy="catchup")
+    _add(clock, "timer", name="pit", tickpolicy="delay")
+    _add(clock, "timer", name="hpet", present="no")
+    devices = _add(root, "devices")
+    for index, disk in enumerate(disks):
+        _add_disk(devices, disk, _disk_target(index))
+    _add(devices, "controller", type="usb", model="none")
+    for nic in nics:
+        _add_nic(devices, nic)
+    _add_fixed_devices(devices)
+    xml = complete(set_vcpus(_write(root), vcpus, topology), uuid)
+    parse(xml)
+    return xml
+
+
+def complete(xml: str, uuid: str) -> str:
+    """Give a definition the UUID, unless it has one, and MAC addresses, lest each start invents new ones."""
+    root = _read(xml)
+    if not root.findtext("uuid", "").strip():
+        _set_child(root, "uuid", uuid, after="name")
+    owner = root.findtext("uuid", "").strip().lower()
+    taken = {mac.get("address", "").lower() for mac in root.findall("devices/interface/mac")}
+    for index, nic in enumerate(root.findall("devices/interface")):
+        mac = nic.find("mac")
+        if mac is None:
+            mac = ET.Element("mac")
+            nic.insert(0, mac)
+        if not mac.get("address"):
+            mac.set("address", _free_mac(owner, index, taken))
+            taken.add(mac.get("address", ""))
+    return _write(root)
+
+
+def set_name(xml: str, name: str) -> str:
+    _check_name(name)
+    root = _read(xml)
+    _set_child(root, "name", name)
+    return _write(root)
+
+
+def set_uuid(xml: str, uuid: str) -> str:
+    root = _read(xml)
+    _set_child(root, "uuid", _check_uuid(uuid), after="name")
+    return _write(root)
+
+
+def set_memory(xml: str, memory_mib: int) -> str:
+    """Both the maximum and what the VM starts with."""
+    _check_memory(memory_mib)
+    root = _read(xml)
+    if root.find("cpu/numa") is not None or root.find("maxMemory") is not None:
+        raise Invalid(
+            "the memory of a VM with <numa> or <maxMemory> cannot be set by number", hint="pvc vm modify"
+        )
+    memory = _set_child(root, "memory", str(memory_mib), after="uuid")
+    memory.set("unit", "MiB")
+    _remove(root, "currentMemory")
+    return _write(root)
+
+
+def set_vcpus(xml: str, vcpus: int, topology: Topology | None = None) -> str:
+    """The number of vCPUs, as one socket with that many cores unless a topology is given."""
+    _check_vcpus(vcpus)
+    topology = topology or Topology(1, vcpus, 1)
+    if min(topology.sockets, topology.cores, topology.threads) < 1 or topology.vcpus != vcpus:
+        wanted = f"{topology.sockets},{topology.cores},{topology.threads}"
+        raise Invalid(f"a topology of {wanted} makes {topology.vcpus} vCPUs, not {vcpus}")
+    root = _read(xml)
+    if root.find("cpu/numa") is not None:
+        raise Invalid("the vCPUs of a VM with <numa> cannot be set by number", hint="pvc vm modify")
+    vcpu = _set_child(root, "vcpu", str(vcpus), after="memory")
+    vcpu.attrib.pop("current", None)
+    _remove(root, "vcpus")
+    cpu = root.find("cpu")
+    if cpu is None:
+        cpu = _add(root, "cpu")
+    _remove(cpu, "topology")
+    _add(
+        cpu,
+        "topology",
+        sockets=str(topology.sockets),
+        cores=str(topology.cores),
+        threads=str(topology.threads),
+    )
+    _drop_pins_beyond(root, vcpus)
+    return _write(root)
+
+
+def render(xml: str, *, emulation: str, emulator: str, console_log: str) -> str:
+    """What libvirt gets on one node: the domain type that works there (kvm or qemu), its QEMU, a console log.
+
+    It carries the digest of the definition, for a daemon that finds the domain running.
+    """
+    root = _read(xml)
+    root.set("type", emulation)
+    root.attrib.pop("id", None)
+    if emulation == "qemu":
+        _adapt_to_software_emulation(root)
+    devices = root.find("devices")
+    if devices is None:
+        devices = _add(root, "devices")
+    _set_emulator(devices, emulator)
+    _log_console(devices, console_log)
+    _set_own_metadata(root, digest(xml))
+    return _write(root)
+
+
+# --- documents ----------------------------------------------------------------------------------------------
+
+
+def _read(xml: str) -> ET.Element:
+    """The tree as written, with prefixes and comments. No document type: nothing to expand or fetch."""
+    data = xml.encode(
+        errors="surrogatepass"
+    )  # what is not Unicode text is refused by the parser, with its line
+    if len(data) > MAX_BYTES:
+        raise Invalid(f"the XML is larger than {MAX_BYTES // KIB} KiB")
+    # The first parser knows namespaces and so refuses prefixes nobody declared; only the second one builds.
+    strict, plain = expat.ParserCreate("utf-8", namespace_separator=" "), expat.ParserCreate("utf-8")
+    strict.StartDoctypeDeclHandler = _refuse_document_type
+    builder = ET.TreeBuilder(insert_comments=True, insert_pis=True)
+    depth = 0
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise Invalid(f"the XML is nested more than {MAX_DEPTH} deep")
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    def comment(text: str) -> None:
+        if depth:  # outside the root there is nothing to attach it to
+            builder.comment(text)
+
+    plain.StartElementHandler = start
+    plain.EndElementHandler = end
+    plain.CharacterDataHandler = builder.data
+    plain.CommentHandler = comment
+    plain.buffer_text = True
+    try:
+        strict.Parse(data, True)
+        plain.Parse(data, True)
+    except expat.ExpatError as error:
+        what = expat.ErrorString(error.code)
+        raise Invalid(f"the XML is not well-formed: {what} in line {error.lineno}") from error
+    return builder.close()
+
+
+def _refuse_document_type(*_: object) -> None:
+    raise Invalid("the XML has a document type", hint="remove the <!DOCTYPE> line")
+
+
+def _write(root: ET.Element) -> str:
+    ET.indent(root, "  ")
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _add(parent: ET.Element, tag: str, text: str = "", /, **attributes: str) -> ET.Element:
+    child = ET.SubElement(parent, tag, attributes)
+    child.text = text or None
+    return child
+
+
+def _remove(parent: ET.Element, tag: str) -> None:
+    for child in parent.findall(tag):
+        parent.remove(child)
+
+
+def _set_child(parent: ET.Element, tag: str, text: str, after: str = "") -> ET.Element:
+    child = parent.find(tag)
+    if child is None:
+        child = ET.Element(tag)
+        tags = [sibling.tag for sibling in parent]
+        parent.insert(tags.index(after) + 1 if after in tags else 0, child)
+    child.text = text
+    return child
+
+
+# --- facts --------------------------------------------------------------------------------------------------
+
+
+def _check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise Invalid(
+            f"<name> {name!r} is not a VM name" if name else "<name> is missing or empty",
+            hint="up to 63 letters, digits, dots, dashes and underscores, the first a letter or digit",
+        )
+    return name
+
+
+def _check_uuid(text: str) -> str:
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise Invalid(f"<uuid> {text!r} is not a UUID") from None
+
+
+def _check_memory(memory_mib: int) -> None:
+    if not 1 <= memory_mib <= MAX_MEMORY_MIB:
+        raise Invalid(f"<memory> of {memory_mib} MiB is not between 1 MiB and {MAX_MEMORY_MIB // MIB} TiB")
+
+
+def _check_vcpus(vcpus: int) -> None:
+    if not 1 <= vcpus <= MAX_VCPUS:
+        raise Invalid(f"<vcpu> {vcpus} is not between 1 and {MAX_VCPUS}")
+
+
+def _only(root: ET.Element, tag: str) -> ET.Element | None:
+    found = root.findall(tag)
+    if len(found) > 1:
+        raise Invalid(f"<{tag}> appears {len(found)} times")
+    return found[0] if found else None
+
+
+def _text(root: ET.Element, tag: str) -> str:
+    element = _only(root, tag)
+    return "" if element is None else (element.text or "").strip()
+
+
+def _name(root: ET.Element) -> str:
+    return _check_name(_text(root, "name"))
+
+
+def _uuid(root: ET.Element) -> str:
+    text = _text(root, "uuid")
+    return _check_uuid(text) if text else ""
+
+
+def _number(text: str, what: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise Invalid(f"{what} is not a number: {text!r}")
+    return int(text)
+
+
+def _memory_mib(root: ET.Element) -> int:
+    element = _only(root, "memory")
+    if element is None:
+        raise Invalid("<memory> is missing")
+    unit = element.get("unit", "KiB")
+    if unit.lower() not in UNITS:
+        raise Invalid(f'<memory unit="{unit}"> is not a unit', hint="KiB, MiB or GiB")
+    size = _number((element.text or "").strip(), "<memory>") * UNITS[unit.lower()]
+    _check_memory(size // MIB)
+    return size // MIB
+
+
+def _vcpus(root: ET.Element) -> tuple[int, int]:
+    element = _only(root, "vcpu")
+    if element is None:
+        raise Invalid("<vcpu> is missing")
+    most = _number((element.text or "").strip(), "<vcpu>")
+    _check_vcpus(most)
+    now = _number(element.get("current", str(most)), "<vcpu current>")
+    if not 1 <= now <= most:
+        raise Invalid(f'<vcpu current="{now}"> is not between 1 and {most}')
+    return now, most
+
+
+def _topology(root: ET.Element) -> Topology | None:
+    element = root.find("cpu/topology")
+    if element is None:
+        return None
+    sockets, cores, threads, dies = (
+        _number(element.get(key, "1"), f"<topology {key}>") for key in ("sockets", "cores", "threads", "dies")
+    )
+    return Topology(sockets * dies, cores, threads)
+
+
+def _machine(root: ET.Element) -> str:
+    kind = root.find("os/type")
+    if kind is None or (kind.text or "").strip() != "hvm":
+        raise Invalid("<os><type> is not hvm", hint='<os><type arch="x86_64" machine="q35">hvm</type></os>')
+    return kind.get("machine", "")
+
+
+def _host_devices(root: ET.Element) -> list[ET.Element]:
+    return root.findall("devices/hostdev") + root.findall("devices/interface[@type='hostdev']")
+
+
+def _disk(disk: ET.Element) -> Disk:
+    target, source, driver = disk.find("target"), disk.find("source"), disk.find("driver")
+    if target is None or not target.get("dev"):
+        raise Invalid('a <disk> has no <target dev="…">')
+    return Disk(
+        target=target.get("dev", ""),
+        source="" if source is None else _disk_source(source),
+        type=disk.get("type", "file"),
+        device=disk.get("device", "disk"),
+        format="" if driver is None else driver.get("type", ""),
+    )
+
+
+def _disk_source(source: ET.Element) -> str:
+    if pool := source.get("pool"):
+        return f"{pool}/{source.get('volume', '')}"
+    return next((source.get(key, "") for key in ("file", "dev", "name", "dir") if source.get(key)), "")
+
+
+def _nic(nic: ET.Element) -> Nic:
+    mac, source, model = nic.find("mac"), nic.find("source"), nic.find("model")
+    address = "" if mac is None else mac.get("address", "").lower()
+    if address and not MAC.fullmatch(address):
+        raise Invalid(f"<interface> MAC address {address!r} is not one", hint="like 52:54:00:12:34:56")
+    if address and int(address[:2], 16) & 1:
+        raise Invalid(
+            f"<interface> MAC address {address} is a multicast address", hint="start it with 52:54:00"
+        )
+    names = () if source is None else (source.get("bridge"), source.get("network"), source.get("dev"))
+    return Nic(
+        mac=address,
+        type=nic.get("type", ""),
+        source=next((name for name in names if name), ""),
+        model="" if model is None else model.get("type", ""),
+    )
+
+
+def _refuse_duplicates(what: str, values: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise Invalid(f"{what} {value} is used twice")
+        seen.add(value)
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+def _disk_target(index: int) -> str:
+    """vda … vdz, vdaa …"""
+    letters = ""
+    index += 1
+    while index:
+        index, digit = divmod(index - 1, 26)
+        letters = chr(ord("a") + digit) + letters
+    return f"vd{letters}"
+
+
+def _add_disk(devices: ET.Element, disk: NewDisk, target: str) -> None:
+    element = _add(devices, "disk", type="file", device="disk")
+    _add(element, "driver", name="qemu", type=disk.format, discard="unmap")
+    _add(element, "source", file=disk.path)
+    _add(element, "target", dev=target, bus="virtio")
+
+
+def _add_nic(devices: ET.Element, nic: NewNic) -> None:
+    element = _add(devices, "interface", type="bridge")
+    if nic.mac:
+        _add(element, "mac", address=nic.mac.lower())
+    _add(element, "source", bridge=nic.bridge)
+    _add(element, "model", type=nic.model)
+    _add(element, "rom", enabled="no")
+
+
+def _add_fixed_devices(devices: ET.Element) -> None:
+    serial = _add(devices, "serial", type="pty")
+    _add(serial, "target", port="0")
+    console = _add(devices, "console", type="pty")
+    _add(console, "target", type="serial", port="0")
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    rng = _add(devices, "rng", model="virtio")
+    _add(rng, "backend", "/dev/urandom", model="random")
+    balloon = _add(devices, "memballoon", model="virtio")
+    _add(balloon, "stats", period="10")
+    _add(devices, "panic", model="isa")  # so that libvirt hears of a kernel that crashed
+
+
+def _free_mac(uuid: str, index: int, taken: set[str]) -> str:
+    """A locally administered address that is always the same for this NIC."""
+    salt = 0
+    while True:
+        seed = hashlib.sha256(f"{uuid}/{index}/{salt}".encode()).digest()[:5]
+        mac = ":".join(f"{byte:02x}" for byte in (0x02, *seed))
+        if mac not in taken:
+            return mac
+        salt += 1
+
+
+def _drop_pins_beyond(root: ET.Element, vcpus: int) -> None:
+    tuning = root.find("cputune")
+    if tuning is None:
+        return
+    for pin in tuning.findall("vcpupin"):
+        if _number(pin.get("vcpu", "0"), "<vcpupin vcpu>") >= vcpus:
+            tuning.remove(pin)
+
+
+# --- rendering ----------------------------------------------------------------------------------------------
+
+
+def _adapt_to_software_emulation(root: ET.Element) -> None:
+    """Leave out what only KVM has: the host's CPU and its features, and paravirtualisation."""
+    cpu = root.find("cpu")
+    if cpu is not None:
+        cpu.attrib.clear()
+        for child in list(cpu):
+            if child.tag not in ("topology", "numa"):
+                cpu.remove(child)
+        if not len(cpu):
+            root.remove(cpu)
+    features = root.find("features")
+    if features is not None:
+        for tag in ("hyperv", "kvm", "pvspinlock", "ioapic"):
+            _remove(features, tag)
+    clock = root.find("clock")
+    if clock is not None:
+        for timer in clock.findall("timer"):
+            if timer.get("name") in ("kvmclock", "hypervclock"):
+                clock.remove(timer)
+
+
+def _set_emulator(devices: ET.Element, emulator: str) -> None:
+    """The node's QEMU, unless the definition asks for one of its own."""
+    element = devices.find("emulator")
+    if element is None:
+        element = ET.Element("emulator")
+        devices.insert(0, element)
+    if (element.text or "").strip().rsplit("/", 1)[-1] in ("", *EMULATORS):
+        element.text = emulator
+
+
+def _log_console(devices: ET.Element, path: str) -> None:
+    """Log the first serial port; failing that the first console; failing that a serial port we add."""
+    port = devices.find("serial")
+    if port is None:
+        port = devices.find("console")
+    if port is None:
+        port = _add(devices, "serial", type="pty")
+        _add(port, "target", port="0")
+    _remove(port, "log")
+    _add(port, "log", file=path, append="on")
+
+
+def _own_metadata(root: ET.Element) -> ET.Element | None:
+    metadata = root.find("metadata")
+    own = () if metadata is None else tuple(child for child in metadata if NAMESPACE in child.attrib.values())
+    return own[0] if own else None
+
+
+def _set_own_metadata(root: ET.Element, value: str) -> None:
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = ET.Element("metadata")
+        root.insert(1, metadata)
+    own = _own_metadata(root)
+    if own is not None:
+        metadata.remove(own)
+    ET.SubElement(metadata, "pvc:vm", {"xmlns:pvc": NAMESPACE, "digest": value})

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pvc.cluster import domainxml
+from pvc.cluster.domainxml import NewDisk, NewNic, Topology
+from pvc.errors import Invalid
+
+UUID = "0a1b2c3d-0000-4000-8000-00000000abcd"
+
+# What an administrator may have: things that pvc knows nothing of, prefixes, a comment.
+FOREIGN = f"""<?xml version="1.0" encoding="ISO-8859-1"?>
+<!-- exported yesterday -->
+<domain type='kvm' id='7' xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0">
+  <name>buero-1</name>
+  <title>Büro</title>
+  <uuid>{UUID.upper()}</uuid>
+  <metadata><libosinfo:libosinfo xmlns:libosinfo="http://libosinfo.org/xmlns/libvirt/domain/1.0">
+    <libosinfo:os id="http://debian.org/debian/12"/></libosinfo:libosinfo></metadata>
+  <memory>2097152</memory>
+  <currentMemory unit='GiB'>1</currentMemory>
+  <vcpu placement='static' cpuset='0-3' current='2'>4</vcpu>
+  <cputune><vcpupin vcpu='0' cpuset='1'/><vcpupin vcpu='3' cpuset='2'/></cputune>
+  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+  <features><acpi/><hyperv mode='custom'><relaxed state='on'/></hyperv></features>
+  <cpu mode='host-passthrough' check='none'><topology sockets='2' cores='2' threads='1'/>
+    <feature policy='require' name='vmx'/></cpu>
+  <clock offset='utc'><timer name='rtc'/><timer name='hypervclock' present='yes'/></clock>
+  <on_crash>preserve</on_crash>
+  <devices>
+    <emulator>/usr/libexec/qemu-kvm</emulator>
+    <!-- the system disk -->
+    <disk type='network' device='disk'><driver name='qemu' type='raw'/>
+      <source protocol='rbd' name='vms/web1'/><target dev='vda' bus='virtio'/></disk>
+    <disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>
+    <interface type='network'><mac address='52:54:00:AA:00:01'/><source network='lan'/></interface>
+    <interface type='bridge'><source bridge='br7'/><model type='e1000e'/></interface>
+    <hostdev mode='subsystem' type='usb'/>
+    <serial type='pty'><log file='/tmp/elsewhere'/></serial>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+  </devices>
+  <qemu:commandline><qemu:arg value='-foo'/></qemu:commandline>
+</domain>
+"""
+
+MINIMAL = """<domain type="qemu"><name>m</name><memory unit="MiB">64</memory><vcpu>1</vcpu>
+<os><type>hvm</type></os></domain>"""
+
+
+TWIN_DISK = '<disk><target dev="vda"/></disk>' * 2
+
+
+def created(**changes: object) -> str:
+    wanted: dict[str, object] = {
+        "memory_mib": 512,
+        "vcpus": 2,
+        "disks": [NewDisk("/srv/a.qcow2"), NewDisk("/srv/b.img", "raw")],
+        "nics": [NewNic("br0"), NewNic("br0")],
+        **changes,
+    }
+    return domainxml.create("web1", UUID, **wanted)  # type: ignore[arg-type]
+
+
+def rendered(xml: str, emulation: str = "qemu") -> ET.Element:
+    text = domainxml.render(xml, emulation=emulation, emulator="/usr/bin/q", console_log="/log/vm.log")
+    return ET.fromstring(text)
+
+
+def test_a_foreign_definition_is_understood() -> None:
+    facts = domainxml.parse(FOREIGN)
+    assert (facts.name, facts.uuid) == ("buero-1", UUID)
+    assert (facts.memory_mib, facts.vcpus, facts.max_vcpus) == (2048, 2, 4)
+    assert facts.topology == Topology(2, 2, 1)
+    assert facts.machine == "pc-q35-7.2"
+    assert [(disk.target, disk.source, disk.type, disk.device) for disk in facts.disks] == [
+        ("vda", "vms/web1", "network", "disk"),
+        ("sda", "", "file", "cdrom"),
+    ]
+    assert [(nic.mac, nic.source, nic.model) for nic in facts.nics] == [
+        ("52:54:00:aa:00:01", "lan", ""),
+        ("", "br7", "e1000e"),
+    ]
+    assert facts.has_host_devices
+    assert facts.has_guest_agent
+
+
+def test_what_create_writes_is_what_was_asked() -> None:
+    facts = domainxml.parse(created())
+    assert (facts.name, facts.uuid, facts.memory_mib, facts.vcpus) == ("web1", UUID, 512, 2)
+    assert facts.topology == Topology(1, 2, 1)
+    assert [(disk.target, disk.source, disk.format) for disk in facts.disks] == [
+        ("vda", "/srv/a.qcow2", "qcow2"),
+        ("vdb", "/srv/b.img", "raw"),
+    ]
+    assert [(nic.source, nic.model) for nic in facts.nics] == [("br0", "virtio")] * 2
+    assert not facts.has_host_devices
+    assert facts.has_guest_agent
+
+
+def test_create_boots_a_kernel_or_the_first_disk() -> None:
+    direct = ET.fromstring(created(kernel="/k", initrd="/i", cmdline="a='1' <b> & c"))
+    assert [direct.findtext(f"os/{tag}") for tag in ("kernel", "initrd", "cmdline")] == [
+        "/k",
+        "/i",
+        "a='1' <b> & c",
+    ]
+    assert direct.find("os/boot") is None
+    assert ET.fromstring(created()).find("os/boot") is not None
+    with pytest.raises(Invalid, match="needs a kernel"):
+        created(initrd="/i")
+
+
+def test_disk_targets_go_on_after_z() -> None:
+    facts = domainxml.parse(created(disks=[NewDisk(f"/{n}") for n in range(28)]))
+    assert [disk.target for disk in facts.disks[25:]] == ["vdz", "vdaa", "vdab"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_mib": 0}, "<memory>"),
+        ({"vcpus": 0}, "<vcpu> 0"),
+        ({"vcpus": 1000}, "<vcpu> 1000"),
+        ({"vcpus": 4, "topology": Topology(2, 1, 1)}, "2,1,1 makes 2"),
+        ({"vcpus": 1, "topology": Topology(-1, -1, 1)}, "topology"),
+        ({"nics": [NewNic("br0", mac="01:00:00:00:00:01")]}, "multicast"),
+        ({"nics": [NewNic("br0", mac="02:00:00:00:00:01")] * 2}, "02:00:00:00:00:01 is used twice"),
+        ({"kernel": "/k\x00"}, "not well-formed"),
+    ],
+)
+def test_create_refuses(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(Invalid, match=message):
+        created(**changes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("</domain>", "", "not well-formed: no element found in line 2"),
+        ("<name>m</name>", "<name>m</nam>", "not well-formed: mismatched tag in line 1"),
+        ("<name>m</name>", "<x:y/>", "not well-formed: unbound prefix"),
+        ("<name>m</name>", "<name>\ud800</name>", "not well-formed"),
+        ("<domain ", "<!DOCTYPE domain [<!ENTITY a 'b'>]><domain ", "document type"),
+        ("<domain ", "<!DOCTYPE domain SYSTEM 'file:///etc/passwd'><domain ", "document type"),
+        ("<name>m</name>", "<a>" * 70 + "</a>" * 70, "nested more than 64 deep"),
+        ("<name>m</name>", f"<description>{'x' * 600_000}</description>", "larger than 512 KiB"),
+        ('<domain type="qemu">', '<domain type="xen">', 'type="xen"'),
+        ('<domain type="qemu">', "<domain>", 'type=""'),
+        ("<name>m</name>", "", "<name> is missing"),
+        ("<name>m</name>", "<name>  </name>", "<name> is missing"),
+        ("<name>m</name>", "<name>a b</name>", "<name> 'a b'"),
+        ("<name>m</name>", "<name>../etc</name>", "<name> '../etc'"),
+        ("<name>m</name>", f"<name>{'n' * 64}</name>", "is not a VM name"),
+        ("<name>m</name>", "<name>a</name><name>b</name>", "<name> appears 2 times"),
+        ("<name>m</name>", "<name>m</name><uuid>12</uuid>", "<uuid> '12'"),
+        ('<memory unit="MiB">64</memory>', "", "<memory> is missing"),
+        ('<memory unit="MiB">64</memory>', "<memory>0</memory>", "<memory> of 0 MiB"),
+        ('<memory unit="MiB">64</memory>', "<memory>64.5</memory>", "<memory> is not a number: '64.5'"),
+        ('<memory unit="MiB">64</memory>', "<memory>-1</memory>", "<memory> is not a number"),
+        ('<memory unit="MiB">64</memory>', "<memory unit='TiB'>99</memory>", "<memory> of"),
+        ("MiB", "Mi", '<memory unit="Mi">'),
+        ("<vcpu>1</vcpu>", "", "<vcpu> is missing"),
+        ("<vcpu>1</vcpu>", "<vcpu>0</vcpu>", "<vcpu> 0"),
+        ("<vcpu>1</vcpu>", "<vcpu>x</vcpu>", "<vcpu> is not a number"),
+        ("<vcpu>1</vcpu>", "<vcpu current='3'>2</vcpu>", 'current="3"'),
+        (
+            "<vcpu>1</vcpu>",
+            "<vcpu>2</vcpu><cpu><topology sockets='1' cores='1' threads='1'/></cpu>",
+            "makes 1 vCPUs",
+        ),
+        ("<type>hvm</type>", "<type>xen</type>", "<os><type>"),
+        ("</domain>", "<devices><disk/></devices></domain>", "<disk> has no <target"),
+        (
+            "</domain>",
+            f"<devices>{TWIN_DISK}</devices></domain>",
+            "vda is used twice",
+        ),
+        (
+            "</domain>",
+            "<devices><interface><mac address='2'/></interface></devices></domain>",
+            "MAC address '2'",
+        ),
+    ],
+)
+def test_a_wrong_definition_is_refused_by_element(old: str, new: str, message: str) -> None:
+    assert old in MINIMAL
+    with pytest.raises(Invalid) as refusal:
+        domainxml.parse(MINIMAL.replace(old, new))
+    assert message in refusal.value.message
+
+
+def test_mac_addresses_are_compared_without_case() -> None:
+    nics = "".join(f"<interface><mac address='{mac}'/></interface>" for mac in ("52:54:00:aa:0:1", "x"))
+    with pytest.raises(Invalid):
+        domainxml.parse(MINIMAL.replace("</domain>", f"<devices>{nics}</devices></domain>"))
+    twins = "".join(f"<interface><mac address='52:54:00:{end}:00:01'/></interface>" for end in ("AA", "aa"))
+    with pytest.raises(Invalid, match="52:54:00:aa:00:01 is used twice"):
+        domainxml.parse(MINIMAL.replace("</domain>", f"<devices>{twins}</devices></domain>"))
+
+
+@pytest.mark.parametrize(
+    ("memory", "mib"),
+    [
+        ("<memory>65536</memory>", 64),
+        ("<memory unit='bytes'>1048577</memory>", 1),
+        ("<memory unit='GB'>1</memory>", 953),
+        ("<memory unit='g'>1</memory>", 1024),
+    ],
+)
+def test_memory_units(memory: str, mib: int) -> None:
+    assert domainxml.parse(MINIMAL.replace('<memory unit="MiB">64</memory>', memory)).memory_mib == mib
+
+
+def test_complete_gives_stable_addresses_and_keeps_what_is_there() -> None:
+    xml = domainxml.complete(FOREIGN, "ffffffff-0000-4000-8000-000000000000")
+    facts = domainxml.parse(xml)
+    assert facts.uuid == UUID
+    assert facts.nics[0].mac == "52:54:00:aa:00:01"
+    assert facts.nics[1].mac.startswith("02:")
+    assert domainxml.complete(xml, UUID) == xml
+    assert domainxml.complete(FOREIGN, UUID) == xml
+    assert domainxml.parse(domainxml.complete(MINIMAL, UUID)).uuid == UUID
+    other = domainxml.parse(
+        domainxml.create("o", "1" + UUID[1:], memory_mib=1, vcpus=1, nics=[NewNic("b")] * 2)
+    )
+    assert len({nic.mac for nic in (*other.nics, *domainxml.parse(created()).nics)}) == 4
+
+
+EDITS: dict[str, Callable[[str], str]] = {
+    "name": lambda xml: domainxml.set_name(xml, "web2"),
+    "uuid": lambda xml: domainxml.set_uuid(xml, "f" + UUID[1:]),
+    "memory": lambda xml: domainxml.set_memory(xml, 1024),
+    "vcpus": lambda xml: domainxml.set_vcpus(xml, 3),
+    "topology": lambda xml: domainxml.set_vcpus(xml, 8, Topology(2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("xml", [FOREIGN, MINIMAL, created()], ids=["foreign", "minimal", "created"])
+def test_an_edit_changes_its_fact_and_no_other(edit: str, xml: str) -> None:
+    before, after = domainxml.parse(xml), domainxml.parse(EDITS[edit](xml))
+    wanted = {
+        "name": {"name": "web2"},
+        "uuid": {"uuid": "f" + UUID[1:]},
+        "memory": {"memory_mib": 1024},
+        "vcpus": {"vcpus": 3, "max_vcpus": 3, "topology": Topology(1, 3, 1)},
+        "topology": {"vcpus": 8, "max_vcpus": 8, "topology": Topology(2, 2, 2)},
+    }[edit]
+    assert after == replace(before, **wanted)  # type: ignore[arg-type]
+
+
+def test_an_edit_keeps_what_pvc_does_not_understand() -> None:
+    xml = domainxml.set_vcpus(domainxml.set_memory(domainxml.set_name(FOREIGN, "x"), 64), 2)
+    for kept in (
+        'xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0"',
+        '<qemu:arg value="-foo" />',
+        '<libosinfo:os id="http://debian.org/debian/12" />',
+        "<!-- the system disk -->",
+        '<vcpupin vcpu="0" cpuset="1" />',
+        'cpuset="0-3"',
+        "<on_crash>preserve</on_crash>",
+        "<title>Büro</title>",
+    ):
+        assert kept in xml
+    assert 'vcpupin vcpu="3"' not in xml
+    assert "currentMemory" not in xml
+
+
+def test_a_rename_touches_the_name_only() -> None:
+    xml = created(disks=[NewDisk("/srv/web1.qcow2")], kernel="/web1", cmdline="hostname=web1")
+    old, new = xml.splitlines(), domainxml.set_name(xml, "web2").splitlines()
+    assert [(a, b) for a, b in zip(old, new, strict=True) if a != b] == [
+        ("  <name>web1</name>", "  <name>web2</name>"),
+    ]
+    with pytest.raises(Invalid, match="not a VM name"):
+        domainxml.set_name(xml, "a/b")
+
+
+@pytest.mark.parametrize("element", ["<maxMemory unit='GiB'>4</maxMemory>", "<cpu><numa/></cpu>"])
+def test_memory_of_a_complicated_vm_is_not_guessed(element: str) -> None:
+    with pytest.raises(Invalid, match="cannot be set by number"):
+        domainxml.set_memory(MINIMAL.replace("</domain>", element + "</domain>"), 128)
+
+
+def test_render_for_software_emulation_leaves_out_what_only_kvm_has() -> None:
+    root = rendered(FOREIGN)
+    cpu = root.find("cpu")
+    assert root.get("type") == "qemu"
+    assert "id" not in root.attrib
+    assert cpu is not None
+    assert (cpu.attrib, [child.tag for child in cpu]) == ({}, ["topology"])
+    assert root.find("features/acpi") is not None
+    assert root.find("features/hyperv") is None
+    assert [timer.get("name") for timer in root.findall("clock/timer")] == ["rtc"]
+
+
+def test_render_for_kvm_leaves_the_machine_alone() -> None:
+    root = rendered(FOREIGN.replace("type='kvm'", "type='qemu'", 1), "kvm")
+    assert root.get("type") == "kvm"
+    assert root.find("cpu[@mode='host-passthrough']/feature") is not None
+    assert root.find("features/hyperv/relaxed") is not None
+    assert len(root.findall("clock/timer")) == 2
+
+
+@pytest.mark.parametrize(
+    ("emulator", "expected"),
+    [
+        ("", "/usr/bin/q"),
+        ("<emulator>/usr/bin/kvm</emulator>", "/usr/bin/q"),
+        ("<emulator>/opt/qemu-patched</emulator>", "/opt/qemu-patched"),
+    ],
+)
+def test_render_uses_the_nodes_qemu_unless_another_is_asked_for(emulator: str, expected: str) -> None:
+    xml = MINIMAL.replace("</domain>", f"<devices>{emulator}</devices></domain>")
+    assert rendered(xml).findtext("devices/emulator") == expected
+    assert rendered(MINIMAL).findtext("devices/emulator") == "/usr/bin/q"
+
+
+@pytest.mark.parametrize(
+    ("devices", "logged"),
+    [
+        ("", "serial"),
+        ("<serial type='pty'/><serial type='pty'/>", "serial"),
+        ("<console type='pty'><target type='virtio'/></console>", "console"),
+        ("<serial type='pty'><log file='/a'/></serial><console type='pty'/>", "serial"),
+    ],
+)
+def test_render_logs_one_console(devices: str, logged: str) -> None:
+    root = rendered(MINIMAL.replace("</domain>", f"<devices>{devices}</devices></domain>"))
+    logs = root.findall(".//log")
+    assert [log.attrib for log in logs] == [{"file": "/log/vm.log", "append": "on"}]
+    port = root.find(f"devices/{logged}")
+    assert port is not None
+    assert port.find("log") is logs[0]
+
+
+def test_render_carries_the_digest_of_the_definition() -> None:
+    for xml in (FOREIGN, MINIMAL, created()):
+        text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l")
+        assert domainxml.running_digest(text) == domainxml.digest(xml)
+        again = domainxml.render(text, emulation="kvm", emulator="/q", console_log="/l")
+        assert len(ET.fromstring(again).findall("metadata/{urn:pvc:vm}vm")) == 1
+        assert domainxml.running_digest(xml) == ""
+    assert (
+        rendered(FOREIGN).find("metadata/{http://libosinfo.org/xmlns/libvirt/domain/1.0}libosinfo")
+        is not None
+    )
+
+
+def test_the_digest_sees_content_only() -> None:
+    xml = created()
+    same = xml.replace("\n", "").replace('type="q', ' type="q').replace("<name>", "<!-- c --><name>")
+    assert domainxml.digest(xml) == domainxml.digest(same) == domainxml.digest(domainxml.pretty(same))
+    assert len({domainxml.digest(edit(xml)) for edit in EDITS.values()} | {domainxml.digest(xml)}) == 6
+
+
+def test_pretty_is_a_fixed_point() -> None:
+    for xml in (FOREIGN, MINIMAL, created()):
+        assert domainxml.pretty(domainxml.pretty(xml)) == domainxml.pretty(xml)
+        assert domainxml.parse(domainxml.pretty(xml)) == domainxml.parse(xml)
