@@ -1,0 +1,94 @@
+"""A node: what is wanted of it, what it says of itself, and what users see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class NodeRole(StrEnum):
+    COORDINATOR = "coordinator"
+    HYPERVISOR = "hypervisor"
+
+
+class Wanted(StrEnum):
+    READY = "ready"
+    FLUSHED = "flushed"
+
+
+class DaemonState(StrEnum):
+    INIT = "init"
+    RUN = "run"
+    SHUTDOWN = "shutdown"
+    STOP = "stop"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    name: str
+    address: str
+    storage_address: str
+    role: NodeRole = NodeRole.HYPERVISOR
+    wanted: Wanted = Wanted.READY
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """Written by the node when something of it changes, not periodically."""
+
+    incarnation: int = 0
+    state: DaemonState = DaemonState.INIT
+    version: str = ""
+    layout: int = 0
+    cpus: int = 0
+    memory_mib: int = 0
+    emulation: str = ""
+    libvirt: str = ""
+    qemu: str = ""
+    kernel: str = ""
+    bridges: tuple[str, ...] = ()
+    console_port: int = 0
+    boot_id: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One small write per keepalive."""
+
+    memory_used_mib: int = 0
+    memory_free_mib: int = 0
+    memory_allocated_mib: int = 0
+    """Of running VMs."""
+    memory_provisioned_mib: int = 0
+    """Of VMs assigned here, running or not."""
+    vcpus_allocated: int = 0
+    load: float = 0.0
+    vms: int = 0
+    away: int = 0
+    """VMs at home here that run elsewhere."""
+    problem: str = ""
+    """Why a flush or a return does not get on."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def daemon_state(status: NodeStatus, alive: Alive | None) -> DaemonState:
+    """As users see it: a node that said `run` and has no live session is dead."""
+    if alive is not None and alive.incarnation == status.incarnation:
+        return status.state
+    return DaemonState.STOP if status.state is DaemonState.STOP else DaemonState.DEAD
+
+
+def domain_state(spec: NodeSpec, load: Load) -> str:
+    if spec.wanted is Wanted.FLUSHED:
+        return "flush" if load.vms else "flushed"
+    return "unflush" if load.away else "ready"

@@ -1,0 +1,65 @@
+"""Where each document is."""
+
+from __future__ import annotations
+
+ROOT = "/pvc"
+SCHEMA = f"{ROOT}/schema"
+CLUSTER = f"{ROOT}/cluster"
+AUTHORITY = f"{ROOT}/authority"
+"""The cluster's certificate authority: its certificate and its encrypted key."""
+NODES = f"{ROOT}/nodes"
+ALIVE = f"{ROOT}/alive"
+LOAD = f"{ROOT}/load"
+VMS = f"{ROOT}/vms"
+NAMES = f"{ROOT}/names"
+VM_NAMES = f"{NAMES}/vm"
+TOKENS = f"{ROOT}/tokens"
+
+LAYOUT = (ROOT, NODES, ALIVE, LOAD, VMS, NAMES, VM_NAMES, TOKENS)
+"""Created once, parents first."""
+
+
+def node(name: str) -> str:
+    return f"{NODES}/{name}"
+
+
+def node_status(name: str) -> str:
+    return f"{NODES}/{name}/status"
+
+
+def node_vms(name: str) -> str:
+    return f"{NODES}/{name}/vms"
+
+
+def node_vm(name: str, uuid: str) -> str:
+    """Index: the VM is assigned to the node, owned by it, or at home there."""
+    return f"{NODES}/{name}/vms/{uuid}"
+
+
+def alive(name: str) -> str:
+    return f"{ALIVE}/{name}"
+
+
+def load(name: str) -> str:
+    return f"{LOAD}/{name}"
+
+
+def vm(uuid: str) -> str:
+    return f"{VMS}/{uuid}"
+
+
+def vm_status(uuid: str) -> str:
+    return f"{VMS}/{uuid}/status"
+
+
+def vm_target(uuid: str) -> str:
+    """Written by the node a VM is to move to: prepared, or why not."""
+    return f"{VMS}/{uuid}/target"
+
+
+def vm_name(name: str) -> str:
+    return f"{VM_NAMES}/{name}"
+
+
+def token(identity: str) -> str:
+    return f"{TOKENS}/{identity}"

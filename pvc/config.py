@@ -1,0 +1,149 @@
+"""/etc/pvc/pvc.toml → frozen Config; the default of each key is beside it, unknown keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+from pvc.errors import Invalid, NotFound
+
+DEFAULT_PATH = "/etc/pvc/pvc.toml"
+
+
+def path() -> str:
+    return os.environ.get("PVC_CONFIG", DEFAULT_PATH)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    name: str = field(default_factory=lambda: socket.gethostname().partition(".")[0])
+    address: str = "127.0.0.1"
+    """On the cluster network."""
+    storage_address: str = ""
+    """Where migrations send memory; empty: `address`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    coordinators: tuple[str, ...] = ("127.0.0.1:2181",)
+    """ZooKeeper servers, host or host:port."""
+    key_file: str = "/etc/pvc/cluster.key"
+    session_timeout_s: float = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class APIConfig:
+    socket: str = "/run/pvc/api.sock"
+    listen: tuple[str, ...] = ("127.0.0.1:7370",)
+
+
+@dataclass(frozen=True, slots=True)
+class PathsConfig:
+    state: str = "/var/lib/pvc"
+    console: str = "/var/log/pvc/console"
+    tls: str = "/etc/pvc/tls"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    keepalive_s: float = 5.0
+    resync_s: float = 30.0
+    """Look at libvirt at least this often, whatever its events say."""
+    console_port: int = 7371
+    libvirt_uri: str = "qemu:///system"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    node: NodeConfig = field(default_factory=NodeConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    api: APIConfig = field(default_factory=APIConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+
+    def servers(self) -> tuple[str, ...]:
+        """ZooKeeper servers, this node's own first: a dead one in front would cost its connect timeout."""
+        every = [name if re.search(r":\d+$", name) else f"{name}:2181" for name in self.cluster.coordinators]
+        return tuple(sorted(every, key=lambda server: server.rpartition(":")[0] != self.node.address))
+
+    def secret(self) -> str:
+        """The cluster key. Raises NotFound or Invalid naming the file."""
+        try:
+            with open(self.cluster.key_file, encoding="ascii") as file:
+                key = file.read().strip()
+        except FileNotFoundError:
+            raise NotFound(
+                f"no cluster key {self.cluster.key_file}", hint="copy it from another node of the cluster"
+            ) from None
+        except PermissionError:
+            raise Invalid(f"the cluster key {self.cluster.key_file} is not readable", hint="run as root") from None
+        if not re.fullmatch(r"[0-9a-f]{64}", key):
+            raise Invalid(f"{self.cluster.key_file} must hold 64 hexadecimal digits")
+        return key
+
+
+def load(file: str | None = None) -> Config:
+    """Raises NotFound without a file, Invalid naming the key that is wrong."""
+    where = file or path()
+    try:
+        with open(where, "rb") as opened:
+            plain = tomllib.load(opened)
+    except FileNotFoundError:
+        raise NotFound(
+            f"no node configuration {where}", hint="this verb runs on a node; elsewhere use a connection"
+        ) from None
+    except PermissionError:
+        raise Invalid(f"{where} is not readable", hint="run as root") from None
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid(f"{where}: {error}") from None
+    return parse(plain, where)
+
+
+def parse(plain: dict[str, Any], where: str = "configuration") -> Config:
+    config = typing.cast("Config", _section(Config, plain, where, ""))
+    for key, value in (("node.address", config.node.address), ("node.storage_address", config.node.storage_address)):
+        if value:
+            try:
+                ip_address(value)
+            except ValueError:
+                raise Invalid(f"{where}: {key} = {value!r} is not an IP address") from None
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", config.node.name):
+        raise Invalid(f"{where}: node.name {config.node.name!r} is not a short host name")
+    if not config.cluster.coordinators:
+        raise Invalid(f"{where}: cluster.coordinators is empty", hint="name the ZooKeeper servers")
+    return config
+
+
+def _section(kind: type, plain: Any, where: str, prefix: str) -> Any:
+    if not isinstance(plain, dict):
+        raise Invalid(f"{where}: {prefix.rstrip('.') or 'the file'} must be a table")
+    hints = typing.get_type_hints(kind)
+    known = [one.name for one in dataclasses.fields(kind)]
+    for key in plain:
+        if key not in known:
+            raise Invalid(f"{where}: unknown key {prefix}{key}", hint=f"known here: {', '.join(known)}")
+    return kind(**{key: _value(hints[key], value, where, prefix + key) for key, value in plain.items()})
+
+
+def _value(hint: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _section(hint, value, where, key + ".")
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise Invalid(f"{where}: {key} must be a list of texts")
+        return tuple(value)
+    if hint is float and type(value) in (int, float):
+        if value <= 0:
+            raise Invalid(f"{where}: {key} must be greater than 0")
+        return float(value)
+    if type(value) is not hint:
+        word = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
+        raise Invalid(f"{where}: {key} must be {word}, not {value!r}")
+    return value
