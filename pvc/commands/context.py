@@ -86,8 +86,14 @@ def invoke(found: Operation, ctx: Context, given: Mapping[str, Any]) -> Any:
 class Transport(Protocol):
     """How a client reaches operations: HTTP, the unix socket, or in this process straight to the store."""
 
-    def call(self, name: str, arguments: Mapping[str, Any], *, plan: bool = False) -> Any:
-        """The JSON of the result (dict, list, str). Raises the PVCError the operation raised."""
+    def call(
+        self, name: str, arguments: Mapping[str, Any], *, plan: bool = False, after: str = "", within_s: float = 0.0
+    ) -> Any:
+        """The JSON of the result (dict, list, str). Raises the PVCError the operation raised.
+
+        With `after` (the `version` field of an earlier answer) a GET answers when the object has another version,
+        or after `within_s` as it is then: how a client waits without holding a thread of the server.
+        """
         ...
 
     def close(self) -> None: ...

@@ -1,0 +1,192 @@
+"""Typed reading: the nouns as a reader (the store, or a mirror of it) has them now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pvc.cluster import paths
+from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.codec import loads
+from pvc.cluster.mirror import Follow
+from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
+from pvc.cluster.store import Reader, Stored
+from pvc.cluster.vm import Target, VMSpec, VMStatus
+from pvc.errors import NotFound, Unavailable
+
+T = TypeVar("T")
+
+UUID_LENGTH = 36
+
+
+@dataclass(frozen=True, slots=True)
+class VM:
+    """A VM as read, with the versions that a commit checks. `status_version` is None before the first status."""
+
+    spec: VMSpec
+    spec_version: int
+    status: VMStatus
+    status_version: int | None
+
+    @property
+    def version(self) -> str:
+        """Changes with every change of the VM; for waiting clients."""
+        status = -1 if self.status_version is None else self.status_version
+        return f"{self.spec_version}.{status}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    spec: NodeSpec
+    spec_version: int
+    status: NodeStatus
+    status_version: int | None
+    alive: Alive | None
+    load: Load
+    load_version: int | None
+
+    @property
+    def daemon_state(self) -> DaemonState:
+        return daemon_state(self.status, self.alive)
+
+    @property
+    def domain_state(self) -> str:
+        return domain_state(self.spec, self.load)
+
+    @property
+    def is_running(self) -> bool:
+        return self.daemon_state is DaemonState.RUN
+
+    @property
+    def version(self) -> str:
+        alive = self.alive.incarnation if self.alive else 0
+        return f"{self.spec_version}.{self.status_version}.{alive}.{self.load_version}"
+
+
+class View:
+    """Decodes each document once: asked again for a document that has not changed, the same object comes back."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._decoded: dict[str, tuple[Stored, object]] = {}
+
+    def decode(self, kind: type[T], stored: Stored) -> T:
+        known = self._decoded.get(stored.path)
+        if known is not None and known[0] is stored:
+            return known[1]  # type: ignore[return-value]
+        value = loads(kind, stored.data, stored.path)
+        self._decoded[stored.path] = (stored, value)
+        return value
+
+    def forget_missing(self) -> None:
+        """Drop decoded documents that are gone; called now and then by whoever keeps a view for long."""
+        for path in [path for path in self._decoded if self.reader.get(path) is None]:
+            self._decoded.pop(path, None)
+
+    # Cluster
+
+    def cluster(self) -> ClusterSpec:
+        """Raises Unavailable before `pvc cluster init`."""
+        stored = self.reader.get(paths.CLUSTER)
+        if stored is None:
+            raise Unavailable("this cluster is not initialised", hint="pvc --direct cluster init --name NAME")
+        return self.decode(ClusterSpec, stored)
+
+    # VMs
+
+    def resolve_vm(self, name_or_uuid: str) -> str:
+        """The UUID. One lookup, whatever the number of VMs. Raises NotFound."""
+        if len(name_or_uuid) == UUID_LENGTH and name_or_uuid.count("-") == 4:
+            return name_or_uuid.lower()
+        named = self.reader.get(paths.vm_name(name_or_uuid)) if "/" not in name_or_uuid else None
+        if named is None:
+            raise NotFound(f"no VM named {name_or_uuid}", hint="pvc vm list shows them")
+        return named.data.decode()
+
+    def vm(self, name_or_uuid: str) -> VM:
+        uuid = self.resolve_vm(name_or_uuid)
+        found = self.vms([uuid]).get(uuid)
+        if found is None:
+            raise NotFound(f"no VM {name_or_uuid}", hint="pvc vm list shows them")
+        return found
+
+    def vms(self, uuids: Iterable[str] | None = None) -> dict[str, VM]:
+        """By UUID; every VM unless told which. Those that do not exist are left out."""
+        wanted = list(self.reader.children(paths.VMS) if uuids is None else uuids)
+        documents = self.reader.get_many([paths.vm(uuid) for uuid in wanted] + [paths.vm_status(u) for u in wanted])
+        found = {}
+        for uuid, spec, status in zip(wanted, documents, documents[len(wanted) :], strict=False):
+            if spec is not None:
+                found[uuid] = self._vm(spec, status)
+        return found
+
+    def _vm(self, spec: Stored, status: Stored | None) -> VM:
+        return VM(
+            self.decode(VMSpec, spec),
+            spec.version,
+            self.decode(VMStatus, status) if status else VMStatus(),
+            status.version if status else None,
+        )
+
+    def target(self, uuid: str) -> tuple[Target, int] | None:
+        stored = self.reader.get(paths.vm_target(uuid))
+        return (self.decode(Target, stored), stored.version) if stored else None
+
+    # Nodes
+
+    def node(self, name: str) -> Node:
+        found = self.nodes([name]).get(name)
+        if found is None:
+            raise NotFound(f"no node named {name}", hint="pvc node list shows them")
+        return found
+
+    def nodes(self, names: Sequence[str] | None = None) -> dict[str, Node]:
+        wanted = list(self.reader.children(paths.NODES) if names is None else names)
+        kinds = (paths.node, paths.node_status, paths.alive, paths.load)
+        documents = self.reader.get_many([where(name) for where in kinds for name in wanted])
+        count = len(wanted)
+        found = {}
+        for index, name in enumerate(wanted):
+            spec, status, alive, load = (documents[index + kind * count] for kind in range(4))
+            if spec is not None:
+                found[name] = Node(
+                    self.decode(NodeSpec, spec),
+                    spec.version,
+                    self.decode(NodeStatus, status) if status else NodeStatus(),
+                    status.version if status else None,
+                    self.decode(Alive, alive) if alive else None,
+                    self.decode(Load, load) if load else Load(),
+                    load.version if load else None,
+                )
+        return found
+
+
+# What a mirror follows
+
+
+def whole_cluster() -> tuple[Follow, ...]:
+    """Roots of the API's mirror."""
+    listed = (paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.VM_NAMES, paths.TOKENS)
+    return (Follow(paths.CLUSTER), Follow(paths.AUTHORITY), *(Follow(path, children=True) for path in listed))
+
+
+def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
+    followed = {
+        paths.NODES: (paths.node, paths.node_status),
+        paths.ALIVE: (paths.alive,),
+        paths.LOAD: (paths.load,),
+        paths.VMS: (paths.vm, paths.vm_status),
+        paths.VM_NAMES: (paths.vm_name,),
+        paths.TOKENS: (paths.token,),
+    }[listing]
+    return (Follow(where(name)) for name in names for where in followed)
+
+
+def one_node(name: str) -> tuple[Follow, ...]:
+    """Roots of a node's mirror: the cluster's settings, itself, and the VMs its index names. Never every VM."""
+    return (Follow(paths.CLUSTER), Follow(paths.node(name)), Follow(paths.node_vms(name), children=True))
+
+
+def expand_one_node(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
+    return (Follow(where(uuid)) for uuid in names for where in (paths.vm, paths.vm_status, paths.vm_target))
