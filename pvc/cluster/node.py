@@ -53,6 +53,8 @@ class NodeStatus:
     bridges: tuple[str, ...] = ()
     console_port: int = 0
     boot_id: str = ""
+    flushed: bool = False
+    """It was told to flush, and has not yet fetched its VMs back."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -74,8 +76,8 @@ class Load:
     vcpus_allocated: int = 0
     load: float = 0.0
     vms: int = 0
-    away: int = 0
-    """VMs at home here that run elsewhere."""
+    arriving: int = 0
+    """VMs that are on their way to it."""
     problem: str = ""
     """Why a flush or a return does not get on."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -88,7 +90,7 @@ def daemon_state(status: NodeStatus, alive: Alive | None) -> DaemonState:
     return DaemonState.STOP if status.state is DaemonState.STOP else DaemonState.DEAD
 
 
-def domain_state(spec: NodeSpec, load: Load) -> str:
+def domain_state(spec: NodeSpec, status: NodeStatus, load: Load) -> str:
     if spec.wanted is Wanted.FLUSHED:
-        return "flush" if load.vms else "flushed"
-    return "unflush" if load.away else "ready"
+        return "flush" if load.vms or not status.flushed else "flushed"
+    return "unflush" if status.flushed or load.arriving else "ready"

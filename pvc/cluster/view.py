@@ -52,7 +52,7 @@ class Node:
 
     @property
     def domain_state(self) -> str:
-        return domain_state(self.spec, self.load)
+        return domain_state(self.spec, self.status, self.load)
 
     @property
     def is_running(self) -> bool:

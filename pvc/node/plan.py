@@ -1,0 +1,449 @@
+"""What a node does next: pure, level-triggered, convergent.
+
+The safety of the whole product is in three lines of this file and one of execute.py:
+
+- Start is planned only for a VM that nobody owns, and begins with a transaction that makes this node the owner;
+- ownership is given up (_ended) only when libvirt does not list the domain any more;
+- a domain of ours that somebody else owns is ended, unless it is just arriving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from pvc.cluster import domainxml
+from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.node import NodeSpec, Wanted
+from pvc.cluster.view import VM
+from pvc.cluster.vm import Method, Owner, Power, State, Target, VMSpec, VMStatus, move
+from pvc.errors import Invalid
+from pvc.node.actions import (
+    AbortJob,
+    Action,
+    Answer,
+    Commit,
+    Destroy,
+    Evacuate,
+    FetchBack,
+    Migrate,
+    NodeAction,
+    Shutdown,
+    Start,
+    StopStray,
+)
+from pvc.node.drivers import Domain, DomainState, Ended
+
+EVENT_GRACE_S = 1.0
+"""How long after a domain has gone its libvirt event may still come and say why."""
+ASK_AGAIN_S = 10.0
+"""A guest that is still booting loses the first power button event."""
+ANSWER_TIMEOUT_S = 20.0
+"""For a target to say whether it is prepared."""
+GOOD_RUN_S = 300.0
+"""After so long a run, the failures before it are forgotten."""
+RETRY_S = 10.0
+"""Between two tries to find a place for the VMs of a node that is flushed."""
+LONGEST_BACKOFF_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What this daemon remembers of a VM: times on its own monotonic clock, gone with it."""
+
+    running_since: float | None = None
+    gone_since: float | None = None
+    ended: Ended | None = None
+    asked_first: float | None = None
+    asked_last: float | None = None
+    waiting_since: float | None = None
+    waiting_for: int = -1
+    """The move (VMSpec.moves) that `waiting_since` belongs to."""
+    not_before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """All that a decision is made from."""
+
+    me: Owner
+    cluster: ClusterSpec
+    node: NodeSpec
+    vms: Mapping[str, VM]
+    targets: Mapping[str, tuple[Target, int]]
+    domains: Mapping[str, Domain]
+    notes: Mapping[str, Note]
+    busy: Mapping[str, Action | NodeAction]
+    now: float
+    memory_free_mib: int
+    bridges: frozenset[str] = frozenset()
+    flushed: bool = False
+    """As this node has published it."""
+
+    def note(self, uuid: str) -> Note:
+        return self.notes.get(uuid, Note())
+
+
+@dataclass(slots=True)
+class Plan:
+    actions: list[Action | NodeAction] = field(default_factory=list)
+    wake_at: float = float("inf")
+    """When to plan again though nothing changed."""
+
+    def wake(self, at: float) -> None:
+        self.wake_at = min(self.wake_at, at)
+
+
+def backoff_s(failures: int) -> float:
+    """Before the next start, after so many bad ends in a row."""
+    return min(LONGEST_BACKOFF_S, 2.0 ** (failures - 1)) if failures > 0 else 0.0
+
+
+def remember(picture: Picture) -> dict[str, Note]:
+    """The notes brought up to date with what is seen now; forgets VMs that are neither here nor ours."""
+    return {
+        uuid: _remembered(picture, uuid, picture.note(uuid))
+        for uuid in {*picture.vms, *picture.domains}
+    }
+
+
+def _remembered(picture: Picture, uuid: str, note: Note) -> Note:
+    now, vm = picture.now, picture.vms.get(uuid)
+    if uuid in picture.domains:
+        since = note.running_since if note.running_since is not None and note.gone_since is None else now
+        note = replace(note, running_since=since, gone_since=None, ended=None)
+    elif note.gone_since is None:
+        note = replace(note, gone_since=now)
+    if vm is None or not _is_mine(vm, picture.me):
+        return replace(note, asked_first=None, asked_last=None, waiting_since=None)
+    if not _wanted_end(vm, picture) and not _move_by_shutdown(vm, picture):
+        note = replace(note, asked_first=None, asked_last=None)
+    if vm.spec.node in (None, picture.me.node):
+        return replace(note, waiting_since=None, waiting_for=-1)
+    if note.waiting_for != vm.spec.moves:
+        return replace(note, waiting_since=now, waiting_for=vm.spec.moves)
+    return note
+
+
+def plan(picture: Picture) -> Plan:
+    """Every action that is due and whose lane is free."""
+    result = Plan()
+    for uuid in sorted({*picture.vms, *picture.domains}):
+        if uuid in picture.busy:
+            continue
+        action = _plan_vm(picture, uuid, result)
+        if action is not None and not _over_limit(picture, action, result):
+            result.actions.append(action)
+    node_action = None if "node" in picture.busy else _plan_node(picture, result)
+    if node_action:
+        result.actions.append(node_action)
+    return result
+
+
+def _over_limit(picture: Picture, action: Action, result: Plan) -> bool:
+    """Only so many starts and migrations at once; the next plan, when one of them is done, has the rest."""
+    limits = {Migrate: picture.cluster.migrations_at_once, Start: picture.cluster.starts_at_once}
+    limit = limits.get(type(action))
+    if limit is None:
+        return False
+    going_on = [*picture.busy.values(), *result.actions]
+    return sum(type(other) is type(action) for other in going_on) >= limit
+
+
+def _is_mine(vm: VM, me: Owner) -> bool:
+    return vm.status.owner is not None and vm.status.owner.node == me.node
+
+
+def _plan_vm(picture: Picture, uuid: str, result: Plan) -> Action | None:
+    vm, domain = picture.vms.get(uuid), picture.domains.get(uuid)
+    if vm is None:
+        if domain is not None and domain.digest and domain.state is not DomainState.INCOMING:
+            return StopStray(uuid, None, "no such VM is known")
+        return None
+    if _is_mine(vm, picture.me):
+        return _plan_running(picture, vm, domain, result) if domain else _ended(picture, vm, result)
+    if domain is not None:
+        return _plan_foreign(picture, vm, domain)
+    if vm.status.owner is not None:
+        return _plan_arrival(picture, vm)
+    return _plan_idle(picture, vm, result)
+
+
+# A domain that is here and ours
+
+
+def _plan_running(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Action | None:
+    if vm.status.owner != picture.me:
+        status = replace(vm.status, owner=picture.me, migration=None)
+        return Commit(vm, None, status, "adopted after a restart of the daemon")
+    if domain.migrating:
+        return AbortJob(vm)
+    if domain.state is DomainState.CRASHED:
+        return Destroy(vm, vm.status.state, "the guest crashed")
+    ending = _wanted_end(vm, picture)
+    if ending:
+        return _plan_end(picture, vm, ending, result)
+    if vm.spec.node not in (None, picture.me.node):
+        return _plan_departure(picture, vm, result)
+    return _plan_steady(picture, vm, domain, result)
+
+
+def _wanted_end(vm: VM, picture: Picture) -> State | None:
+    if vm.spec.power is not Power.STARTED:
+        return State.SHUTDOWN
+    return State.RESTART if vm.spec.restarts > vm.status.restarts else None
+
+
+def _plan_end(picture: Picture, vm: VM, state: State, result: Plan) -> Action | None:
+    """Ask the guest, ask it again, and after the timeout do not ask any more."""
+    note, now = picture.note(vm.spec.uuid), picture.now
+    if vm.spec.force and vm.spec.power is not Power.STARTED:
+        return Destroy(vm, state, "it is to stop at once")
+    if note.asked_first is None or note.asked_last is None:
+        return Shutdown(vm, state)
+    deadline = note.asked_first + (vm.spec.shutdown_timeout_s or picture.cluster.shutdown_timeout_s)
+    if now >= deadline:
+        return Destroy(vm, state, "the guest did not shut down in time")
+    if now >= note.asked_last + ASK_AGAIN_S:
+        return Shutdown(vm, state)
+    result.wake(min(deadline, note.asked_last + ASK_AGAIN_S))
+    return None
+
+
+def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Action | None:
+    """It runs where it should: publish what differs."""
+    status, note = vm.status, picture.note(vm.spec.uuid)
+    reason = f"paused by QEMU: {domain.reason}" if domain.state is DomainState.PAUSED else ""
+    if status.state is State.START and status.reason.startswith("paused") != bool(reason):
+        return Commit(vm, None, replace(status, reason=reason), reason or "the guest goes on")
+    if status.state is not State.START or status.attempts < vm.spec.attempts:
+        running = replace(status, state=State.START, attempts=vm.spec.attempts, migration=None)
+        return Commit(vm, None, running, "it runs")
+    if status.failures and note.running_since is not None:
+        if picture.now >= note.running_since + GOOD_RUN_S:
+            return Commit(vm, None, replace(status, failures=0), "it has run long enough to forget its failures")
+        result.wake(note.running_since + GOOD_RUN_S)
+    return None
+
+
+def _move_by_shutdown(vm: VM, picture: Picture) -> bool:
+    moving = vm.spec.node not in (None, picture.me.node)
+    return moving and vm.spec.move_method is Method.SHUTDOWN
+
+
+def _plan_departure(picture: Picture, vm: VM, result: Plan) -> Action | None:
+    """It runs here and is to run elsewhere: not before the other node has said that it can."""
+    note = picture.note(vm.spec.uuid)
+    target = _answer_to(picture, vm)
+    if target is None:
+        since = note.waiting_since if note.waiting_since is not None else picture.now
+        if picture.now >= since + ANSWER_TIMEOUT_S:
+            return take_back(picture.me, vm, f"{vm.spec.node} does not answer")
+        result.wake(since + ANSWER_TIMEOUT_S)
+        return None
+    if target.refused:
+        return take_back(picture.me, vm, f"{target.node} refused: {target.refused}")
+    if _move_by_shutdown(vm, picture):
+        return _plan_end(picture, vm, State.MIGRATE, result)
+    return Migrate(vm, target)
+
+
+def _answer_to(picture: Picture, vm: VM) -> Target | None:
+    found = picture.targets.get(vm.spec.uuid)
+    if found and found[0].node == vm.spec.node and found[0].moves == vm.spec.moves:
+        return found[0]
+    return None
+
+
+def take_back(me: Owner, vm: VM, why: str) -> Commit:
+    """The VM stays where it runs; the intent to move it is withdrawn, with the reason."""
+    home = None if vm.spec.home == me.node else vm.spec.home
+    spec = move(vm.spec, me.node, home=home)
+    reason = f"not moved to {vm.spec.node}: {why}"
+    return Commit(vm, spec, replace(vm.status, state=State.START, migration=None, reason=reason), reason)
+
+
+# A domain that is gone
+
+
+def _ended(picture: Picture, vm: VM, result: Plan) -> Action | None:
+    """Ours, and libvirt does not list it: give up ownership and say why it ended."""
+    note = picture.note(vm.spec.uuid)
+    if note.ended is None:
+        due = (note.gone_since if note.gone_since is not None else picture.now) + EVENT_GRACE_S
+        if picture.now < due:
+            result.wake(due)
+            return None
+    return release(picture, vm, note.ended)
+
+
+def release(picture: Picture, vm: VM, ended: Ended | None) -> Commit:
+    """The transaction after a domain has been seen gone."""
+    spec, status = vm.spec, replace(vm.status, owner=None, migration=None)
+    if spec.power is not Power.STARTED:
+        return Commit(vm, None, replace(status, state=State.STOP, reason="", failures=0, digest=""), "it has stopped")
+    if spec.restarts > status.restarts:
+        again = replace(status, state=State.STARTING, restarts=spec.restarts, reason="")
+        return Commit(vm, None, again, "it has stopped to start again")
+    if spec.node not in (None, picture.me.node):
+        return Commit(vm, None, replace(status, state=State.STARTING), f"it has stopped to start on {spec.node}")
+    if vm.status.state is State.STARTING:
+        return Commit(vm, None, replace(status, state=State.STARTING), "its start was interrupted")
+    if ended is Ended.SHUTDOWN:
+        stopped = replace(status, state=State.STOP, reason="the guest powered itself off", failures=0, digest="")
+        return Commit(vm, replace(spec, power=Power.STOPPED), stopped, stopped.reason)
+    return _failed(picture, vm, ENDED_WORDS[ended])
+
+
+ENDED_WORDS: dict[Ended | None, str] = {
+    None: "it ended while nobody looked",
+    Ended.CRASHED: "the guest crashed",
+    Ended.FAILED: "QEMU failed",
+    Ended.DESTROYED: "QEMU was ended from outside",
+    Ended.MIGRATED: "it was moved from outside",
+    Ended.SHUTDOWN: "the guest powered itself off",
+}
+
+
+def _failed(picture: Picture, vm: VM, why: str, *, for_good: bool = False) -> Commit:
+    failures = vm.status.failures + 1
+    given_up = for_good or failures >= picture.cluster.restart_limit
+    reason = why if for_good else f"{why} ({failures} times in a row)" if failures > 1 else why
+    status = replace(
+        vm.status,
+        state=State.FAIL if given_up else State.STARTING,
+        owner=None,
+        migration=None,
+        reason=reason,
+        failures=failures,
+        attempts=vm.spec.attempts,
+    )
+    return Commit(vm, None, status, reason)
+
+
+def start_failed(picture_cluster: ClusterSpec, vm: VM, why: str, *, retryable: bool) -> VMStatus:
+    """The status after a start that did not succeed, QEMU being gone."""
+    failures = vm.status.failures + 1
+    given_up = not retryable or failures >= picture_cluster.restart_limit
+    return replace(
+        vm.status,
+        state=State.FAIL if given_up else State.STARTING,
+        owner=None,
+        reason=f"cannot start: {why}",
+        failures=failures,
+        attempts=vm.spec.attempts,
+    )
+
+
+# A domain that is here and not ours
+
+
+def _plan_foreign(picture: Picture, vm: VM, domain: Domain) -> Action | None:
+    if domain.state is DomainState.INCOMING:
+        return None
+    is_expected = vm.spec.node == picture.me.node
+    if vm.status.owner is None and is_expected and vm.spec.power is Power.STARTED:
+        status = replace(vm.status, owner=picture.me, state=State.START, reason="", migration=None)
+        return Commit(vm, None, status, "it arrived while its owner could not hand it over")
+    if vm.status.owner is not None and is_expected:
+        return None
+    where = vm.status.owner.node if vm.status.owner else "nobody"
+    return StopStray(vm.spec.uuid, vm, f"it is owned by {where}")
+
+
+# A VM that is expected here
+
+
+def _plan_arrival(picture: Picture, vm: VM) -> Action | None:
+    """Somebody else runs it and it is to come here: say whether it can."""
+    if vm.spec.node != picture.me.node or vm.spec.power is not Power.STARTED:
+        return None
+    found = picture.targets.get(vm.spec.uuid)
+    wanted = (picture.me.node, vm.spec.moves, picture.me.incarnation)
+    if found and (found[0].node, found[0].moves, found[0].incarnation) == wanted:
+        return None
+    answer = Target(*wanted, refused=refusal(picture, vm.spec))
+    return Answer(vm, answer, found[1] if found else None)
+
+
+def refusal(picture: Picture, spec: VMSpec) -> str:
+    """Why this node cannot take the VM now; empty if it can."""
+    if picture.node.wanted is not Wanted.READY:
+        return "it is flushed"
+    promised = sum(
+        vm.spec.memory_mib
+        for uuid, vm in picture.vms.items()
+        if uuid != spec.uuid and _is_promised(picture, uuid, vm)
+    )
+    free = picture.memory_free_mib - promised
+    if spec.memory_mib > free:
+        return f"{spec.memory_mib} MiB do not fit its free {free} MiB"
+    return missing_bridge(spec, picture.bridges)
+
+
+def _is_promised(picture: Picture, uuid: str, vm: VM) -> bool:
+    found = picture.targets.get(uuid)
+    coming = vm.spec.node == picture.me.node and vm.status.owner is not None and not _is_mine(vm, picture.me)
+    return coming and found is not None and found[0].node == picture.me.node and not found[0].refused
+
+
+def missing_bridge(spec: VMSpec, bridges: frozenset[str]) -> str:
+    try:
+        nics = domainxml.parse(spec.definition).nics
+    except Invalid as error:
+        return f"its definition is unreadable: {error}"
+    missing = sorted({nic.source for nic in nics if nic.type == "bridge"} - bridges)
+    return f"it has no bridge {missing[0]}" if missing else ""
+
+
+def _plan_idle(picture: Picture, vm: VM, result: Plan) -> Action | None:
+    """Nobody runs it."""
+    spec, status, note = vm.spec, vm.status, picture.note(vm.spec.uuid)
+    if spec.node != picture.me.node or spec.power is not Power.STARTED:
+        return None
+    if status.state is State.FAIL and status.attempts == spec.attempts:
+        return None
+    if status.attempts == spec.attempts and picture.now < note.not_before:
+        result.wake(note.not_before)
+        return None
+    return Start(vm)
+
+
+# The node itself
+
+
+def _plan_node(picture: Picture, result: Plan) -> NodeAction | None:
+    if picture.node.wanted is Wanted.FLUSHED:
+        return _plan_flush(picture, result)
+    if not picture.flushed:
+        return None
+    away = [vm for vm in picture.vms.values() if _is_to_fetch(picture, vm)]
+    return FetchBack(tuple(away))
+
+
+def _is_to_fetch(picture: Picture, vm: VM) -> bool:
+    here = picture.me.node
+    at_home_here = vm.spec.home == here and vm.spec.node != here
+    to_autostart = vm.spec.autostart and vm.spec.node == here and vm.spec.power is Power.STOPPED
+    return at_home_here or to_autostart
+
+
+def _plan_flush(picture: Picture, result: Plan) -> NodeAction | None:
+    """Running VMs whose place is still here; as many as may move at once. Stopped ones may stay."""
+    to_leave, leaving = [], 0
+    for uuid, vm in sorted(picture.vms.items()):
+        if vm.spec.node == picture.me.node and vm.spec.power is Power.STARTED and vm.status.owner in (None, picture.me):
+            to_leave.append((uuid, vm))
+        elif _is_mine(vm, picture.me):
+            leaving += 1
+    room = picture.cluster.migrations_at_once - leaving
+    if not picture.flushed:
+        return Evacuate(())
+    if not to_leave or room <= 0:
+        return None
+    due = picture.note("node").not_before
+    if picture.now < due:
+        result.wake(due)
+        return None
+    ready = [vm for uuid, vm in to_leave if uuid not in picture.busy]
+    return Evacuate(tuple(ready[:room])) if ready else None
