@@ -1,0 +1,4 @@
+class KazooState:
+    CONNECTED: str
+    SUSPENDED: str
+    LOST: str
