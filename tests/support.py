@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], T], within: float, every: float = 0.05) -> T:
-    """The condition's value as soon as it is true; fail, naming what was awaited, if it is not within that many seconds."""
+    """The condition's value as soon as it is true; fail after that many seconds, naming what was awaited."""
     end = time.monotonic() + within
     while not (value := condition()):
         if time.monotonic() > end:
