@@ -59,6 +59,8 @@ class Note:
     waiting_since: float | None = None
     waiting_for: int = -1
     """The move (VMSpec.moves) that `waiting_since` belongs to."""
+    failures: int = 0
+    """As last seen in the status; when they grow, `not_before` moves on."""
     not_before: float = 0.0
 
 
@@ -101,10 +103,8 @@ def backoff_s(failures: int) -> float:
 
 def remember(picture: Picture) -> dict[str, Note]:
     """The notes brought up to date with what is seen now; forgets VMs that are neither here nor ours."""
-    return {
-        uuid: _remembered(picture, uuid, picture.note(uuid))
-        for uuid in {*picture.vms, *picture.domains}
-    }
+    notes = {uuid: _remembered(picture, uuid, picture.note(uuid)) for uuid in {*picture.vms, *picture.domains}}
+    return {**notes, "node": picture.note("node")}
 
 
 def _remembered(picture: Picture, uuid: str, note: Note) -> Note:
@@ -114,6 +114,10 @@ def _remembered(picture: Picture, uuid: str, note: Note) -> Note:
         note = replace(note, running_since=since, gone_since=None, ended=None)
     elif note.gone_since is None:
         note = replace(note, gone_since=now)
+    if vm is not None and vm.status.failures != note.failures:
+        failures = vm.status.failures
+        pause = backoff_s(failures) if failures > note.failures else 0.0
+        note = replace(note, failures=failures, not_before=now + pause)
     if vm is None or not _is_mine(vm, picture.me):
         return replace(note, asked_first=None, asked_last=None, waiting_since=None)
     if not _wanted_end(vm, picture) and not _move_by_shutdown(vm, picture):
@@ -305,10 +309,10 @@ ENDED_WORDS: dict[Ended | None, str] = {
 }
 
 
-def _failed(picture: Picture, vm: VM, why: str, *, for_good: bool = False) -> Commit:
+def _failed(picture: Picture, vm: VM, why: str) -> Commit:
     failures = vm.status.failures + 1
-    given_up = for_good or failures >= picture.cluster.restart_limit
-    reason = why if for_good else f"{why} ({failures} times in a row)" if failures > 1 else why
+    given_up = failures >= picture.cluster.restart_limit
+    reason = f"{why} ({failures} times in a row)" if failures > 1 else why
     status = replace(
         vm.status,
         state=State.FAIL if given_up else State.STARTING,
@@ -321,10 +325,10 @@ def _failed(picture: Picture, vm: VM, why: str, *, for_good: bool = False) -> Co
     return Commit(vm, None, status, reason)
 
 
-def start_failed(picture_cluster: ClusterSpec, vm: VM, why: str, *, retryable: bool) -> VMStatus:
+def start_failed(cluster: ClusterSpec, vm: VM, why: str, *, retryable: bool) -> VMStatus:
     """The status after a start that did not succeed, QEMU being gone."""
     failures = vm.status.failures + 1
-    given_up = not retryable or failures >= picture_cluster.restart_limit
+    given_up = not retryable or failures >= cluster.restart_limit
     return replace(
         vm.status,
         state=State.FAIL if given_up else State.STARTING,

@@ -1,0 +1,50 @@
+"""Asks a node for the console text of a VM, or for its log; used by the API, which runs on nodes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from urllib.parse import urlencode
+
+from pvc.config import Config
+from pvc.errors import Unavailable, from_code
+
+TIMEOUT_S = 15.0
+
+
+def fetch(
+    config: Config,
+    address: str,
+    port: int,
+    path: str,
+    *,
+    lines: int = 100,
+    cursor: int | None = None,
+    wait_s: int = 0,
+) -> tuple[str, int]:
+    """Text and the cursor after it. `path` is console/UUID or journal. Raises Unavailable naming the address."""
+    query = {"lines": lines, "wait": wait_s} | ({} if cursor is None else {"cursor": cursor})
+    connection = http.client.HTTPSConnection(address, port, timeout=TIMEOUT_S, context=_context(config.paths.tls))
+    try:
+        connection.request("GET", f"/{path}?{urlencode(query)}")
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Unavailable(f"the node at {address}:{port} does not serve its console text: {error}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise from_code(answer.get("error", ""), answer.get("message", "no message"))
+    return answer["text"], answer["cursor"]
+
+
+def _context(directory: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=f"{directory}/ca.pem")
+        context.load_cert_chain(f"{directory}/cert.pem", f"{directory}/key.pem")
+    except OSError as error:
+        raise Unavailable(
+            f"no usable certificate in {directory}: {error.strerror}", hint="the node daemon makes it when it joins"
+        ) from error
+    return context

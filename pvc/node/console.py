@@ -1,0 +1,158 @@
+"""Serves what a node has and the store must not: console text of its VMs, and its daemon's log.
+
+HTTPS on the cluster network; a caller must show a certificate of the cluster's own authority.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import ssl
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from pvc.config import Config
+from pvc.errors import Failed, Invalid, PVCError
+from pvc.proc import run
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 10.0
+POLL_S = 0.1
+MOST_BYTES = 256 * 1024
+"""Of one answer; a follower comes back for the rest."""
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+
+def read_console(path: Path, *, lines: int, cursor: int | None) -> tuple[str, int]:
+    """Text and the cursor after it: the last lines, or what came since a cursor. A shorter file was begun anew."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if cursor is None:
+                return _last_lines(path, lines), size
+            file.seek(cursor if cursor <= size else 0)
+            data = file.read(MOST_BYTES)
+            return data.decode(errors="replace"), file.tell()
+    except FileNotFoundError:
+        return "", 0
+
+
+def _last_lines(path: Path, lines: int) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - MOST_BYTES))
+        text = file.read().decode(errors="replace")
+    return "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def do_GET(self) -> None:
+        try:
+            answer, status = self._answer(), 200
+        except PVCError as error:
+            answer, status = {"error": error.code, "message": error.message}, error.http_status
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _answer(self) -> dict[str, object]:
+        url = urlsplit(self.path)
+        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        lines = _number(query, "lines", 100)
+        if found := re.fullmatch(rf"/console/({UUID})", url.path):
+            return self._console(found[1], lines, query)
+        if url.path == "/journal":
+            done = run(["journalctl", "-u", "pvc-node", "-n", str(lines), "--no-pager", "-o", "short-iso"], check=False)
+            return {"text": done.stdout, "cursor": 0}
+        raise Invalid(f"no such path {url.path}")
+
+    def _console(self, uuid: str, lines: int, query: dict[str, str]) -> dict[str, object]:
+        path = Path(self.server.directory, f"{uuid}.log")
+        cursor = _number(query, "cursor", 0) if "cursor" in query else None
+        until = time.monotonic() + min(_number(query, "wait", 0), LONGEST_WAIT_S)
+        while True:
+            text, after = read_console(path, lines=lines, cursor=cursor)
+            if text or cursor is None or time.monotonic() >= until:
+                return {"text": text, "cursor": after}
+            # Growth of a file wakes nobody: look again shortly, or end with the server.
+            if self.server.ending.wait(POLL_S):
+                return {"text": "", "cursor": after}
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        log.debug(format, *arguments)
+
+
+def _number(query: dict[str, str], name: str, default: int) -> int:
+    text = query.get(name, str(default))
+    if not re.fullmatch(r"\d{1,15}", text):
+        raise Invalid(f"{name} must be a whole number, not {text!r}")
+    return int(text)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, address: tuple[str, int], directory: str) -> None:
+        super().__init__(address, _Handler)
+        self.directory = directory
+        self.ending = threading.Event()
+        self.context: ssl.SSLContext | None = None
+
+    def finish_request(self, request: object, client_address: object) -> None:
+        """The handshake happens on the connection's own thread: a silent caller holds up nobody."""
+        if self.context is not None:
+            request.settimeout(10)  # type: ignore[attr-defined]
+            request = self.context.wrap_socket(request, server_side=True)  # type: ignore[arg-type]
+        super().finish_request(request, client_address)  # type: ignore[arg-type]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.debug("console request of %s ended early", client_address, exc_info=True)
+
+
+class ConsoleServer:
+    """The server and its thread. `reload` takes a renewed certificate without a restart."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._server: _Server | None = None
+
+    def start(self) -> None:
+        address = (self.config.node.address, self.config.daemon.console_port)
+        try:
+            self._server = _Server(address, self.config.paths.console)
+        except OSError as error:
+            raise Failed(f"cannot listen on {address[0]}:{address[1]}: {error.strerror}") from error
+        self.reload()
+        threading.Thread(target=self._server.serve_forever, name="console", daemon=True).start()
+
+    def reload(self) -> None:
+        if self._server is not None:
+            self._server.context = server_context(self.config.paths.tls)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.ending.set()
+            self._server.shutdown()
+            self._server.server_close()
+
+
+def server_context(directory: str) -> ssl.SSLContext:
+    """Only callers with a certificate of the cluster's authority get through the handshake."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=f"{directory}/ca.pem")
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(f"{directory}/cert.pem", f"{directory}/key.pem")
+    return context

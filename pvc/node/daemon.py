@@ -1,0 +1,418 @@
+"""`pvc node run`: joins the cluster, then wakes, observes, plans, acts and publishes until it is told to end."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from pvc import __version__
+from pvc.clock import Clock, SystemClock
+from pvc.cluster import paths
+from pvc.cluster.cluster import LAYOUT_VERSION
+from pvc.cluster.codec import dumps
+from pvc.cluster.mirror import Mirror
+from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
+from pvc.cluster.placement import RESERVED_MIB
+from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
+from pvc.cluster.view import VM, View, expand_one_node, one_node
+from pvc.cluster.vm import Owner, Power
+from pvc.config import Config
+from pvc.errors import Conflict, Failed, NotFound, PVCError, Unavailable
+from pvc.node.actions import Action, NodeAction
+from pvc.node.drivers import Domain, DomainEvent, DriverError, EventKind, Hypervisor
+from pvc.node.execute import Executor
+from pvc.node.lanes import Lanes, ThreadLanes
+from pvc.node.plan import Note, Picture, Plan, plan, remember
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 5.0
+
+
+class Daemon:
+    """One node's loop. `step` does one round and says when the next is due; `run` only waits in between."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        hypervisor: Hypervisor,
+        clock: Clock,
+        *,
+        lanes: Callable[[Callable[[Action | NodeAction], None], Callable[[], None]], Lanes] = ThreadLanes,
+        wake: Callable[[], None] = lambda: None,
+        bridges: Callable[[], frozenset[str]] = lambda: frozenset(),
+        alive_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.config = config
+        self.name = config.node.name
+        self.store = store
+        self.hypervisor = hypervisor
+        self.clock = clock
+        self.wake = wake
+        self.bridges = bridges
+        self.alive_tick = alive_tick
+        self.capabilities = hypervisor.capabilities()
+        self.notes: dict[str, Note] = {}
+        self.notes_lock = threading.Lock()
+        self.status_lock = threading.Lock()
+        self.problem = ""
+        self.published = Load()
+        self.load_due = 0.0
+        self.session_id = 0
+        self.me = Owner(self.name, self._register())
+        self.mirror = Mirror(store, one_node(self.name), expand_one_node, wake)
+        self.executor = Executor(
+            me=self.me,
+            store=store,
+            mirror=self.mirror,
+            hypervisor=hypervisor,
+            capabilities=self.capabilities,
+            config=config,
+            clock=clock,
+            note=self._change_note,
+            refresh=self.mirror.refresh,
+            publish=self._change_status,
+            problem=self._set_problem,
+        )
+        self.lanes = lanes(self.executor.carry_out, wake)
+        store.on_session(self._session_changed)
+        hypervisor.watch(self._domain_event)
+
+    # Joining and leaving
+
+    def _register(self) -> int:
+        """This node's documents, new or known; returns the incarnation of this life of the daemon."""
+        known = View(self.store).nodes([self.name]).get(self.name)
+        if known is None:
+            self.store.commit(
+                Create(paths.node(self.name), dumps(self._spec())),
+                Create(paths.node_vms(self.name)),
+                Create(paths.node_status(self.name), dumps(self._status(1, NodeStatus()))),
+                Create(paths.load(self.name), dumps(Load())),
+            )
+            log.info("registered %s, new in this cluster", self.name)
+            return 1
+        incarnation = known.status.incarnation + 1
+        own = self._spec()
+        spec = replace(
+            known.spec, address=own.address, storage_address=own.storage_address, role=own.role
+        )
+        ops: list[Op] = [
+            Put(paths.node_status(self.name), dumps(self._status(incarnation, known.status)), known.status_version or 0)
+        ]
+        if spec != known.spec:
+            ops.append(Put(paths.node(self.name), dumps(spec), known.spec_version))
+        self.store.commit(*ops)
+        return incarnation
+
+    def _spec(self) -> NodeSpec:
+        own = self.config.node
+        is_coordinator = own.address in {server.rpartition(":")[0] for server in self.config.servers()}
+        return NodeSpec(
+            name=self.name,
+            address=own.address,
+            storage_address=own.storage_address or own.address,
+            role=NodeRole.COORDINATOR if is_coordinator else NodeRole.HYPERVISOR,
+        )
+
+    def _status(self, incarnation: int, known: NodeStatus) -> NodeStatus:
+        can = self.capabilities
+        return replace(
+            known,
+            incarnation=incarnation,
+            state=DaemonState.INIT,
+            version=__version__,
+            layout=LAYOUT_VERSION,
+            cpus=can.cpus,
+            memory_mib=can.memory_mib,
+            emulation=str(can.emulation),
+            libvirt=can.libvirt_version,
+            qemu=can.qemu_version,
+            kernel=platform.release(),
+            bridges=tuple(sorted(self.bridges())),
+            console_port=self.config.daemon.console_port,
+        )
+
+    def join(self) -> None:
+        """Be alive: an ephemeral of this session. One of an older session of ours (killed, not yet expired) goes."""
+        path, data = paths.alive(self.name), dumps(Alive(self.me.incarnation))
+        session = self.store.session.id
+        older = self.store.get(path)
+        if older is not None and older.session == session:
+            return
+        ops: list[Op] = [] if older is None else [Delete(path, older.version)]
+        self.store.commit(*ops, Create(path, data, ephemeral=True))
+        self.session_id = session
+
+    def leave(self) -> None:
+        """Leave cleanly: VMs go on, and nobody takes this node for dead."""
+        self.lanes.close()
+        with suppress(PVCError):
+            self._change_status(lambda status: replace(status, state=DaemonState.STOP))
+
+    def _change_status(self, change: Callable[[NodeStatus], NodeStatus]) -> None:
+        """This node's own document: nobody else writes it, so two lanes of ours are all that can race."""
+        with self.status_lock:
+            stored = self.store.get(paths.node_status(self.name))
+            if stored is None:
+                raise NotFound(f"{paths.node_status(self.name)} is gone", hint="was this node removed?")
+            before = View(self.store).decode(NodeStatus, stored)
+            if before.incarnation != self.me.incarnation:
+                raise Failed(f"another daemon runs as {self.name}, incarnation {before.incarnation}")
+            after = change(before)
+            if after != before:
+                self.store.commit(Put(stored.path, dumps(after), stored.version))
+        with suppress(Unavailable):
+            self.mirror.refresh([paths.node_status(self.name)])
+
+    # Being woken, on threads of the store and of libvirt
+
+    def _session_changed(self, session: Session) -> None:
+        log.info("session %x is %s", session.id, session.state)
+        self.wake()
+
+    def _domain_event(self, event: DomainEvent) -> None:
+        if event.kind is EventKind.ENDED and event.ended is not None:
+            ended = event.ended
+            self._change_note(event.uuid, lambda note: replace(note, ended=ended))
+        self.wake()
+
+    def _change_note(self, uuid: str, change: Callable[[Note], Note]) -> None:
+        with self.notes_lock:
+            self.notes[uuid] = change(self.notes.get(uuid, Note()))
+
+    def _set_problem(self, problem: str) -> None:
+        self.problem = problem
+
+    # One round
+
+    def step(self) -> float:
+        """Observe, plan, begin what is due, publish. Returns in how many seconds the next round is due at the latest."""
+        now = self.clock.monotonic()
+        if self.store.session.state is not SessionState.CONNECTED:
+            return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop
+        self._rejoin()
+        # In this order: what a lane has finished is in the mirror and in libvirt's list, and the list is never
+        # older than the mirror, so that an owned domain that is not listed is really gone.
+        busy = self.lanes.busy
+        self.mirror.sync()
+        domains = self.hypervisor.domains()
+        picture = self._picture(busy, domains, now)
+        with self.notes_lock:
+            self.notes = remember(replace(picture, notes=self.notes))
+            picture = replace(picture, notes=self.notes)
+        planned = plan(picture)
+        for action in planned.actions:
+            self.lanes.submit(action)
+        self._publish_load(picture, now)
+        return self._next(planned, now)
+
+    def _next(self, planned: Plan, now: float) -> float:
+        return max(0.0, min(planned.wake_at - now, self.load_due - now, LONGEST_WAIT_S))
+
+    def _rejoin(self) -> None:
+        if self.store.session.id == self.session_id:
+            return
+        if self.session_id:
+            self.mirror.reset()
+        self.join()
+        self._change_status(lambda status: replace(status, state=DaemonState.RUN))
+        log.info("%s is in the cluster, incarnation %d", self.name, self.me.incarnation)
+
+    def _picture(self, busy: Mapping[str, Action | NodeAction], domains: Mapping[str, Domain], now: float) -> Picture:
+        view = View(self.mirror)
+        vms = view.vms(self.mirror.children(paths.node_vms(self.name)))
+        stored = self.mirror.get(paths.node(self.name))
+        if stored is None:
+            raise NotFound(f"{self.name} was removed from the cluster")
+        status = self.mirror.get(paths.node_status(self.name))
+        return Picture(
+            me=self.me,
+            cluster=view.cluster(),
+            node=view.decode(NodeSpec, stored),
+            vms=vms,
+            targets={uuid: found for uuid in vms if (found := view.target(uuid))},
+            domains=domains,
+            notes={},
+            busy=busy,
+            now=now,
+            memory_free_mib=self._memory_free_mib(domains),
+            bridges=self.bridges(),
+            flushed=view.decode(NodeStatus, status).flushed if status else False,
+        )
+
+    def _memory_free_mib(self, domains: Mapping[str, Domain]) -> int:
+        allocated = sum(domain.memory_mib for domain in domains.values())
+        left = self.capabilities.memory_mib - RESERVED_MIB - allocated
+        return min(left, self.hypervisor.load().memory_free_mib)
+
+    # Publishing
+
+    def _publish_load(self, picture: Picture, now: float) -> None:
+        """One small write per keepalive, and at once when a VM came or went."""
+        load = self._load(picture)
+        known = (self.published.vms, self.published.arriving, self.published.problem)
+        if now < self.load_due and (load.vms, load.arriving, load.problem) == known:
+            return
+        self.store.commit(Put(paths.load(self.name), dumps(load)))
+        self.published = load
+        self.load_due = now + self.config.daemon.keepalive_s
+        self.alive_tick()
+
+    def _load(self, picture: Picture) -> Load:
+        host = self.hypervisor.load()
+        return Load(
+            memory_used_mib=host.memory_used_mib,
+            memory_free_mib=host.memory_free_mib,
+            memory_allocated_mib=sum(domain.memory_mib for domain in picture.domains.values()),
+            memory_provisioned_mib=sum(vm.spec.memory_mib for vm in picture.vms.values() if vm.spec.node == self.name),
+            vcpus_allocated=sum(domain.vcpus for domain in picture.domains.values()),
+            load=host.load_1,
+            vms=sum(_is_here(vm, self.name) for vm in picture.vms.values()),
+            arriving=sum(_is_arriving(vm, self.name) for vm in picture.vms.values()),
+            problem=self.problem,
+        )
+
+
+def _is_here(vm: VM, name: str) -> bool:
+    """Runs here, or is to: what a flush has to bring away."""
+    if vm.status.owner is not None:
+        return vm.status.owner.node == name
+    return vm.spec.node == name and vm.spec.power is Power.STARTED
+
+
+def _is_arriving(vm: VM, name: str) -> bool:
+    return vm.spec.node == name and vm.status.owner is not None and vm.status.owner.node != name
+
+
+def host_bridges() -> frozenset[str]:
+    return frozenset(path.parent.name for path in Path("/sys/class/net").glob("*/bridge"))
+
+
+# The process
+
+
+class Process:
+    """The daemon as a process of systemd: signals, readiness, watchdog, and the waiting in between."""
+
+    def __init__(self, config: Config, notify: Callable[..., None]) -> None:
+        self.config = config
+        self.notify = notify
+        self.woken = threading.Event()
+        self.ending = threading.Event()
+
+    def end(self, *_: object) -> None:
+        self.ending.set()
+        self.woken.set()
+
+    def wait(self, seconds: float) -> None:
+        self.woken.wait(seconds)
+        self.woken.clear()
+
+    def loop(self, daemon: Daemon) -> None:
+        ready = False
+        while not self.ending.is_set():
+            wait = LONGEST_WAIT_S
+            try:
+                wait = daemon.step()
+                if not ready and daemon.session_id:
+                    ready = True
+                    self.notify("READY=1", f"STATUS=in the cluster as {daemon.name}")
+                    log.info("%s is in state run", daemon.name)
+            except Conflict as error:
+                log.info("%s; looking again", error.message)
+                wait = 0.1
+            except (Unavailable, DriverError) as error:
+                log.warning("%s", error.message)
+                wait = 1.0
+            except PVCError:
+                raise
+            except Exception:  # the boundary: VMs and the other duties of the daemon outlive a mistake in a round
+                log.exception("this round failed: a bug in pvc")
+                wait = 1.0
+            self.notify("WATCHDOG=1")
+            self.wait(wait)
+
+
+def main(config: Config) -> None:
+    """Run until SIGTERM; raises what the preflight finds wrong."""
+    from pvc.cluster.zookeeper import ZooKeeperStore
+    from pvc.node import certificates
+    from pvc.node.console import ConsoleServer
+    from pvc.node.drivers.libvirt import LibvirtHypervisor
+    from pvc.node.drivers.systemd import notify
+
+    process = Process(config, notify)
+    signal.signal(signal.SIGTERM, process.end)
+    signal.signal(signal.SIGINT, process.end)
+    secret = config.secret()
+    lock = _only_one(config)
+    store = ZooKeeperStore(
+        config.servers(), secret=secret, session_timeout_s=config.cluster.session_timeout_s
+    )
+    try:
+        if not _wait_for_cluster(process, store):
+            return
+        certificates.ensure(config, store)
+        hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri, wake=process.woken.set)
+        daemon = Daemon(config, store, hypervisor, SystemClock(), wake=process.woken.set, bridges=host_bridges)
+        renewal = certificates.Renewal(config, store)
+        console = ConsoleServer(config)
+        console.start()
+        daemon.alive_tick = renewal.tick
+        try:
+            process.loop(daemon)
+            notify("STOPPING=1")
+            log.info("leaving the cluster; VMs go on")
+            daemon.leave()
+        finally:
+            console.close()
+            hypervisor.close()
+    finally:
+        store.close()
+        lock.close()
+
+
+def _only_one(config: Config) -> TextIO:
+    """Two daemons of one node would both be right: the second one must not begin."""
+    where = Path(config.paths.state, "node.lock")
+    where.parent.mkdir(parents=True, exist_ok=True)
+    lock = where.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise Failed(f"a node daemon runs here already ({where} is locked)") from None
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _wait_for_cluster(process: Process, store: Store) -> bool:
+    """Until ZooKeeper answers and the cluster is initialised; False when told to end meanwhile."""
+    said = ""
+    while not process.ending.is_set():
+        try:
+            store.connect(2.0)  # type: ignore[attr-defined]
+            (found,), _ = store.read([paths.CLUSTER], [], lambda path: process.woken.set())
+            if found is not None:
+                return True
+            missing = "waiting for `pvc --direct cluster init`"
+        except Unavailable as error:
+            missing = error.message
+        if missing != said:
+            log.info("%s", missing)
+            said = missing
+        process.notify(f"STATUS={missing}", "EXTEND_TIMEOUT_USEC=30000000", "WATCHDOG=1")
+        process.wait(1.0)
+    return False

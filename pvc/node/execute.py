@@ -1,0 +1,371 @@
+"""One small function per action. A failed one is not remembered: what it wrote, and the next look, decide again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pvc.clock import Clock
+from pvc.cluster import domainxml, paths
+from pvc.cluster.codec import dumps
+from pvc.cluster.node import NodeStatus
+from pvc.cluster.placement import Placement, explained
+from pvc.cluster.store import Check, Create, Delete, Op, Put, Reader, Store
+from pvc.cluster.view import VM, View
+from pvc.cluster.vm import (
+    Method,
+    Migration,
+    Owner,
+    Power,
+    State,
+    VMSpec,
+    VMStatus,
+    index_nodes,
+    index_ops,
+    move,
+)
+from pvc.config import Config
+from pvc.errors import Conflict, NotFound, PVCError, TimedOut, Unavailable
+from pvc.node.actions import (
+    AbortJob,
+    Action,
+    Answer,
+    Commit,
+    Destroy,
+    Evacuate,
+    FetchBack,
+    Migrate,
+    NodeAction,
+    Shutdown,
+    Start,
+    StopStray,
+)
+from pvc.node.drivers import (
+    Cancelled,
+    Capabilities,
+    DriverError,
+    Hypervisor,
+    MigrationResult,
+    MigrationSettings,
+    MigrationTarget,
+    NoSuchDomain,
+    Progress,
+)
+from pvc.node.plan import RETRY_S, Note, start_failed, take_back
+from pvc.proc import run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Executor:
+    """Carries out actions; called from many lanes at once."""
+
+    me: Owner
+    store: Store
+    mirror: Reader
+    hypervisor: Hypervisor
+    capabilities: Capabilities
+    config: Config
+    clock: Clock
+    note: Callable[[str, Callable[[Note], Note]], None]
+    """Change what the daemon remembers of a VM."""
+    refresh: Callable[[list[str]], None]
+    publish: Callable[[Callable[[NodeStatus], NodeStatus]], None]
+    """Change what this node says of itself."""
+    problem: Callable[[str], None]
+    """Say why a flush or a return does not get on."""
+
+    def carry_out(self, action: Action | NodeAction) -> None:
+        match action:
+            case Commit():
+                self.commit(action)
+            case Answer():
+                self.answer(action)
+            case Start():
+                self.start(action.vm)
+            case Shutdown():
+                self.shutdown(action)
+            case Destroy():
+                self.destroy(action)
+            case Migrate():
+                self.migrate(action)
+            case AbortJob():
+                self.hypervisor.abort_job(action.vm.spec.uuid)
+            case StopStray():
+                self.stop_stray(action)
+            case Evacuate():
+                self.evacuate(action.vms)
+            case FetchBack():
+                self.fetch_back(action.vms)
+
+    # The store
+
+    def write(self, vm: VM, spec: VMSpec | None, status: VMStatus | None) -> None:
+        """Spec and status of a VM in one transaction with its index. Raises Conflict when anything of it moved."""
+        uuid = vm.spec.uuid
+        new_spec, new_status = spec or vm.spec, status or vm.status
+        ops: list[Op] = [
+            Put(paths.vm(uuid), dumps(spec), vm.spec_version) if spec else Check(paths.vm(uuid), vm.spec_version)
+        ]
+        if status is not None:
+            if new_status.state is not vm.status.state or new_status.owner != vm.status.owner:
+                new_status = replace(new_status, since=self.clock.wall())
+            ops.append(_status_op(vm, new_status))
+        before = index_nodes(vm.spec, vm.status.owner)
+        ops += index_ops(uuid, before, index_nodes(new_spec, new_status.owner))
+        target = self.mirror.get(paths.vm_target(uuid))
+        if target is not None and new_status.owner != vm.status.owner:
+            ops.append(Delete(paths.vm_target(uuid), target.version))
+        self.put(ops)
+
+    def put(self, ops: list[Op]) -> None:
+        try:
+            self.store.commit(*ops)
+        finally:
+            # Whether it happened, did not, or nobody knows: look again.
+            with suppress(Unavailable):
+                self.refresh([op.path for op in ops])
+
+    def confirm(self, vm: VM) -> None:
+        """The decision was made from what is still so. Raises Conflict if not."""
+        ops: list[Op] = [Check(paths.vm(vm.spec.uuid), vm.spec_version)]
+        if vm.status_version is not None:
+            ops.append(Check(paths.vm_status(vm.spec.uuid), vm.status_version))
+        self.put(ops)
+
+    def commit(self, action: Commit) -> None:
+        self.write(action.vm, action.spec, action.status)
+        log.info("%s: %s", action.vm.spec.name, action.why)
+
+    def answer(self, action: Answer) -> None:
+        path, data = paths.vm_target(action.vm.spec.uuid), dumps(action.target)
+        older = action.version
+        op: Op = Create(path, data) if older is None else Put(path, data, older)
+        self.put([Check(paths.vm(action.vm.spec.uuid), action.vm.spec_version), op])
+        log.info("%s may come here%s", action.vm.spec.name, f": no, {action.target.refused}" if action.target.refused else "")
+
+    # A VM's life here
+
+    def start(self, vm: VM) -> None:
+        """Own it, then run it: in this order, whatever happens."""
+        claimed = replace(
+            vm.status, owner=self.me, state=State.STARTING, migration=None, attempts=vm.spec.attempts, reason=""
+        )
+        self.write(vm, None, claimed)
+        try:
+            self._start_domain(vm.spec)
+        except PVCError as error:
+            retryable = isinstance(error, DriverError | TimedOut) and getattr(error, "retryable", True)
+            self._start_failed(vm, error, retryable=retryable)
+            raise
+        vm = self._fresh(vm.spec.uuid)
+        running = replace(vm.status, state=State.START, digest=domainxml.digest(vm.spec.definition))
+        self.write(vm, None, running)
+        log.info("started %s", vm.spec.name)
+
+    def _start_domain(self, spec: VMSpec) -> None:
+        console = Path(self.config.paths.console, f"{spec.uuid}.log")
+        console.parent.mkdir(parents=True, exist_ok=True)
+        for disk in spec.new_disks:
+            _make_disk(disk.path, disk.size_bytes)
+        xml = domainxml.render(
+            spec.definition,
+            emulation=str(self.capabilities.emulation),
+            emulator=self.capabilities.emulator,
+            console_log=str(console),
+        )
+        self.hypervisor.start(xml)
+
+    def _start_failed(self, vm: VM, error: PVCError, *, retryable: bool) -> None:
+        """Give ownership up again, unless QEMU is there after all."""
+        if vm.spec.uuid in self.hypervisor.domains():
+            return
+        fresh = self._fresh(vm.spec.uuid)
+        cluster = View(self.mirror).cluster()
+        self.write(fresh, None, start_failed(cluster, fresh, error.message, retryable=retryable))
+
+    def _fresh(self, uuid: str) -> VM:
+        return View(self.store).vm(uuid)
+
+    def shutdown(self, action: Shutdown) -> None:
+        self._announce(action.vm, action.state)
+        now = self.clock.monotonic()
+        self.note(
+            action.vm.spec.uuid,
+            lambda note: replace(note, asked_last=now, asked_first=now if note.asked_first is None else note.asked_first),
+        )
+        with suppress(NoSuchDomain):
+            self.hypervisor.shutdown(action.vm.spec.uuid)
+        log.info("asked %s to shut down", action.vm.spec.name)
+
+    def destroy(self, action: Destroy) -> None:
+        self._announce(action.vm, action.state)
+        self.hypervisor.destroy(action.vm.spec.uuid)
+        log.info("ended %s: %s", action.vm.spec.name, action.why)
+
+    def _announce(self, vm: VM, state: State) -> None:
+        """Publish the state, or at least make sure that nothing has changed."""
+        if vm.status.state is state:
+            self.confirm(vm)
+        else:
+            self.write(vm, None, replace(vm.status, state=state))
+
+    def stop_stray(self, action: StopStray) -> None:
+        if action.vm is not None:
+            self.confirm(action.vm)
+        elif self.store.get(paths.vm(action.uuid)) is not None:
+            return
+        log.error("ending a stray QEMU of %s: %s", action.uuid, action.why)
+        self.hypervisor.destroy(action.uuid)
+
+    # Migration
+
+    def migrate(self, action: Migrate) -> None:
+        vm, target = action.vm, action.target
+        uuid, name = vm.spec.uuid, vm.spec.name
+        self.write(vm, None, replace(vm.status, state=State.MIGRATE, migration=Migration(target.node), reason=""))
+        try:
+            result = self._move_domain(uuid, action)
+        except NoSuchDomain:
+            raise
+        except (DriverError, TimedOut) as error:
+            self._not_migrated(uuid, error)
+            raise
+        log.info("migrated %s to %s in %.2f s, downtime %s ms", name, target.node, result.elapsed_s, result.downtime_ms)
+        self._hand_over(uuid, action, result)
+
+    def _move_domain(self, uuid: str, action: Migrate) -> MigrationResult:
+        node = View(self.store).node(action.target.node)
+        where = MigrationTarget(
+            uri=f"qemu+tls://{node.spec.address}/system",
+            data_uri=f"tcp://{node.spec.storage_address or node.spec.address}",
+        )
+        settings = MigrationSettings(
+            max_downtime_ms=action.vm.spec.max_downtime_ms, timeout_s=float(action.vm.spec.migration_timeout_s)
+        )
+        return self.hypervisor.migrate(
+            uuid,
+            where,
+            settings,
+            progress=_ProgressWriter(self, uuid, action.target.node),
+            cancelled=lambda: self._is_cancelled(uuid, action),
+        )
+
+    def _is_cancelled(self, uuid: str, action: Migrate) -> bool:
+        vm = View(self.mirror).vms([uuid]).get(uuid)
+        if vm is None:
+            return False
+        return vm.spec.moves != action.vm.spec.moves or (vm.spec.force and vm.spec.power is not Power.STARTED)
+
+    def _not_migrated(self, uuid: str, error: PVCError) -> None:
+        """It still runs here: take the intent back, or go on with the fallback."""
+        vm = self._fresh(uuid)
+        if isinstance(error, Cancelled) or vm.spec.node == self.me.node:
+            reason = "the migration was cancelled"
+            self.write(vm, None, replace(vm.status, state=State.START, migration=None, reason=reason))
+        elif vm.spec.move_method is Method.NONE:
+            reason = f"live migration failed, shutting down instead: {error.message}"
+            status = replace(vm.status, migration=None, reason=reason)
+            self.write(vm, replace(vm.spec, move_method=Method.SHUTDOWN), status)
+        else:
+            back = take_back(self.me, vm, error.message)
+            self.write(back.vm, back.spec, back.status)
+
+    def _hand_over(self, uuid: str, action: Migrate, result: MigrationResult) -> None:
+        """libvirt says it runs there: it belongs to that node now. Users may change the spec meanwhile: read again."""
+        told = f"to {action.target.node} in {result.elapsed_s:.2f} s"
+        if result.downtime_ms is not None:
+            told += f", downtime {result.downtime_ms} ms"
+        owner = Owner(action.target.node, action.target.incarnation)
+        while True:
+            vm = self._fresh(uuid)
+            if vm.status.owner != self.me:
+                return
+            status = replace(
+                vm.status, owner=owner, state=State.START, migration=None, reason="", last_migration=told
+            )
+            try:
+                return self.write(vm, None, status)
+            except Conflict:
+                continue
+
+    # The node
+
+    def evacuate(self, vms: tuple[VM, ...]) -> None:
+        """A place for each, chosen in one round so that they do not all choose the same."""
+        self.publish(lambda status: replace(status, flushed=True))
+        if not vms:
+            return
+        view = View(self.store)
+        placement = Placement(view.nodes(), view.cluster().selector)
+        problems = []
+        for vm in vms:
+            bridges = {nic.source for nic in domainxml.parse(vm.spec.definition).nics if nic.type == "bridge"}
+            choice = placement.choose(vm.spec, avoid=[self.me.node], bridges=bridges)
+            if choice.node is None:
+                problems.append(f"{vm.spec.name} fits nowhere: {explained(choice)}")
+                continue
+            with suppress(Conflict, NotFound):
+                spec = move(vm.spec, choice.node, home=vm.spec.home or self.me.node, method=vm.spec.method)
+                self.write(vm, spec, None)
+                log.info("%s goes to %s, %s", vm.spec.name, choice.node, choice.because)
+        self.problem("; ".join(problems))
+        if problems:
+            later = self.clock.monotonic() + RETRY_S
+            self.note("node", lambda note: replace(note, not_before=later))
+
+    def fetch_back(self, vms: tuple[VM, ...]) -> None:
+        self.problem("")
+        for vm in vms:
+            with suppress(Conflict, NotFound):
+                self.write(vm, self._fetched(vm), None)
+        self.publish(lambda status: replace(status, flushed=False))
+
+    def _fetched(self, vm: VM) -> VMSpec:
+        if vm.spec.node == self.me.node:
+            return replace(vm.spec, power=Power.STARTED, attempts=vm.spec.attempts + 1)
+        return move(vm.spec, self.me.node, home=None, method=vm.spec.method)
+
+
+def _status_op(vm: VM, status: VMStatus) -> Op:
+    path = paths.vm_status(vm.spec.uuid)
+    if vm.status_version is None:
+        return Create(path, dumps(status))
+    return Put(path, dumps(status), vm.status_version)
+
+
+def _make_disk(path: str, size_bytes: int) -> None:
+    """Under another name first: a disk that is there is whole."""
+    if os.path.exists(path):
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    half = f"{path}.new"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", half, str(size_bytes)])
+    os.chmod(half, 0o666)  # QEMU runs as another user on each node
+    os.rename(half, path)
+
+
+@dataclass(slots=True)
+class _ProgressWriter:
+    """Publishes how far a migration is: once a second at most, and only what changed."""
+
+    executor: Executor
+    uuid: str
+    target: str
+    written_at: float = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.elapsed_s < self.written_at + 1.0:
+            return
+        self.written_at = progress.elapsed_s
+        migration = Migration(self.target, progress.percent, progress.remaining_mib)
+        vm = View(self.executor.mirror).vms([self.uuid]).get(self.uuid)
+        if vm is None or vm.status.migration == migration:
+            return
+        with suppress(PVCError):
+            self.executor.put([_status_op(vm, replace(vm.status, migration=migration))])
