@@ -1,0 +1,112 @@
+"""ruff and mypy have nothing to say, and the house rules that they cannot check hold."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOLS = Path(sys.executable).parent
+CHECKED = [name for name in ("pvc", "installer", "tests", "benchmarks", "build.py") if (ROOT / name).exists()]
+PRODUCT = sorted([*(ROOT / "pvc").rglob("*.py"), *(ROOT / "installer").rglob("*.py"), ROOT / "build.py"])
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+# Where anything that goes wrong becomes a sentence instead of the end of the process.
+BOUNDARIES = {
+    "pvc/__main__.py": "the program",
+    "pvc/http/app.py": "a request",
+    "pvc/node/daemon.py": "a cycle of the daemon",
+    "pvc/node/lanes.py": "an action of the daemon",
+}
+
+# A wait ends when its condition holds. These are the loops that look whether it does.
+POLLING = ("build.py", "tests/support.py")
+
+BUILD_PLACES = r"(?:^|[^\w.])/(?:work|farm|root|home)/\w|/\.pyenv/"
+REGISTRIES = r"https?://[\w.-]*(?:pypi\.org|pythonhosted\.org|npmjs\.org|deb\.debian\.org|ubuntu\.com)"
+
+
+def lines_with(pattern: str, files: list[Path]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1)
+        if re.search(pattern, line)
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("ruff", "check", "--quiet"), ("ruff", "format", "--check", "--quiet"), ("mypy", "--strict")],
+    ids=" ".join,
+)
+def test_tools(command: tuple[str, ...]) -> None:
+    argv = [str(TOOLS / command[0]), *command[1:], *CHECKED]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr or f"{' '.join(command)}: files need formatting"
+
+
+def test_nothing_sleeps_to_synchronise() -> None:
+    found = lines_with(r"\btime\.sleep\(|from time import .*\bsleep\b", [*PRODUCT, *TESTS])
+    assert not [line for line in found if not line.startswith(POLLING) and "test_style.py" not in line]
+
+
+def broad_handlers(path: Path) -> list[int]:
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or {"Exception", "BaseException"} & names_in(node.type))
+        and not reraises(node)
+    ]
+
+
+def names_in(node: ast.expr) -> set[str]:
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+
+
+def reraises(handler: ast.ExceptHandler) -> bool:
+    return isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+
+
+def test_broad_handlers_only_at_the_boundaries() -> None:
+    found = {str(path.relative_to(ROOT)): lines for path in PRODUCT if (lines := broad_handlers(path))}
+    assert not set(found) - set(BOUNDARIES), found
+
+
+def test_no_patches_of_our_own_modules() -> None:
+    found = lines_with(
+        r"mock\.patch|(from|import) unittest\.mock|monkeypatch\.setattr\(\s*[\"']?pvc\b", TESTS
+    )
+    assert not [line for line in found if "test_style.py" not in line]
+
+
+def committed_text() -> list[Path]:
+    """Every text file of the project, whether the tree is a clone or a source archive."""
+    left_out = {".git", "build", "dist", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+    return [
+        path
+        for path in ROOT.rglob("*")
+        if path.is_file() and not left_out & set(path.relative_to(ROOT).parts) and path.suffix != ".sqfs"
+    ]
+
+
+def test_no_registry_and_no_path_of_a_builder() -> None:
+    files = [path for path in committed_text() if path.name not in ("test_style.py", "LICENSE")]
+    assert not lines_with(f"{BUILD_PLACES}|{REGISTRIES}", files)
+
+
+def test_nothing_is_left_for_later() -> None:
+    found = lines_with(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", [*PRODUCT, *TESTS])
+    assert not [line for line in found if "test_style.py" not in line]
+
+
+def test_no_file_paths_of_modules_in_the_zip() -> None:
+    """In the packaged file a module has no path; resources come through importlib.resources."""
+    packaged = sorted((ROOT / "pvc").rglob("*.py"))
+    assert not lines_with(r"\b__file__\b", packaged)
