@@ -1,0 +1,513 @@
+"""The hypervisor of this host: libvirt and QEMU. The only importer of libvirt."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from xml.etree import ElementTree
+
+import libvirt
+
+from pvc.cluster import domainxml
+from pvc.errors import Invalid, PVCError, TimedOut
+from pvc.node.drivers import (
+    Cancelled,
+    Capabilities,
+    Domain,
+    DomainEvent,
+    DomainState,
+    DriverError,
+    Emulation,
+    Ended,
+    EventKind,
+    HostLoad,
+    MigrationResult,
+    MigrationSettings,
+    MigrationTarget,
+    NoSuchDomain,
+    Progress,
+    host,
+)
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_S, KEEPALIVE_MISSES = 5, 3
+POLL_S = 0.2
+STATISTICS_WITHIN_S = 0.5  # a migration's last statistics come as an event of their own
+MIB = 1024 * 1024
+
+RUNNING_REASONS = (
+    *("unknown", "booted", "migrated", "restored", "from-snapshot", "unpaused", "migration-cancelled"),
+    *("save-cancelled", "wakeup", "crashed", "post-copy", "post-copy-failed"),
+)
+PAUSED_REASONS = (
+    *(
+        "unknown",
+        "user",
+        "migration",
+        "save",
+        "dump",
+        "ioerror",
+        "watchdog",
+        "from-snapshot",
+        "shutting-down",
+    ),
+    *("snapshot", "crashed", "starting-up", "post-copy", "post-copy-failed", "api-error"),
+)
+REASONS = {libvirt.VIR_DOMAIN_RUNNING: RUNNING_REASONS, libvirt.VIR_DOMAIN_PAUSED: PAUSED_REASONS}
+STATES = {
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.SHUTTING_DOWN,
+    libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
+}
+MOVING = {
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: DomainState.INCOMING,
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: DomainState.OUTGOING,
+}
+EVENTS = {
+    libvirt.VIR_DOMAIN_EVENT_STARTED: EventKind.STARTED,
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: EventKind.PAUSED,
+    libvirt.VIR_DOMAIN_EVENT_RESUMED: EventKind.RESUMED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: EventKind.ENDED,
+}
+ENDINGS = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: Ended.SHUTDOWN,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: Ended.DESTROYED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: Ended.CRASHED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: Ended.MIGRATED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """What cannot change while a QEMU runs, read once."""
+
+    run: int  # libvirt's number of this run of the domain
+    name: str
+    digest: str
+    memory_mib: int
+    vcpus: int
+
+
+@dataclass(slots=True)
+class _Migration:
+    """A migration of ours, in progress: what its thread and libvirt's events bring."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    error: libvirt.libvirtError | None = None
+    counted: threading.Event = field(default_factory=threading.Event)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+
+class LibvirtHypervisor:
+    """Connects when first used, and again after libvirtd was restarted."""
+
+    def __init__(
+        self,
+        uri: str = "qemu:///system",
+        *,
+        emulation: Callable[[], Emulation] = host.emulation,
+    ) -> None:
+        self._uri = uri
+        self._emulation = emulation
+        self._lock = threading.Lock()
+        self._open: libvirt.virConnect | None = None
+        self._closed = False
+        self._callbacks: list[Callable[[DomainEvent], None]] = []
+        self._started: dict[str, _Started] = {}
+        self._quiet: dict[str, int] = {}  # UUID → run that is known to be in no migration
+        self._told_to_end: set[str] = set()  # QEMU got a signal: not the guest's wish
+        self._migrations: dict[str, _Migration] = {}
+
+    # The host
+
+    def capabilities(self) -> Capabilities:
+        emulation = self._emulation()
+        with self._talk() as connection:
+            try:
+                xml = connection.getDomainCapabilities(None, "x86_64", "q35", emulation)
+            except libvirt.libvirtError as error:
+                if emulation is Emulation.QEMU:
+                    raise
+                log.warning("libvirt cannot use KVM: %s", error.get_error_message())
+                emulation = Emulation.QEMU
+                xml = connection.getDomainCapabilities(None, "x86_64", "q35", emulation)
+            _, memory_mib, cpus, *_ = connection.getInfo()
+            return Capabilities(
+                cpus=cpus,
+                memory_mib=memory_mib,
+                emulation=emulation,
+                emulator=ElementTree.fromstring(xml).findtext("path", host.EMULATOR),
+                cpu_model=host.cpu_model(),
+                libvirt_version=_version(connection.getLibVersion()),
+                qemu_version=_version(connection.getVersion()),
+            )
+
+    def load(self) -> HostLoad:
+        return host.load()
+
+    # Domains
+
+    def domains(self) -> Mapping[str, Domain]:
+        flags = (
+            libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+            | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+        )
+        found: dict[str, Domain] = {}
+        with self._talk() as connection:
+            for domain, numbers in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, flags):
+                try:
+                    seen = self._look_at(domain, numbers["state.state"], numbers["state.reason"])
+                except libvirt.libvirtError as error:
+                    if not _is_gone(error):
+                        raise
+                else:
+                    found[seen.uuid] = seen
+        for uuid in self._started.keys() - found.keys():
+            self._started.pop(uuid, None)
+            self._quiet.pop(uuid, None)
+        return found
+
+    def start(self, xml: str) -> None:
+        with self._talk() as connection:
+            connection.createXML(xml)
+
+    def shutdown(self, uuid: str) -> None:
+        with self._domain(uuid) as domain:
+            domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+    def destroy(self, uuid: str) -> None:
+        try:
+            with self._domain(uuid) as domain:
+                domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_DEFAULT)
+        except NoSuchDomain:
+            return
+
+    def resume(self, uuid: str) -> None:
+        with self._domain(uuid) as domain:
+            domain.resume()
+
+    def _look_at(self, domain: libvirt.virDomain, state: int, reason: int) -> Domain:
+        uuid, run = domain.UUIDString(), domain.ID()
+        started = self._started.get(uuid)
+        if started is None or started.run != run:
+            started = self._started[uuid] = _read_started(domain, run)
+        moving = self._moving(domain, uuid, run, state)
+        names = REASONS.get(state, ())
+        shown = STATES.get(state, DomainState.RUNNING)
+        return Domain(
+            uuid=uuid,
+            name=started.name,
+            # While it moves, a paused domain waits for, or has handed over to, the other side.
+            state=moving if moving is not None and shown is DomainState.PAUSED else shown,
+            reason=names[reason] if reason < len(names) else str(reason),
+            migrating=moving is not None,
+            digest=started.digest,
+            memory_mib=started.memory_mib,
+            vcpus=started.vcpus,
+        )
+
+    def _moving(self, domain: libvirt.virDomain, uuid: str, run: int, state: int) -> DomainState | None:
+        """Ask for a job only where there can be one: in runs new to us, paused ones and those we migrate."""
+        suspicious = uuid in self._migrations or state == libvirt.VIR_DOMAIN_PAUSED
+        if self._quiet.get(uuid) == run and not suspicious:
+            return None
+        job = domain.jobStats()
+        if job.get("type", libvirt.VIR_DOMAIN_JOB_NONE) == libvirt.VIR_DOMAIN_JOB_NONE:
+            self._quiet[uuid] = run
+            return None
+        self._quiet.pop(uuid, None)
+        return MOVING.get(job.get("operation", 0))
+
+    # Migration
+
+    def migrate(
+        self,
+        uuid: str,
+        target: MigrationTarget,
+        settings: MigrationSettings,
+        *,
+        progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> MigrationResult:
+        begin = time.monotonic()
+        migration = _Migration()
+        with self._domain(uuid) as domain:
+            if self._migrations.setdefault(uuid, migration) is not migration:
+                raise DriverError(f"{domain.name()} is being migrated already")
+            try:
+                stopped = self._watch_migration(domain, target, settings, migration, progress, cancelled)
+            finally:
+                # Whatever the callbacks raise, the other thread is not left behind.
+                self._end_migration(domain, uuid, migration)
+        elapsed_s = time.monotonic() - begin
+        if migration.error is None:
+            migration.counted.wait(STATISTICS_WITHIN_S)
+            return MigrationResult(elapsed_s, migration.statistics.get("downtime"))
+        raise self._migration_failed(uuid, migration.error, stopped) from migration.error
+
+    def _watch_migration(
+        self,
+        domain: libvirt.virDomain,
+        target: MigrationTarget,
+        settings: MigrationSettings,
+        migration: _Migration,
+        progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> Cancelled | TimedOut | None:
+        """Until it is over; returns why we aborted it, if we did."""
+        begin = time.monotonic()
+        name = f"migration of {domain.name()}"
+        threading.Thread(
+            target=_migrate, args=(domain, target, settings, migration), name=name, daemon=True
+        ).start()
+        stopped: Cancelled | TimedOut | None = None
+        post_copy = limited = False
+        while not migration.done.wait(POLL_S):
+            job = _job(domain)
+            if job is None:
+                continue
+            limited = limited or _limit_downtime(domain, settings.max_downtime_ms)
+            elapsed_s = time.monotonic() - begin
+            asked = _report(progress, _progress(job, elapsed_s), cancelled)
+            if post_copy or stopped is not None:
+                continue  # neither can be taken back
+            if asked:
+                stopped = Cancelled(f"the {name} was cancelled")
+            elif elapsed_s > settings.timeout_s:
+                stopped = TimedOut(f"the {name} did not end within {settings.timeout_s:g} s")
+            elif settings.post_copy and job.get("memory_iteration", 0) > 1:
+                post_copy = _try(domain.migrateStartPostCopy)
+            if stopped is not None and not _try(domain.abortJob):
+                stopped = None  # too early, or too late: look again
+        return stopped
+
+    def _end_migration(self, domain: libvirt.virDomain, uuid: str, migration: _Migration) -> None:
+        while not migration.done.wait(POLL_S):
+            _try(domain.abortJob)
+        self._quiet.pop(uuid, None)
+        if migration.error is None:
+            migration.counted.wait(STATISTICS_WITHIN_S)
+        del self._migrations[uuid]
+
+    def _migration_failed(
+        self, uuid: str, error: libvirt.libvirtError, stopped: Cancelled | TimedOut | None
+    ) -> Exception:
+        with self._domain(uuid) as domain:  # raises NoSuchDomain when it ended meanwhile
+            if not domain.isActive():
+                return NoSuchDomain(f"{domain.name()} ended while it was migrated")
+        return stopped or _error(error)
+
+    def abort_job(self, uuid: str) -> None:
+        try:
+            with self._domain(uuid) as domain:
+                domain.abortJob()
+        except NoSuchDomain:
+            return
+        except DriverError as error:
+            cause = error.__cause__
+            if not isinstance(cause, libvirt.libvirtError):
+                raise
+            if cause.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:  # that is: no job
+                raise
+
+    # Events
+
+    def watch(self, callback: Callable[[DomainEvent], None]) -> None:
+        self._callbacks.append(callback)
+
+    def _tell(self, event: DomainEvent) -> None:
+        for callback in tuple(self._callbacks):
+            callback(event)
+
+    def _lifecycle(self, _: object, domain: libvirt.virDomain, event: int, detail: int, *__: object) -> None:
+        uuid = domain.UUIDString()
+        if event == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN and detail == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST:
+            self._told_to_end.add(uuid)
+        kind = EVENTS.get(event)
+        if kind is None:
+            return
+        ended = None
+        if kind is EventKind.ENDED:
+            ended = ENDINGS.get(detail, Ended.FAILED)
+            if uuid in self._told_to_end and ended is Ended.SHUTDOWN:
+                ended = Ended.DESTROYED  # e.g. the host goes down and ends QEMU: not the guest's wish
+            self._told_to_end.discard(uuid)
+        self._tell(DomainEvent(kind, uuid, ended))
+
+    def _job_completed(
+        self, _: object, domain: libvirt.virDomain, statistics: Mapping[str, Any], *__: object
+    ) -> None:
+        migration = self._migrations.get(domain.UUIDString())
+        if migration is not None:
+            migration.statistics = dict(statistics)
+            migration.counted.set()
+
+    def _connection_closed(self, connection: libvirt.virConnect, *_: object) -> None:
+        with self._lock:
+            if self._open is connection:
+                self._open = None
+        log.warning("libvirt closed the connection")
+        self._tell(DomainEvent(EventKind.DISCONNECTED))
+
+    # The connection
+
+    def close(self) -> None:
+        self._callbacks.clear()
+        with self._lock:
+            connection, self._open, self._closed = self._open, None, True
+        if connection is not None:
+            _try(connection.close)
+
+    def _connection(self) -> libvirt.virConnect:
+        with self._lock:
+            if self._closed:
+                raise DriverError("the connection to libvirt was closed")
+            if self._open is not None and self._open.isAlive():
+                return self._open
+            self._open = connection = self._connect()
+        self._quiet.clear()
+        log.info("connected to libvirt at %s", self._uri)
+        self._tell(DomainEvent(EventKind.CONNECTED))
+        return connection
+
+    def _connect(self) -> libvirt.virConnect:
+        _event_loop()
+        connection = libvirt.open(self._uri)
+        connection.setKeepAlive(KEEPALIVE_S, KEEPALIVE_MISSES)
+        connection.registerCloseCallback(self._connection_closed, None)
+        for event, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._job_completed),
+        ):
+            connection.domainEventRegisterAny(None, event, callback, None)
+        return connection
+
+    @contextmanager
+    def _talk(self) -> Iterator[libvirt.virConnect]:
+        """A connection; what libvirt says in the block becomes a DriverError."""
+        try:
+            yield self._connection()
+        except libvirt.libvirtError as error:
+            raise _error(error) from error
+
+    @contextmanager
+    def _domain(self, uuid: str) -> Iterator[libvirt.virDomain]:
+        with self._talk() as connection:
+            yield connection.lookupByUUIDString(uuid)
+
+
+@cache
+def _event_loop() -> threading.Thread:
+    """libvirt has one event loop per process; it must be there before the first connection."""
+    libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; libvirt would print them as well
+    libvirt.virEventRegisterDefaultImpl()
+    thread = threading.Thread(target=_run_events, name="libvirt events", daemon=True)
+    thread.start()
+    return thread
+
+
+def _run_events() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def _error(error: libvirt.libvirtError) -> DriverError:
+    message = error.get_error_message() or str(error)
+    if _is_gone(error):
+        return NoSuchDomain(message)
+    lost = error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_RPC
+    if lost:
+        return DriverError(
+            f"libvirt does not answer: {message}", hint="systemctl status libvirtd", retryable=True
+        )
+    return DriverError(message, retryable=error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT)
+
+
+def _is_gone(error: libvirt.libvirtError) -> bool:
+    return error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN
+
+
+def _try(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except libvirt.libvirtError as error:
+        log.debug("libvirt: %s", error.get_error_message())
+        return False
+    return True
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _read_started(domain: libvirt.virDomain, run: int) -> _Started:
+    xml = domain.XMLDesc()
+    try:
+        facts = domainxml.parse(xml)
+    except Invalid as error:  # started by somebody else, and beyond us
+        log.warning("domain %s: %s", domain.name(), error.message)
+        return _Started(run, domain.name(), "", 0, 0)
+    return _Started(run, facts.name, domainxml.running_digest(xml), facts.memory_mib, facts.vcpus)
+
+
+def _migrate(
+    domain: libvirt.virDomain, target: MigrationTarget, settings: MigrationSettings, migration: _Migration
+) -> None:
+    flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+    for wanted, flag in (
+        (target.tls, libvirt.VIR_MIGRATE_TLS),
+        (settings.auto_converge, libvirt.VIR_MIGRATE_AUTO_CONVERGE),
+        (settings.post_copy, libvirt.VIR_MIGRATE_POSTCOPY),
+        (settings.shared_files, libvirt.VIR_MIGRATE_UNSAFE),
+    ):
+        flags |= flag if wanted else 0
+    parameters = {libvirt.VIR_MIGRATE_PARAM_URI: target.data_uri}
+    if target.tls and target.name:
+        parameters[libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION] = target.name
+    try:
+        domain.migrateToURI3(target.uri, parameters, flags)
+    except libvirt.libvirtError as error:
+        migration.error = error
+    finally:
+        migration.done.set()
+
+
+def _job(domain: libvirt.virDomain) -> Mapping[str, Any] | None:
+    """Statistics of the migration; None before it has begun and when it is over."""
+    try:
+        job = domain.jobStats()
+    except libvirt.libvirtError as error:
+        log.debug("libvirt: %s", error.get_error_message())
+        return None
+    return job if job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT else None
+
+
+def _report(progress: Callable[[Progress], None], done: Progress, cancelled: Callable[[], bool]) -> bool:
+    """Whether to cancel. A store that is away for a moment neither stops a migration nor cancels it."""
+    try:
+        progress(done)
+        return cancelled()
+    except PVCError as error:
+        log.warning("cannot report a migration's progress: %s", error.message)
+        return False
+
+
+def _limit_downtime(domain: libvirt.virDomain, milliseconds: int) -> bool:
+    return _try(lambda: domain.migrateSetMaxDowntime(milliseconds))
+
+
+def _progress(job: Mapping[str, Any], elapsed_s: float) -> Progress:
+    return Progress(
+        elapsed_s=elapsed_s,
+        total_mib=job.get("memory_total", 0) // MIB,
+        remaining_mib=job.get("memory_remaining", 0) // MIB,
+        iteration=job.get("memory_iteration", 0),
+    )
