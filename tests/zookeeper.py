@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -139,3 +140,85 @@ def zookeeper(directory: Path, servers: int = 1, *, force_sync: bool = False) ->
     finally:
         for server in ensemble.servers:
             server.kill()
+
+
+class Link:
+    """A wire between one client and one server that a test can cut, on loopback."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._up = True
+        self._swallow_next_reply = False
+        self._lock = threading.Lock()
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        with self._lock:
+            self._up = False
+        self._hang_up()
+
+    def heal(self) -> None:
+        with self._lock:
+            self._up = True
+
+    def swallow_next_reply(self) -> None:
+        """What the client sends arrives; when the answer comes back the connection breaks instead."""
+        with self._lock:
+            self._swallow_next_reply = True
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.close()
+
+    def _hang_up(self) -> None:
+        with self._lock:
+            ends, self._open = self._open, []
+        for end in ends:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._server.client_port), timeout=2.0)
+            except OSError:
+                client.close()
+                continue
+            server.settimeout(None)
+            with self._lock:
+                accepted = self._up
+                if accepted:
+                    self._open += [client, server]
+            if not accepted:
+                client.close()
+                server.close()
+                continue
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(source, sink, sink is client), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, replies: bool) -> None:
+        try:
+            while chunk := source.recv(65536):
+                with self._lock:
+                    broken = replies and self._swallow_next_reply
+                    self._swallow_next_reply &= not broken
+                if broken:
+                    break
+                sink.sendall(chunk)
+        except OSError:
+            pass
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+        source.close()
