@@ -6,8 +6,9 @@ import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pvc.errors import Failed, TimedOut, Unavailable
 
@@ -69,3 +70,28 @@ def run(
     if check and result.code != 0:
         raise CommandFailed(argv, result)
     return result
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    log_file: Path,
+    env: Mapping[str, str] | None = None,
+    new_session: bool = False,
+    before_exec: Callable[[], None] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a long-running command whose output goes to a file; waiting for it, or not, is the caller's business."""
+    log.debug("start %s", shlex.join(argv))
+    try:
+        with log_file.open("ab") as output:
+            return subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment(env),
+                start_new_session=new_session,
+                preexec_fn=before_exec,
+            )
+    except FileNotFoundError:
+        raise Unavailable(f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}") from None
