@@ -47,6 +47,16 @@ def dumps(value: Any) -> bytes:
     return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def version_of(plain: Any) -> str:
+    """Of an operation's answer as plain JSON: the object's own version, of anything else a digest."""
+    if isinstance(plain, dict) and isinstance(plain.get("version"), str):
+        return str(plain["version"])
+    import hashlib
+
+    text = json.dumps(plain, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
 def loads(kind: type[T], data: bytes, where: str = "") -> T:
     """A dataclass from its document. Raises Unreadable naming `where`."""
     try:

@@ -1,0 +1,111 @@
+"""--direct: operations run in the client's own process on the store, without an API server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pvc import config
+from pvc.clock import Clock, SystemClock
+from pvc.cluster.codec import to_json, version_of
+from pvc.cluster.store import Session, Store, Stored
+from pvc.commands.context import Caller, Context, invoke
+from pvc.commands.registry import Operation, Role, find
+
+CONNECT_WITHIN_S = 10.0
+
+
+class DirectTransport:
+    """A Transport of whoever can read the cluster key: what they may do there, they may do here."""
+
+    def __init__(self, store: Store | None = None, node: str = "", clock: Clock | None = None) -> None:
+        self._store = store
+        self._node = node
+        self._clock = clock or SystemClock()
+
+    def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        *,
+        plan: bool = False,
+        after: str = "",
+        within_s: float = 0.0,
+    ) -> Any:
+        found = find(name)
+        store = self._connected()
+        if not found.is_read or not after or within_s <= 0:
+            return self._invoke(found, store, store, arguments, plan)
+        end = self._clock.monotonic() + within_s
+        changed = threading.Event()
+        watching = Watching(store, changed)
+        store.on_session(watching.session_changed)
+        while True:
+            changed.clear()
+            answer = self._invoke(found, store, watching, arguments, plan)
+            left = end - self._clock.monotonic()
+            if version_of(answer) != after or left <= 0:
+                return answer
+            changed.wait(left)
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _invoke(
+        self,
+        found: Operation,
+        store: Store,
+        reader: Store | Watching,
+        arguments: Mapping[str, Any],
+        plan: bool,
+    ) -> Any:
+        caller = Caller(f"root on {self._node}", Role.ADMIN)
+        return to_json(invoke(found, Context(store, reader, caller, planning=plan), arguments))
+
+    def _connected(self) -> Store:
+        if self._store is None:
+            self._store, self._node = connect()
+        return self._store
+
+
+def connect() -> tuple[Store, str]:
+    """The store of this node's cluster, and the node's name. Raises NotFound, Invalid, Unavailable."""
+    settings = config.load()
+    secret = settings.secret()
+    from pvc.cluster.zookeeper import ZooKeeperStore
+
+    store = ZooKeeperStore(
+        settings.servers(), secret=secret, session_timeout_s=settings.cluster.session_timeout_s
+    )
+    try:
+        store.connect(CONNECT_WITHIN_S)
+    except BaseException:
+        store.close()
+        raise
+    return store, settings.node.name
+
+
+class Watching:
+    """A reader that leaves a watch on all it reads: on that an operation's answer depends."""
+
+    def __init__(self, store: Store, changed: threading.Event) -> None:
+        self._store = store
+        self._changed = changed
+
+    def get(self, path: str) -> Stored | None:
+        return self.get_many([path])[0]
+
+    def get_many(self, paths: Sequence[str]) -> tuple[Stored | None, ...]:
+        return self._store.read(paths, (), self._wake)[0]
+
+    def children(self, path: str) -> tuple[str, ...]:
+        return self._store.read((), [path], self._wake)[1][0]
+
+    def session_changed(self, session: Session) -> None:
+        self._changed.set()
+
+    def _wake(self, path: str) -> None:
+        self._changed.set()
