@@ -1,0 +1,118 @@
+"""What the registry declares is documented, exercised by tests, and refuses bad input."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import build
+from pvc.commands.registry import Operation, Param, convert, convert_value, every_operation
+from pvc.errors import Invalid
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = {found.name: found for found in every_operation()}
+PARAMETERS = {
+    f"{found.name}:{param.name}": (found, param) for found in OPERATIONS.values() for param in found.params
+}
+
+
+def needs(found: Operation) -> list[str]:
+    return [param.name for param in found.params if param.required]
+
+
+def test_reference_is_fresh() -> None:
+    written = (ROOT / "docs/cli.md").read_text()
+    assert written == build.cli_reference(), "docs/cli.md is stale: ./build.py docs"
+
+
+def phrases(path: Path) -> Iterator[str]:
+    """Strings of a test; words of each call, list and tuple as one line: `vm`, `tag`, `add` → "vm tag add"."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Constant(value=str(text)):
+                yield text
+            case ast.List(elts=parts) | ast.Tuple(elts=parts) | ast.Call(args=parts):
+                yield " ".join(
+                    part.value
+                    for part in parts
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                )
+
+
+@pytest.fixture(scope="module")
+def said() -> str:
+    tests = [path for path in (ROOT / "tests").rglob("test_*.py") if "lint" not in path.parts]
+    return "\n".join(phrase for path in tests for phrase in phrases(path))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_exercised(name: str, said: str) -> None:
+    """A test calls it by its words (`pvc vm tag add`) or its name (`vm.tag-add`)."""
+    found = OPERATIONS[name]
+    words = re.escape(f"{found.noun} {found.verb}".strip())
+    assert re.search(rf"(?<![\w-]){words}(?![\w-])|{re.escape(name)}(?![\w-])", said), f"no test calls {name}"
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_it_does_not_know_is_refused(name: str) -> None:
+    with pytest.raises(Invalid, match="no parameter not_a_parameter"):
+        convert(OPERATIONS[name], {"not_a_parameter": "1"})
+
+
+@pytest.mark.parametrize("name", [found.name for found in OPERATIONS.values() if needs(found)])
+def test_what_it_needs_is_missed(name: str) -> None:
+    with pytest.raises(Invalid, match=f"{needs(OPERATIONS[name])[0]} is missing"):
+        convert(OPERATIONS[name], {})
+
+
+def wrong_values(param: Param) -> list[object]:
+    """What this parameter can never be, in every way its declaration limits it."""
+    wrong: list[object] = [{"an": "object"}]
+    if param.kind in (int, float):
+        wrong += ["many", "nan", "1e999", True, ""]
+    if param.kind is bool:
+        wrong += ["perhaps", 7]
+    if param.choices:
+        wrong += ["no such choice", ""]
+    if param.arg.minimum is not None:
+        wrong.append(param.arg.minimum - 1)
+    if param.arg.maximum is not None:
+        wrong.append(param.arg.maximum + 1)
+    if param.kind is str:
+        wrong += ["a\0b", True]
+    return wrong
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_wrong_values_are_refused(name: str) -> None:
+    _, param = PARAMETERS[name]
+    for value in wrong_values(param):
+        with pytest.raises(Invalid, match=re.escape(param.name)):
+            convert_value(param, value)
+
+
+def test_every_option_says_what_it_is_for() -> None:
+    unsaid = [name for name, (_, param) in PARAMETERS.items() if not param.positional and not param.arg.help]
+    assert not unsaid, f"options without help: {', '.join(unsaid)}"
+
+
+def test_no_two_operations_share_a_route() -> None:
+    routes: dict[tuple[str, str], list[str]] = {}
+    for found in OPERATIONS.values():
+        if not found.is_local:
+            shape = re.sub(r"{\w+}", "{}", found.path)
+            routes.setdefault((found.method, shape), []).append(found.name)
+    assert not [names for names in routes.values() if len(names) > 1]
+
+
+def test_reading_is_get_and_only_reading() -> None:
+    from pvc.commands.registry import Role
+
+    def is_wrong(found: Operation) -> bool:
+        return not found.is_local and found.is_read != (found.role is Role.READ)
+
+    assert not [found.name for found in OPERATIONS.values() if is_wrong(found)]
