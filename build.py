@@ -42,14 +42,14 @@ DEV_LOCK = ROOT / "requirements-dev.lock"
 PYTHON = "/usr/bin/python3"
 SHEBANG = f"#!{PYTHON} -I\n"
 
-# Debian packages by what needs them; those of the node image are named by installer.image.
+# Debian packages by what needs them; the node image and the lab name theirs themselves.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "zipapp": ("ca-certificates", "python3", "python3-venv"),
-    "lab": ("iproute2", "ipmitool", "nftables", "openipmi", "procps", "systemd-container", "util-linux"),
     "test": (
-        *("busybox-static", "git", "gnutls-bin", "openssl", "socat"),
+        *("git", "gnutls-bin", "ipmitool", "openssl"),
         *("default-jre-headless", "libslf4j-java", "libzookeeper-java"),
-        *("libvirt-clients", "libvirt-daemon-system", "python3-libvirt", "qemu-system-x86", "qemu-utils"),
+        *("libvirt-clients", "libvirt-daemon", "libvirt-daemon-driver-qemu", "python3-libvirt"),
+        *("qemu-system-x86", "qemu-utils"),
     ),
 }
 
@@ -192,9 +192,7 @@ def install_packages(names: Sequence[str]) -> None:
 
 
 def packages(*sets: str) -> Step:
-    names = [
-        name for chosen in sets for name in (image_packages() if chosen == "image" else PACKAGES[chosen])
-    ]
+    names = [name for chosen in sets for name in packages_of(chosen)]
 
     def describe() -> str:
         missing = missing_packages(names)
@@ -203,10 +201,17 @@ def packages(*sets: str) -> Step:
     return Step("packages", describe, lambda: install_packages(names))
 
 
-def image_packages() -> tuple[str, ...]:
-    from installer import image
+def packages_of(chosen: str) -> list[str]:
+    match chosen:
+        case "image":
+            from installer import image
 
-    return tuple(image.required_packages())
+            return image.required_packages()
+        case "lab":
+            from pvc.lab import preflight
+
+            return preflight.host_packages()
+    return list(PACKAGES[chosen])
 
 
 # The Python tools

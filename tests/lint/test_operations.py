@@ -30,7 +30,7 @@ def test_reference_is_fresh() -> None:
 
 
 def phrases(path: Path) -> Iterator[str]:
-    """Strings of a test; words of each call, list and tuple as one line: `vm`, `tag`, `add` → "vm tag add"."""
+    """Strings of a test; words of each call, list and tuple as a line: `vm`, `tag`, `add` → "vm tag add"."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Constant(value=str(text)):
