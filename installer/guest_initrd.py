@@ -1,4 +1,4 @@
-"""The guest for demo and tests: Debian's cloud kernel and an initrd of busybox, a few modules and one script."""
+"""The guest for demo and tests: Debian's cloud kernel; an initrd of busybox, a few modules and one script."""
 
 from __future__ import annotations
 

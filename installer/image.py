@@ -1,7 +1,7 @@
 """The node image: a Debian tree with everything a node runs, as one read-only squashfs.
 
-The lab boots it with an overlay per node; the installer will unpack the same file. It is built by mmdebstrap from the
-mirror of this host's own apt configuration, and cached under the hash of everything in this directory that shapes it.
+The lab boots it with an overlay per node; the installer will unpack the same file. It is built by mmdebstrap
+from the mirror of this host's own apt configuration, and cached under the hash of all that shapes it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,16 @@ Log = Callable[[str], None]
 # What a node needs, by purpose. No kernel and no boot loader: the installer adds them; no Ceph yet.
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "libpam-systemd"),
-    *("iproute2", "iputils-ping", "iputils-arping", "nftables", "ethtool", "tcpdump", "socat", "netcat-openbsd"),
+    *(
+        "iproute2",
+        "iputils-ping",
+        "iputils-arping",
+        "nftables",
+        "ethtool",
+        "tcpdump",
+        "socat",
+        "netcat-openbsd",
+    ),
     *("openssh-server", "chrony", "procps", "less", "vim-tiny", "ca-certificates", "gnutls-bin", "openssl"),
     *("python3", "python3-yaml", "python3-libvirt"),
     *("frr", "frr-pythontools", "dnsmasq-base", "ipmitool"),
@@ -40,7 +49,13 @@ PACKAGES = (
     *("zookeeper", "pvc-headless-jre"),
 )
 
-ENABLED = ("systemd-networkd.service", "zookeeper.service", "pvc-node.service", "pvc-api.service", "pvc-ssh-keys.service")
+ENABLED = (
+    "systemd-networkd.service",
+    "zookeeper.service",
+    "pvc-node.service",
+    "pvc-api.service",
+    "pvc-ssh-keys.service",
+)
 # FRR is started by the node daemon where a network needs it.
 DISABLED = ("frr.service",)
 MASKED = (
@@ -136,7 +151,9 @@ def build_image(cache: Path = DEFAULT_CACHE, *, log: Log) -> Path:
 def _build(cache: Path, target: Path, log: Log) -> None:
     if os.geteuid() != 0:
         raise ImageError("building the node image needs root")
-    if missing := [command for command in ("mmdebstrap", "mksquashfs", "dpkg-deb", "depmod") if not shutil.which(command)]:
+    if missing := [
+        command for command in ("mmdebstrap", "mksquashfs", "dpkg-deb", "depmod") if not shutil.which(command)
+    ]:
         packages = " ".join(required_packages())
         raise ImageError(f"missing commands: {', '.join(missing)}; apt-get install {packages}")
     sources = debian_sources()
@@ -164,7 +181,15 @@ def _build(cache: Path, target: Path, log: Log) -> None:
 def debian_sources() -> list[Source]:
     """The Debian archive as configured on this host: the release, its updates, its security fixes."""
     fields = ("REPO_URI", "RELEASE", "CODENAME", "COMPONENT", "ORIGIN", "SOURCESENTRY")
-    text = _run(["apt-get", "indextargets", "--format", "\t".join(f"$({field})" for field in fields), "Created-By: Packages"])
+    text = _run(
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "\t".join(f"$({field})" for field in fields),
+            "Created-By: Packages",
+        ]
+    )
     return parse_sources(text, read=lambda path: Path(path).read_text())
 
 
@@ -174,18 +199,23 @@ def parse_sources(index_targets: str, *, read: Callable[[str], str]) -> list[Sou
     for line in index_targets.splitlines():
         uri, release, codename, component, origin, entry = line.split("\t")
         suite = codename if codename.startswith(SUITE) else release
-        if origin == "Debian" and component == "main" and suite in (SUITE, f"{SUITE}-updates", f"{SUITE}-security"):
+        if (
+            origin == "Debian"
+            and component == "main"
+            and suite in (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
+        ):
             file, _, number = entry.rpartition(":")
             found.setdefault(suite, Source(uri, suite, signed_by(file, int(number), read(file))))
     if SUITE not in found:
         raise ImageError(
-            f"apt on this host knows no Debian {SUITE} archive: add it to /etc/apt/sources.list.d and run apt-get update"
+            f"apt on this host knows no Debian {SUITE} archive: "
+            "add it to /etc/apt/sources.list.d and run apt-get update"
         )
     return [found[suite] for suite in sorted(found)]
 
 
 def signed_by(file: str, number: int, text: str) -> str:
-    """The keyring an entry names, or "" where apt uses its own. The number is a line (.list) or a stanza's line."""
+    """The keyring an entry names, or "" where apt uses its own; the number is of a line, or of a stanza."""
     lines = text.splitlines()
     if file.endswith(".list"):
         line = lines[number - 1] if number <= len(lines) else ""
@@ -196,7 +226,7 @@ def signed_by(file: str, number: int, text: str) -> str:
         pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line and line[0] not in "# \t")
         if stanza := {key.strip().lower(): value.strip() for key, value in pairs}:
             stanzas.append(stanza)
-    # apt counts stanzas from 1 in some versions and lines in others; all stanzas of Debian name the same keyring.
+    # Some versions of apt count stanzas, some lines; all stanzas of a file for Debian name the same keyring.
     stanza = stanzas[number - 1] if number <= len(stanzas) else stanzas[-1] if stanzas else {}
     value = stanza.get("signed-by", "")
     return value if value.startswith("/") else ""
@@ -206,7 +236,11 @@ def apt_options() -> list[str]:
     """How apt on this host reaches its mirror: proxies and validity checks, nothing else."""
     lines = _run(["apt-config", "dump"]).splitlines()
     wanted = ("Acquire::Check-Valid-Until ", "Acquire::Check-Date ")
-    return [line for line in lines if line.startswith(wanted) or (line.startswith("Acquire::") and "::Proxy " in line)]
+    return [
+        line
+        for line in lines
+        if line.startswith(wanted) or (line.startswith("Acquire::") and "::Proxy " in line)
+    ]
 
 
 def _bootstrap(work: Path, tree: Path, sources: Sequence[Source], log: Log) -> None:
@@ -242,7 +276,8 @@ def _local_repository(path: Path) -> None:
     _run(["dpkg-deb", "--root-owner-group", "-b", str(package), str(deb)])
     data = deb.read_bytes()
     (path / "Packages").write_text(
-        f"{HEADLESS_JRE}Filename: ./{deb.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
+        f"{HEADLESS_JRE}Filename: ./{deb.name}\nSize: {len(data)}\n"
+        f"SHA256: {hashlib.sha256(data).hexdigest()}\n"
     )
 
 
@@ -250,7 +285,12 @@ def bake(tree: Path) -> None:
     """Turn an installed Debian into a node nobody has named yet."""
     for name in REMOVED:
         _remove(tree / name)
-    for pattern in ("etc/ssh/ssh_host_*", "etc/apt/sources.list.d/*", "var/lib/apt/lists/*", "var/cache/apt/*.bin"):
+    for pattern in (
+        "etc/ssh/ssh_host_*",
+        "etc/apt/sources.list.d/*",
+        "var/lib/apt/lists/*",
+        "var/cache/apt/*.bin",
+    ):
         for path in tree.glob(pattern):
             _remove(path)
     sources = tree / "etc/apt/sources.list"
@@ -263,7 +303,7 @@ def bake(tree: Path) -> None:
             if path.is_file():
                 _install(path, target / path.relative_to(root))
     _replace_line(tree / "etc/frr/daemons", "bgpd=", "bgpd=yes")
-    # -x: a node in a container must never steer the host's clock; a real node gets its own file from the installer.
+    # -x: a node in a container must never steer the host's clock; the installer writes a real node's file.
     _replace_line(tree / "etc/default/chrony", "DAEMON_OPTS=", 'DAEMON_OPTS="-x -F 1"')
     _run(["systemctl", f"--root={tree}", "--quiet", "disable", *DISABLED])
     _run(["systemctl", f"--root={tree}", "--quiet", "enable", *ENABLED])
@@ -338,30 +378,52 @@ def _remove_tree(path: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": EPOCH, "DEBIAN_FRONTEND": "noninteractive"}
+    return {
+        **os.environ,
+        "LC_ALL": "C.UTF-8",
+        "SOURCE_DATE_EPOCH": EPOCH,
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
 
 
 def _run(argv: Sequence[str], *, cwd: Path | None = None) -> str:
     try:
         done = subprocess.run(
-            list(argv), capture_output=True, text=True, errors="replace", env=_environment(), cwd=cwd, check=False
+            list(argv),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=_environment(),
+            cwd=cwd,
+            check=False,
         )
     except FileNotFoundError:
-        raise ImageError(f"the command {argv[0]} is missing: apt-get install {' '.join(required_packages())}") from None
+        raise ImageError(
+            f"the command {argv[0]} is missing: apt-get install {' '.join(required_packages())}"
+        ) from None
     if done.returncode != 0:
-        raise ImageError(f"{argv[0]} ended with code {done.returncode}:\n{(done.stderr or done.stdout).strip()}")
+        raise ImageError(
+            f"{argv[0]} ended with code {done.returncode}:\n{(done.stderr or done.stdout).strip()}"
+        )
     return done.stdout
 
 
 def _follow(argv: Sequence[str], each_line: Callable[[str], None]) -> None:
-    """Run a long command, showing its progress; an interrupt is passed on and waited for, so it can clean up."""
+    """Run a long command, showing its progress; an interrupt is passed on, and waited for: it cleans up."""
     said: list[str] = []
     try:
         process = subprocess.Popen(
-            list(argv), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=_environment()
+            list(argv),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=_environment(),
         )
     except FileNotFoundError:
-        raise ImageError(f"the command {argv[0]} is missing: apt-get install {' '.join(required_packages())}") from None
+        raise ImageError(
+            f"the command {argv[0]} is missing: apt-get install {' '.join(required_packages())}"
+        ) from None
     assert process.stdout is not None
     try:
         for line in process.stdout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +11,7 @@ from pvc.commands.context import LocalContext
 from pvc.commands.registry import Arg, local
 from pvc.commands.types import NodeName, Switch
 from pvc.errors import Invalid
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pvc.lab import layout
+from pvc.lab.state import LabNode
 
 
 class NetworkName(StrEnum):
@@ -31,19 +27,6 @@ class PowerAction(StrEnum):
     OFF = "off"
     RESET = "reset"
     SOFT = "soft"
-
-
-@dataclass(frozen=True, slots=True)
-class LabNode:
-    name: str
-    power: str
-    coordinator: bool
-    zookeeper: str
-    address: str
-    bmc: str
-    bmc_address: str
-    cut: tuple[str, ...]
-    pid: int
 
 
 Nodes = Annotated[int, Arg("how many nodes; 3 for a new lab", metavar="N", minimum=1, maximum=9)]
@@ -74,7 +57,13 @@ Process = Annotated[
 ]
 
 
-@local(columns=("name", "power", "zookeeper", "address", "bmc", "bmc_address", "cut"))
+Action = Annotated[PowerAction, Arg("off and reset are power cuts, soft is the button", metavar="ACTION")]
+Stop = Annotated[bool, Arg("only halt it (SIGSTOP), as a machine that hangs would")]
+Cont = Annotated[bool, Arg("let it go on (SIGCONT)")]
+COLUMNS = ("name", "power", "zookeeper", "address", "bmc", "bmc_address", "cut")
+
+
+@local(columns=COLUMNS)
 def up(
     ctx: LocalContext,
     *,
@@ -84,122 +73,96 @@ def up(
 ) -> list[LabNode]:
     """Start a cluster on this machine, or what is missing of it.
 
-    Each node is a container with its own systemd, ZooKeeper, libvirt and pvc, booted from the node image. Needs root.
+    Each node is a container with its own systemd, ZooKeeper, libvirt and pvc, booted from the node image.
+    Needs root.
     """
-    from pvc.lab import engine
+    from pvc.lab.up import bring_up
 
-    engine.up(output.note, nodes=nodes, coordinators=coordinators, image=Path(image) if image else None)
+    bring_up(output.note, nodes=nodes, coordinators=coordinators, image=Path(image) if image else None)
     return status(ctx)
 
 
 @local()
 def down(ctx: LocalContext) -> None:
     """Stop the cluster on this machine and remove every trace of it, its VMs and their disks included."""
-    from pvc.lab import engine
+    from pvc.lab.down import take_down
 
-    if not engine.down(output.note):
+    if not take_down(output.note):
         output.note("there is no lab")
 
 
-@local(columns=("name", "power", "zookeeper", "address", "bmc", "bmc_address", "cut"))
+@local(columns=COLUMNS)
 def status(ctx: LocalContext) -> list[LabNode]:
     """Show the nodes of the lab: power, ZooKeeper, addresses, BMC, and cables that were cut."""
-    from pvc.lab import engine
+    from pvc.lab.up import states
 
-    return [
-        LabNode(
-            name=node.name,
-            power=node.power,
-            coordinator=node.coordinator,
-            zookeeper=node.zookeeper,
-            address=node.address,
-            bmc=node.bmc,
-            bmc_address=node.bmc_address,
-            cut=node.cut,
-            pid=node.pid,
-        )
-        for node in engine.status().nodes
-    ]
+    return states()
 
 
 @local(verb="exec")
 def exec_(ctx: LocalContext, node: NodeName, cmd: Command = ()) -> int:
     """Run a command inside a node, with this terminal and its exit code."""
-    from pvc.lab import engine
+    from pvc.lab.inside import become
 
-    engine.execute(node, cmd)
+    become(node, cmd)
 
 
 @local()
 def cut(ctx: LocalContext, node: NodeName, *, network: Networks = (), cable: bool = False) -> None:
     """Cut a node off from its networks, silently; with --cable it sees that its cable is unplugged."""
-    from pvc.lab import engine
     from pvc.lab import network as switch
+    from pvc.lab.common import existing
 
-    lab = engine.existing()
-    switch.cut(lab, lab.node(node), _networks(network), carrier=not cable)
+    lab = existing()
+    switch.cut(lab, lab.node(node), switch.chosen(network), carrier=not cable)
 
 
 @local()
 def heal(ctx: LocalContext, node: NodeName, *, network: Networks = ()) -> None:
     """Connect a node to its networks again."""
-    from pvc.lab import engine
     from pvc.lab import network as switch
+    from pvc.lab.common import existing
 
-    lab = engine.existing()
-    switch.heal(lab, lab.node(node), _networks(network))
-
-
-def _networks(names: tuple[NetworkName, ...]) -> list[layout.Network]:
-    from pvc.lab.layout import NETWORKS
-
-    return [one for one in NETWORKS if not names or one.name in names]
+    lab = existing()
+    switch.heal(lab, lab.node(node), switch.chosen(network))
 
 
-@local(verb="power")
-def power_(
-    ctx: LocalContext,
-    node: NodeName,
-    action: Annotated[PowerAction, Arg("off and reset are power cuts; soft is the button")],
-) -> None:
+@local()
+def power(ctx: LocalContext, node: NodeName, action: Action) -> None:
     """Switch a node on or off, as its power supply would, or press its power button."""
-    from pvc.lab import engine, power
+    from pvc.lab import power as supply
+    from pvc.lab.common import existing
 
-    lab = engine.existing()
-    act = {
-        PowerAction.ON: power.on,
-        PowerAction.OFF: power.off,
-        PowerAction.RESET: power.reset,
-        PowerAction.SOFT: power.press_button,
-    }[action]
-    act(lab, lab.node(node))
+    acts = {
+        PowerAction.ON: supply.on,
+        PowerAction.OFF: supply.off,
+        PowerAction.RESET: supply.reset,
+        PowerAction.SOFT: supply.press_button,
+    }
+    lab = existing()
+    acts[action](lab, lab.node(node))
 
 
 @local()
 def bmc(ctx: LocalContext, node: NodeName, state: Switch) -> None:
     """Make a node's BMC dead (it answers nothing at all), or alive again."""
     from pvc.lab import bmc as simulated
-    from pvc.lab import engine
+    from pvc.lab.common import existing
 
-    lab = engine.existing()
-    switch = simulated.on if state is Switch.ON else simulated.off
-    switch(lab, lab.node(node))
+    lab = existing()
+    act = simulated.on if state is Switch.ON else simulated.off
+    act(lab, lab.node(node))
 
 
 @local()
 def kill(
-    ctx: LocalContext,
-    node: NodeName,
-    process: Process,
-    *,
-    stop: Annotated[bool, Arg("only halt it (SIGSTOP), as a host that hangs would")] = False,
-    cont: Annotated[bool, Arg("let it go on (SIGCONT)")] = False,
+    ctx: LocalContext, node: NodeName, process: Process, *, stop: Stop = False, cont: Cont = False
 ) -> None:
     """Kill a process inside a node, without a chance to clean up (SIGKILL)."""
-    from pvc.lab import engine
+    from pvc.lab.inside import send_signal
 
     if stop and cont:
         raise Invalid("--stop and --cont are opposites", hint="give one of them")
     signal_name = "STOP" if stop else "CONT" if cont else "KILL"
-    pids = engine.kill(node, process, signal_name)
+    pids = send_signal(node, process, signal_name)
     output.note(f"SIG{signal_name} to {process} on {node}: {', '.join(map(str, pids))}")

@@ -27,7 +27,7 @@ def on(lab: Lab, node: Node) -> None:
     configuration.write_text(render.bmc(lab, node, f"{script} {node.name}"))
     emulation = folder / f"{node.name}.emu"
     emulation.write_text(render.BMC_EMULATION)
-    # Not `ip netns exec`: that has its own mount namespace, where nobody would see the file system of a node it starts.
+    # Not `ip netns exec`: it has its own mount namespace, where nobody would see the root of a node.
     argv = ["nsenter", f"--net={NAMESPACES / lab.switch}", "ipmi_sim", "-n"]
     argv += ["-c", str(configuration), "-f", str(emulation), "-s", str(state)]
     launch.launch(lab, f"bmc-{node.name}", argv, folder / f"{node.name}.log")
@@ -44,7 +44,7 @@ def off(lab: Lab, node: Node) -> None:
 
 
 def chassis(lab: Lab, node: Node, words: list[str]) -> list[str]:
-    """What ipmi_sim asks of the machine: `get power`, `set power 0`, `set reset 1`, `set shutdown 1`, `get boot` …
+    """What ipmi_sim asks of the machine: `get power`, `set power 0`, `set reset 1`, `set shutdown 1` …
 
     It blocks meanwhile, and ipmitool repeats itself after a second: quick, and harmless when done twice.
     """

@@ -1,4 +1,4 @@
-"""Each node in a control group of its own, on hosts with systemd (which delegates one) and without (where we make it)."""
+"""A control group for each node: on hosts with systemd it delegates one, elsewhere we make it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _inherit_cpuset(hierarchy: Path, group: Path) -> None:
 
 
 def delegated() -> tuple[Path, ...]:
-    """The group systemd gave this process (Delegate=yes). We step aside into a child of it: a group of version 2 that
-    has processes of its own cannot hand controllers on to the container."""
+    """The group systemd gave this process (Delegate=yes). We step aside into a child of it: a group of
+    version 2 that has processes of its own cannot hand controllers on to the container."""
     line = next(
         (one for one in Path("/proc/self/cgroup").read_text().splitlines() if one.startswith("0::")), "0::/"
     )

@@ -44,7 +44,7 @@ def _mark(lab: Lab, node: Node) -> Path:
 
 
 def _make_folder(lab: Lab, layer: Path, folder: Path) -> None:
-    """With the owner and mode it has in the image: in an overlay the upper layer's folder is the one that counts."""
+    """With the owner and mode it has in the image: in an overlay the upper layer's folder counts."""
     for each in [*reversed(folder.parents), folder]:
         target = layer / each
         if target.exists():
@@ -62,8 +62,8 @@ def _own_like_folder(path: Path) -> None:
     os.chown(path, status.st_uid, status.st_gid)
 
 
-# libvirt asks QEMU at its first start what it can do, which takes two seconds. The answer holds as long as image and
-# kernel stay the same (libvirt checks both itself), so the first lab keeps it for the next ones.
+# libvirt asks QEMU at its first start what it can do, which takes two seconds. The answer holds as long as
+# image and kernel stay the same (libvirt checks both itself), so the first lab keeps it for the next ones.
 
 
 def _seed_capabilities(lab: Lab, node: Node) -> None:

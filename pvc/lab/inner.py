@@ -13,11 +13,11 @@ import pvc
 from pvc.errors import Failed, Invalid, PVCError
 from pvc.lab.layout import Lab, load
 
-START = "import sys; sys.path.insert(0, sys.argv[1] + '{inside}'); from pvc.lab.inner import main; sys.exit(main())"
+START = "import sys; sys.path.insert(0, sys.argv[1] + '{}'); from pvc.lab.inner import main; sys.exit(main())"
 
 
 def command(lab: Lab, *words: str) -> list[str]:
-    return ["/usr/bin/python3", "-I", "-c", START.format(inside=_inside_program()), str(lab.program), *words]
+    return ["/usr/bin/python3", "-I", "-c", START.format(_inside_program()), str(lab.program), *words]
 
 
 def _inside_program() -> str:

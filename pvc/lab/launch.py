@@ -1,4 +1,4 @@
-"""Starting what outlives the command that started it: a systemd unit where there is systemd, else a session of its own."""
+"""Starting what outlives the command that started it: a systemd unit, or without one a new session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lab consists of, and the name of each part: everything derives from its directory, nodes and coordinators."""
+"""What a lab consists of, and the name of each part: all derive from its directory and size."""
 
 from __future__ import annotations
 

@@ -25,6 +25,11 @@ def namespace_exists(name: str) -> bool:
     return (NAMESPACES / name).exists()
 
 
+def chosen(names: Sequence[str]) -> list[Network]:
+    """The networks of these names; all of them for none."""
+    return [network for network in NETWORKS if not names or network.name in names]
+
+
 def switch_up(lab: Lab) -> None:
     """Make the switch, or complete one that a crash left half made."""
     if not namespace_exists(lab.switch):
@@ -59,7 +64,7 @@ def _bridge_up(lab: Lab, network: Network, have: frozenset[str]) -> list[str]:
 
 
 def _no_bridge_filter(namespace: str) -> None:
-    """Bridged frames must not pass iptables: it is on in every new namespace where the kernel has br_netfilter."""
+    """Bridged frames must not pass iptables, which is on in new namespaces if the kernel has br_netfilter."""
     keys = [f"net.bridge.bridge-nf-call-{kind}=0" for kind in ("iptables", "ip6tables", "arptables")]
     run(["nsenter", f"--net={NAMESPACES / namespace}", "sysctl", "-q", "-e", "-w", *keys], check=False)
 
@@ -70,7 +75,7 @@ def switch_down(lab: Lab) -> None:
 
 
 def plug(lab: Lab, node: Node) -> None:
-    """A fresh namespace for the node with its cables; what an earlier boot left in the old one must not be seen."""
+    """A fresh namespace for the node with its cables, without what an earlier boot left in the old one."""
     unplug(lab, node)
     namespace = lab.namespace(node)
     run(["ip", "netns", "add", namespace])
@@ -107,7 +112,7 @@ def pull_cables(lab: Lab, node: Node) -> None:
 
 
 def cut(lab: Lab, node: Node, networks: Sequence[Network], *, carrier: bool) -> None:
-    """Nothing passes any more. With carrier the node sees no difference (a broken switch); without, a pulled cable."""
+    """Nothing passes any more. With carrier the node sees no difference; without, a cable is unplugged."""
     _present(lab, node)
     _batch(
         lab.switch, [f"link set {cable(node, one)} {'nomaster' if carrier else 'down'}" for one in networks]
@@ -156,7 +161,7 @@ def _batch(namespace: str, lines: Sequence[str]) -> None:
 
 
 def inside(namespace: str, act: Callable[[], T]) -> T:
-    """Do something in a network namespace. In a thread of its own: a thread that entered one never comes back."""
+    """Do something in a network namespace, in a thread of its own: one that entered never comes back."""
     results: list[T] = []
     errors: list[OSError] = []
 

@@ -24,8 +24,8 @@ def on(lab: Lab, node: Node) -> None:
 
 
 def off(lab: Lab, node: Node) -> None:
-    """A power cut: the cables first, so that no FIN or RST gets out; then the supervisor, so that nothing starts again;
-    then PID 1 of the node and not only its manager, whose death alone would leave the node running."""
+    """A power cut: the cables first, so that no FIN or RST gets out; then the supervisor, so that nothing
+    starts again; then PID 1 of the node and not only its manager, whose death would leave it running."""
     network.pull_cables(lab, node)
     discover.kill_and_wait([discover.supervisor(lab, node)])
     manager, first = discover.nspawn(lab, node), discover.leader(lab, node)

@@ -100,7 +100,15 @@ IgnoreCarrierLoss=yes
 
 
 def bridged(link: str, bridge: str) -> str:
-    return f"[Match]\nName={link}\n\n[Network]\nBridge={bridge}\nConfigureWithoutCarrier=yes\nIgnoreCarrierLoss=yes\n"
+    return f"""\
+[Match]
+Name={link}
+
+[Network]
+Bridge={bridge}
+ConfigureWithoutCarrier=yes
+IgnoreCarrierLoss=yes
+"""
 
 
 def zookeeper(lab: Lab) -> str:
@@ -109,7 +117,7 @@ def zookeeper(lab: Lab) -> str:
         for node in lab.nodes
         if lab.is_coordinator(node)
     )
-    # With 500 ms ticks a dead leader is noticed after 3 s; the slowest session any client may ask for is 40 s.
+    # With 500 ms ticks a dead leader is noticed after 3 s; no client may ask for a session of more than 40 s.
     return f"""\
 tickTime=500
 initLimit=20
@@ -124,7 +132,7 @@ autopurge.purgeInterval=1
 
 
 def bmc(lab: Lab, node: Node, chassis_control: str) -> str:
-    """Configuration of ipmi_sim: a BMC at its own address, user admin, which runs a program to switch the power."""
+    """Configuration of ipmi_sim: a BMC at its own address, which runs a program to switch the power."""
     return f"""\
 name "{node.name}"
 set_working_mc 0x20
@@ -158,5 +166,5 @@ def bmc_password(node: Node) -> str:
 
 
 def chassis_script(command: Sequence[str]) -> str:
-    """What ipmi_sim runs with the node and the question behind it: one word, so that it need not split any."""
+    """What ipmi_sim runs with the node and the question behind it."""
     return f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'

@@ -1,4 +1,4 @@
-"""The supervisor of one node: network, file system, container; again after a reboot, an end after a power-off."""
+"""The supervisor of a node: network, file system, container; again after a reboot, done after a power-off."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 REBOOTED = 133
 """systemd-nspawn's exit code when the container asked for a reboot."""
 
-# Enough for networks and QEMU. With all of them, a node could set the host's clock or load modules into its kernel.
+# Enough for networks and QEMU. With all of them, a node could set the host's clock or load kernel modules.
 CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_NICE", "CAP_IPC_LOCK", "CAP_SYS_RESOURCE")
 
 MOST_FILES = 524288

@@ -1,0 +1,212 @@
+"""Bringing a lab up, idempotently: what is there stays, what is missing is added; and how it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pvc.errors import Conflict, Failed, NotFound, TimedOut
+from pvc.lab import bmc, configure, discover, network, power, preflight
+from pvc.lab.common import Say, Stages, existing, locked
+from pvc.lab.inside import capture
+from pvc.lab.layout import UPSTREAM, Lab, Node, directory_of_environment, initialised, load, new_lab, save
+from pvc.lab.state import LabNode
+from pvc.proc import run
+
+POLL_S = 0.05
+QUORUM_WITHIN_S = 60.0
+RUN_WITHIN_S = 90.0
+
+
+def bring_up(say: Say, *, nodes: int | None, coordinators: int | None, image: Path | None = None) -> Lab:
+    """Make the lab, or start what is missing of it."""
+    preflight.need_root()
+    preflight.need_commands()
+    preflight.need_kernel()
+    directory = directory_of_environment()
+    program = preflight.find_program()
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        lab = load(directory)
+        if lab is None:
+            lab = new_lab(directory, preflight.find_image(image), nodes or 3, coordinators)
+            save(lab)
+        _same_size(lab, nodes, coordinators)
+        if lab.initialised and all(power.is_on(lab, node) for node in lab.nodes):
+            say(f"the lab runs already, with {_count(lab)}")
+        return _start(lab, program, Stages(say))
+
+
+def _same_size(lab: Lab, nodes: int | None, coordinators: int | None) -> None:
+    if nodes in (None, len(lab.nodes)) and coordinators in (None, lab.coordinators):
+        return
+    raise Conflict(f"there is a lab with {_count(lab)} already", hint="pvc lab down, then pvc lab up")
+
+
+def _count(lab: Lab) -> str:
+    return f"{_plural(len(lab.nodes), 'node')}, of them {_plural(lab.coordinators, 'coordinator')}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _start(lab: Lab, program: Path, stages: Stages) -> Lab:
+    stopped = [node for node in lab.nodes if not power.is_on(lab, node)]
+    if stopped:
+        _copy_program(program, lab.program)
+    _mount_image(lab)
+    _make_share(lab)
+    network.switch_up(lab)
+    for node in stopped:
+        if not configure.is_configured(lab, node):
+            configure.configure(lab, node)
+        configure.install_program(lab, node)
+    stages.done("image, switch and configuration")
+    for node in lab.nodes:
+        bmc.on(lab, node)
+        power.on(lab, node)
+    if stopped:
+        stages.done(f"power on: {', '.join(node.name for node in stopped)}")
+    _await_quorum(lab)
+    stages.done(f"ZooKeeper quorum of {lab.coordinators}")
+    if not lab.initialised:
+        _initialise(lab)
+        lab = initialised(lab)
+        save(lab)
+        stages.done("cluster initialised")
+    _await_running(lab)
+    stages.done(f"every node runs: {', '.join(node.name for node in lab.nodes)}")
+    configure.keep_capabilities(lab, lab.nodes[0])
+    return lab
+
+
+def _copy_program(program: Path, target: Path) -> None:
+    if program == target:
+        return
+    new = target.with_suffix(".new")
+    shutil.copyfile(program, new)
+    new.chmod(0o755)
+    new.rename(target)
+
+
+def _mount_image(lab: Lab) -> None:
+    lab.image_mount.mkdir(exist_ok=True)
+    if os.path.ismount(lab.image_mount):
+        return
+    if not lab.image.is_file():
+        raise NotFound(
+            f"the lab's node image {lab.image} is gone", hint="pvc lab down, then ./build.py image"
+        )
+    run(["mount", "-o", "loop,ro", str(lab.image), str(lab.image_mount)])
+
+
+def _make_share(lab: Lab) -> None:
+    """For everybody; what is made in it gets the group of QEMU, whose number only the image knows."""
+    lab.share.mkdir(exist_ok=True)
+    groups = (line.split(":") for line in (lab.image_mount / "etc/group").read_text().splitlines())
+    kvm = next(int(fields[2]) for fields in groups if fields[0] == "kvm")
+    os.chown(lab.share, 0, kvm)
+    lab.share.chmod(0o2777)
+
+
+def _await_quorum(lab: Lab) -> None:
+    servers = [node for node in lab.nodes if lab.is_coordinator(node)]
+    wait_for(
+        lambda: all(mode for mode in zookeeper_modes(lab, servers)),
+        QUORUM_WITHIN_S,
+        f"ZooKeeper on {', '.join(node.name for node in servers)}",
+        f"pvc lab exec {servers[0].name} journalctl -u zookeeper",
+    )
+
+
+def _initialise(lab: Lab) -> None:
+    """Once per cluster; a crash between doing and noting it makes us ask twice, which the cluster refuses."""
+    first = lab.nodes[0]
+    done = capture(lab, first, ["pvc", "--direct", "cluster", "init", "--name", "lab"], timeout_s=30)
+    if done.code not in (0, Conflict.exit_code):
+        raise Failed(f"pvc cluster init on {first.name}: {(done.stderr or done.stdout).strip()}")
+
+
+def _await_running(lab: Lab) -> None:
+    first, names = lab.nodes[0], {node.name for node in lab.nodes}
+    wait_for(
+        lambda: running_nodes(lab, first) >= names,
+        RUN_WITHIN_S,
+        f"the daemon on {', '.join(sorted(names))}",
+        f"pvc lab exec {first.name} journalctl -u pvc-node",
+    )
+
+
+def running_nodes(lab: Lab, through: Node) -> set[str]:
+    """Names of the nodes whose daemon is in state run, as the cluster sees it."""
+    done = capture(lab, through, ["pvc", "--quiet", "node", "list", "-f", "json"], timeout_s=20)
+    try:
+        return {str(one["name"]) for one in json.loads(done.stdout) if one["daemon_state"] == "run"}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return set()
+
+
+def wait_for(condition: Callable[[], bool], within_s: float, what: str, hint: str) -> None:
+    """Ask again and again: what a container does inside gives no event out here."""
+    end = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimedOut(f"not ready within {within_s:g} s: {what}", hint=hint)
+        time.sleep(POLL_S)
+
+
+# Looking
+
+
+def zookeeper_modes(lab: Lab, nodes: Sequence[Node]) -> list[str]:
+    """leader, follower, standalone, or "" for a server that does not serve."""
+    if not network.namespace_exists(lab.switch) or not nodes:
+        return ["" for _ in nodes]
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        return list(pool.map(lambda node: _zookeeper_mode(lab, node), nodes))
+
+
+def _zookeeper_mode(lab: Lab, node: Node) -> str:
+    try:
+        answer = network.inside(lab.switch, lambda: _four_letters(lab.address(node), b"srvr"))
+    except OSError:
+        return ""
+    found = re.search(r"^Mode: (\w+)$", answer, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _four_letters(address: str, word: bytes) -> str:
+    with socket.create_connection((address, 2181), timeout=0.5) as connection:
+        connection.sendall(word)
+        parts = list(iter(lambda: connection.recv(4096), b""))
+    return b"".join(parts).decode(errors="replace")
+
+
+def states() -> list[LabNode]:
+    lab = existing()
+    modes = zookeeper_modes(lab, lab.nodes)
+    return [_shown(lab, node, mode) for node, mode in zip(lab.nodes, modes, strict=True)]
+
+
+def _shown(lab: Lab, node: Node, mode: str) -> LabNode:
+    on = power.is_on(lab, node)
+    return LabNode(
+        name=node.name,
+        power="on" if on else "off",
+        coordinator=lab.is_coordinator(node),
+        zookeeper=mode,
+        address=lab.address(node),
+        upstream=lab.address(node, UPSTREAM),
+        bmc="on" if discover.bmc(lab, node) else "off",
+        bmc_address=lab.bmc_address(node),
+        cut=network.cut_networks(lab, node) if on else (),
+        pid=discover.leader(lab, node),
+    )
