@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,6 @@ from pvc.commands.context import LocalContext
 from pvc.commands.registry import Arg, local
 from pvc.commands.types import NodeName, Switch
 from pvc.errors import Invalid
-from pvc.lab.state import LabNode
 
 
 class NetworkName(StrEnum):
@@ -27,6 +27,24 @@ class PowerAction(StrEnum):
     OFF = "off"
     RESET = "reset"
     SOFT = "soft"
+
+
+@dataclass(frozen=True, slots=True)
+class LabNode:
+    name: str
+    power: str
+    coordinator: bool
+    zookeeper: str
+    """leader, follower, standalone; empty where it does not serve."""
+    address: str
+    """On the cluster network."""
+    upstream: str
+    bmc: str
+    bmc_address: str
+    cut: tuple[str, ...]
+    """Networks it is cut off from."""
+    pid: int
+    """Of the node's PID 1, on this machine."""
 
 
 Nodes = Annotated[int, Arg("how many nodes; 3 for a new lab", metavar="N", minimum=1, maximum=9)]

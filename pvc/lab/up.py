@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pvc.commands.lab import LabNode
 from pvc.errors import Conflict, Failed, NotFound, TimedOut
 from pvc.lab import bmc, configure, discover, network, power, preflight
 from pvc.lab.common import Say, Stages, existing, locked
 from pvc.lab.inside import capture
 from pvc.lab.layout import UPSTREAM, Lab, Node, directory_of_environment, initialised, load, new_lab, save
-from pvc.lab.state import LabNode
 from pvc.proc import run
 
 POLL_S = 0.05

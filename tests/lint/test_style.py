@@ -25,7 +25,7 @@ BOUNDARIES = {
 }
 
 # A wait ends when its condition holds. These are the loops that look whether it does.
-POLLING = ("build.py", "tests/support.py")
+POLLING = ("build.py", "pvc/lab/up.py", "tests/support.py")
 
 BUILD_PLACES = r"(?:^|[^\w.])/(?:work|farm|root|home)/\w|/\.pyenv/"
 REGISTRIES = r"https?://[\w.-]*(?:pypi\.org|pythonhosted\.org|npmjs\.org|deb\.debian\.org|ubuntu\.com)"
