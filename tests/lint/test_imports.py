@@ -40,8 +40,13 @@ RULES = (
     # The mirror is shared by threads and holds a lock; the ZooKeeper store is an edge.
     Rule("pvc/cluster/", EFFECTS, unless=("pvc/cluster/zookeeper.py", "pvc/cluster/mirror.py")),
     Rule("pvc/cluster/mirror.py", ("subprocess", "time", "socket", "pvc.proc")),
+    Rule("pvc/commands/", ("pvc.http", "pvc.node", "pvc.cluster.zookeeper"), lazily=True),
+    # Verbs that run in the client's own process; nobody else loads these modules.
     Rule(
-        "pvc/commands/", ("pvc.http", "pvc.node", "pvc.lab", "pvc.cluster.zookeeper", "pvc.proc"), lazily=True
+        "pvc/commands/",
+        ("pvc.lab", "pvc.proc"),
+        ("pvc/commands/lab.py", "pvc/commands/editing.py"),
+        lazily=True,
     ),
     Rule("pvc/node/plan", (*EFFECTS, "pvc.node.drivers.libvirt", "pvc.cluster.zookeeper", "pvc.http")),
     Rule("pvc/node/actions", (*EFFECTS, "pvc.cluster.zookeeper", "pvc.http")),
