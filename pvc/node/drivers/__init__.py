@@ -98,6 +98,7 @@ class MigrationTarget:
 class MigrationSettings:
     max_downtime_ms: int = 300
     timeout_s: float = 600.0  # then the migration is aborted and the VM stays
+    bandwidth_mib_s: int = 0  # 0: what the network gives
     auto_converge: bool = True
     post_copy: bool = False  # allow it: switched to when a first pass did not suffice
     shared_files: bool = True  # disks are files on a directory the nodes share, whatever libvirt thinks of it

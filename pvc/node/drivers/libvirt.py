@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE_S, KEEPALIVE_MISSES = 5, 3
 POLL_S = 0.2
+ANSWER_WITHIN_S = 0.3
+ASKERS = 4
 STATISTICS_WITHIN_S = 0.5  # a migration's last statistics come as an event of their own
 MIB = 1024 * 1024
 
@@ -67,10 +70,7 @@ STATES = {
     libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.SHUTTING_DOWN,
     libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
 }
-MOVING = {
-    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: DomainState.INCOMING,
-    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: DomainState.OUTGOING,
-}
+OUTGOING = libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
 EVENTS = {
     libvirt.VIR_DOMAIN_EVENT_STARTED: EventKind.STARTED,
     libvirt.VIR_DOMAIN_EVENT_SUSPENDED: EventKind.PAUSED,
@@ -123,6 +123,8 @@ class LibvirtHypervisor:
         self._callbacks: list[Callable[[DomainEvent], None]] = []
         self._started: dict[str, _Started] = {}
         self._quiet: dict[str, int] = {}  # UUID → run that is known to be in no migration
+        self._asked: dict[str, Future[DomainState | None]] = {}
+        self._askers = ThreadPoolExecutor(ASKERS, "libvirt jobs")
         self._told_to_end: set[str] = set()  # QEMU got a signal: not the guest's wish
         self._migrations: dict[str, _Migration] = {}
 
@@ -215,16 +217,26 @@ class LibvirtHypervisor:
         )
 
     def _moving(self, domain: libvirt.virDomain, uuid: str, run: int, state: int) -> DomainState | None:
-        """Ask for a job only where there can be one: in runs new to us, paused ones and those we migrate."""
-        suspicious = uuid in self._migrations or state == libvirt.VIR_DOMAIN_PAUSED
-        if self._quiet.get(uuid) == run and not suspicious:
+        """Ask for a job only where there can be one that is not ours: in new runs and in paused ones."""
+        if uuid in self._migrations:
+            return DomainState.OUTGOING
+        if self._quiet.get(uuid) == run and state != libvirt.VIR_DOMAIN_PAUSED:
             return None
-        job = domain.jobStats()
-        if job.get("type", libvirt.VIR_DOMAIN_JOB_NONE) == libvirt.VIR_DOMAIN_JOB_NONE:
+        # In a thread, since a QEMU that sends its memory away may answer late; no answer is an answer.
+        asked = self._asked.get(uuid)
+        if asked is None:
+            asked = self._asked[uuid] = self._askers.submit(_moves, domain)
+        try:
+            moves = asked.result(ANSWER_WITHIN_S)
+        except TimeoutError:
+            return DomainState.OUTGOING
+        except libvirt.libvirtError:
+            self._asked.pop(uuid, None)
+            raise
+        self._asked.pop(uuid, None)
+        if moves is None:
             self._quiet[uuid] = run
-            return None
-        self._quiet.pop(uuid, None)
-        return MOVING.get(job.get("operation", 0))
+        return moves
 
     # Migration
 
@@ -249,7 +261,6 @@ class LibvirtHypervisor:
                 self._end_migration(domain, uuid, migration)
         elapsed_s = time.monotonic() - begin
         if migration.error is None:
-            migration.counted.wait(STATISTICS_WITHIN_S)
             return MigrationResult(elapsed_s, migration.statistics.get("downtime"))
         raise self._migration_failed(uuid, migration.error, stopped) from migration.error
 
@@ -265,34 +276,27 @@ class LibvirtHypervisor:
         """Until it is over; returns why we aborted it, if we did."""
         begin = time.monotonic()
         name = f"migration of {domain.name()}"
+        _try(lambda: domain.migrateSetMaxDowntime(settings.max_downtime_ms))
         threading.Thread(
             target=_migrate, args=(domain, target, settings, migration), name=name, daemon=True
         ).start()
         stopped: Cancelled | TimedOut | None = None
-        post_copy = limited = False
+        post_copy = False
+        # One request a round: QEMU 7.2 may answer the second of two in a row only when the migration is over.
         while not migration.done.wait(POLL_S):
-            job = _job(domain)
-            if job is None:
-                continue
-            limited = limited or _limit_downtime(domain, settings.max_downtime_ms)
             elapsed_s = time.monotonic() - begin
-            asked = _report(progress, _progress(job, elapsed_s), cancelled)
-            if post_copy or stopped is not None:
-                continue  # neither can be taken back
-            if asked:
-                stopped = Cancelled(f"the {name} was cancelled")
-            elif elapsed_s > settings.timeout_s:
-                stopped = TimedOut(f"the {name} did not end within {settings.timeout_s:g} s")
-            elif settings.post_copy and job.get("memory_iteration", 0) > 1:
-                post_copy = _try(domain.migrateStartPostCopy)
-            if stopped is not None and not _try(domain.abortJob):
-                stopped = None  # too early, or too late: look again
+            wish = None if post_copy or stopped else _wish(name, elapsed_s, settings.timeout_s, cancelled)
+            if wish is not None:
+                stopped = wish if _try(domain.abortJob) else None  # else too early, or too late: look again
+            elif (job := _job(domain)) is not None:
+                _report(progress, _progress(job, elapsed_s))
+                if settings.post_copy and not post_copy and job.get("memory_iteration", 0) > 1:
+                    post_copy = _try(domain.migrateStartPostCopy)
         return stopped
 
     def _end_migration(self, domain: libvirt.virDomain, uuid: str, migration: _Migration) -> None:
         while not migration.done.wait(POLL_S):
             _try(domain.abortJob)
-        self._quiet.pop(uuid, None)
         if migration.error is None:
             migration.counted.wait(STATISTICS_WITHIN_S)
         del self._migrations[uuid]
@@ -365,6 +369,7 @@ class LibvirtHypervisor:
             connection, self._open, self._closed = self._open, None, True
         if connection is not None:
             _try(connection.close)
+        self._askers.shutdown(wait=False, cancel_futures=True)
 
     def _connection(self) -> libvirt.virConnect:
         with self._lock:
@@ -469,7 +474,9 @@ def _migrate(
         (settings.shared_files, libvirt.VIR_MIGRATE_UNSAFE),
     ):
         flags |= flag if wanted else 0
-    parameters = {libvirt.VIR_MIGRATE_PARAM_URI: target.data_uri}
+    parameters: dict[str, str | int] = {libvirt.VIR_MIGRATE_PARAM_URI: target.data_uri}
+    if settings.bandwidth_mib_s:
+        parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = settings.bandwidth_mib_s
     if target.tls and target.name:
         parameters[libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION] = target.name
     try:
@@ -487,21 +494,38 @@ def _job(domain: libvirt.virDomain) -> Mapping[str, Any] | None:
     except libvirt.libvirtError as error:
         log.debug("libvirt: %s", error.get_error_message())
         return None
-    return job if job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT else None
+    return job if job.get("operation") == OUTGOING else None
 
 
-def _report(progress: Callable[[Progress], None], done: Progress, cancelled: Callable[[], bool]) -> bool:
-    """Whether to cancel. A store that is away for a moment neither stops a migration nor cancels it."""
+def _moves(domain: libvirt.virDomain) -> DomainState | None:
+    """The direction in which a domain migrates, if it does."""
+    try:
+        job = domain.jobStats()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
+            raise
+        return DomainState.INCOMING  # the receiving side has a job, but no statistics
+    return DomainState.OUTGOING if job.get("operation") == OUTGOING else None
+
+
+def _wish(
+    name: str, elapsed_s: float, timeout_s: float, cancelled: Callable[[], bool]
+) -> Cancelled | TimedOut | None:
+    if elapsed_s > timeout_s:
+        return TimedOut(f"the {name} did not end within {timeout_s:g} s")
+    try:
+        return Cancelled(f"the {name} was cancelled") if cancelled() else None
+    except PVCError as error:
+        log.warning("cannot know whether the %s is still wanted: %s", name, error.message)
+        return None
+
+
+def _report(progress: Callable[[Progress], None], done: Progress) -> None:
+    """A store that is away for a moment does not stop a migration."""
     try:
         progress(done)
-        return cancelled()
     except PVCError as error:
         log.warning("cannot report a migration's progress: %s", error.message)
-        return False
-
-
-def _limit_downtime(domain: libvirt.virDomain, milliseconds: int) -> bool:
-    return _try(lambda: domain.migrateSetMaxDowntime(milliseconds))
 
 
 def _progress(job: Mapping[str, Any], elapsed_s: float) -> Progress:

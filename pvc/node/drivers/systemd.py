@@ -1,0 +1,86 @@
+"""systemd: telling it how we are, and asking it to run others' services."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+from pvc.proc import run
+
+log = logging.getLogger(__name__)
+
+LIBVIRT_SOCKETS = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
+TLS_SOCKET = "libvirtd-tls.socket"
+LIBVIRT_TLS_PORT = 16514
+
+
+def notify(*lines: str) -> None:
+    """Tell systemd, e.g. READY=1, WATCHDOG=1, STATUS=…, STOPPING=1. Does nothing when it did not start us."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendto("\n".join(lines).encode(), address)
+        except OSError as error:
+            log.warning("systemd does not listen: %s", error)
+
+
+def is_active(unit: str) -> bool:
+    return run(["systemctl", "is-active", "--quiet", unit], check=False).code == 0
+
+
+def start(*units: str) -> None:
+    run(["systemctl", "start", *units])
+
+
+def stop(*units: str) -> None:
+    run(["systemctl", "stop", *units])
+
+
+def restart(*units: str) -> None:
+    run(["systemctl", "restart", *units])
+
+
+def enable(*units: str) -> None:
+    run(["systemctl", "enable", "--quiet", *units])
+
+
+def reload_units() -> None:
+    run(["systemctl", "daemon-reload"])
+
+
+def serve_libvirt_over_tls(address: str, *, certificates_changed: bool, root: str = "/") -> None:
+    """Let libvirtd listen on the cluster address, for TLS clients with a certificate of the cluster only.
+
+    Call it with certificates in place: libvirtd does not start with bad ones. Domains run on meanwhile.
+    """
+    drop_in = Path(root, f"etc/systemd/system/{TLS_SOCKET}.d/pvc.conf")
+    text = f"[Socket]\nListenStream=\nListenStream={_bracketed(address)}:{LIBVIRT_TLS_PORT}\nFreeBind=yes\n"
+    if not drop_in.is_file() or drop_in.read_text("ascii") != text:
+        drop_in.parent.mkdir(parents=True, exist_ok=True)
+        drop_in.write_text(text, "ascii")
+        reload_units()
+    elif is_active(TLS_SOCKET):
+        if certificates_changed:
+            reload_libvirt_certificates()
+        return
+    # A socket cannot be added to a service that runs; and the other sockets would start it again too early.
+    stop("libvirtd.service", *LIBVIRT_SOCKETS, TLS_SOCKET)
+    enable(TLS_SOCKET)
+    start(*LIBVIRT_SOCKETS, TLS_SOCKET)
+    start("libvirtd.service")
+    log.info("libvirt serves TLS on %s", address)
+
+
+def reload_libvirt_certificates() -> None:
+    """Without a restart, which would end migrations; if libvirtd is not running it will read them anyway."""
+    if is_active("libvirtd.service"):
+        run(["virt-admin", "server-update-tls", "libvirtd"])
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
