@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import secrets
@@ -14,9 +13,10 @@ from bottle import Bottle, HTTPError, HTTPResponse, request, response
 
 from pvc import __version__
 from pvc.clock import Clock, SystemClock
-from pvc.cluster.codec import to_json
+from pvc.cluster.codec import to_json, version_of
 from pvc.cluster.store import Reader, SessionState, Store
-from pvc.commands.context import Caller, Context, invoke
+from pvc.cluster.view import View
+from pvc.commands.context import Caller, Context, FetchText, invoke
 from pvc.commands.registry import TRUE, Operation, every_operation
 from pvc.errors import Bug, Invalid, PVCError, Unavailable
 from pvc.http import openapi
@@ -43,9 +43,17 @@ class Site:
     reader: Reader
     refresh: Callable[[list[str]], None] = lambda paths: None
     clock: Clock = field(default_factory=SystemClock)
+    view: View | None = None
+    """Kept for all requests, so that a document is decoded once."""
+    console: FetchText | None = None
 
     def context(self, caller: Caller, planning: bool) -> Context:
-        return Context(self.store, self.reader, caller, self.refresh, planning, self.clock)
+        context = Context(
+            self.store, self.reader, caller, self.refresh, planning, self.clock, known_view=self.view
+        )
+        if self.console is not None:
+            context.console = self.console
+        return context
 
     @property
     def is_stale(self) -> bool:
@@ -119,7 +127,7 @@ class _Run:
         if not self.found.is_read and not planning:
             return self.change(arguments)
         body = self.run(arguments, planning)
-        version = _version(body)
+        version = version_of(body)
         if after == version and self.waits(arguments, after, within_s):
             return _response(200, b"")
         return _response(200, _encoded(body), ETag=f'"{version}"', **self.freshness())
@@ -168,7 +176,7 @@ class _Run:
 
         def is_ready() -> bool:
             try:
-                return _version(self.run(arguments, False)) != after
+                return version_of(self.run(arguments, False)) != after
             except Exception:  # noqa: BLE001 (whatever it is, the request itself is to meet and report it)
                 return True
 
@@ -187,13 +195,6 @@ class _Run:
         if length > LARGEST_BODY:
             raise TooLarge(f"the body is larger than {LARGEST_BODY >> 20} MiB")
         return bytes(self.environ["wsgi.input"].read(length)) if length > 0 else b""
-
-
-def _version(body: Any) -> str:
-    """Of an object, its own; of anything else, a digest."""
-    if isinstance(body, dict) and isinstance(body.get("version"), str):
-        return str(body["version"])
-    return hashlib.sha256(_encoded(body)).hexdigest()[:16]
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -38,11 +38,21 @@ class HttpTransport:
     """The last answer came from a server that has lost ZooKeeper: it may be old."""
     _connection: http.client.HTTPConnection | None = None
 
-    def call(self, name: str, arguments: Mapping[str, Any], *, plan: bool = False) -> Any:
-        """`after` (a version) and `within` (seconds) make any GET wait until its answer is another."""
+    def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        *,
+        plan: bool = False,
+        after: str = "",
+        within_s: float = 0.0,
+    ) -> Any:
+        """See Transport. One request."""
         found = self.lookup(name)
-        target, body = _request(found, arguments, plan)
-        within_s = float(arguments.get("within") or 0)
+        extra = [("plan", "true")] if plan else []
+        if after and found.is_read:
+            extra += [("after", after), ("within", f"{within_s:g}")]
+        target, body = _request(found, arguments, extra)
         answer, content = self._exchange(found, target, body, self.timeout_s + within_s)
         self.stale = answer.getheader("PVC-Stale") == "true"
         return self._result(answer, content)
@@ -117,7 +127,9 @@ class HttpTransport:
         raise from_code(str(value["error"]), str(value.get("message", "")), str(value.get("hint", "")))
 
 
-def _request(found: Operation, arguments: Mapping[str, Any], plan: bool) -> tuple[str, bytes | None]:
+def _request(
+    found: Operation, arguments: Mapping[str, Any], extra: list[tuple[str, str]]
+) -> tuple[str, bytes | None]:
     """Target and body. What the path does not name goes into the query (GET) or the body."""
     rest = {name: value for name, value in arguments.items() if value is not None}
     path = found.path
@@ -128,7 +140,7 @@ def _request(found: Operation, arguments: Mapping[str, Any], plan: bool) -> tupl
             if value in ("", ".", "..") or "/" in value:
                 raise Invalid(f"{param.name} cannot be {value!r}")
             path = path.replace(marker, quote(value, safe=""))
-    query: list[tuple[str, str]] = [("plan", "true")] if plan else []
+    query = list(extra)
     if found.is_read:
         query += [(name, _text(one)) for name, value in rest.items() for one in _each(value)]
     target = PREFIX + path + (f"?{urlencode(query)}" if query else "")

@@ -1,0 +1,28 @@
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.task import ThreadedTaskDispatcher
+
+class BaseWSGIServer:
+    channel_class: type[HTTPChannel]
+    application: Callable[..., Any]
+    effective_host: str
+    effective_port: str
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        map: dict[int, Any] | None = None,
+        _start: bool = True,
+        _sock: socket.socket | None = None,
+        dispatcher: ThreadedTaskDispatcher | None = None,
+        adj: Adjustments | None = None,
+        sockinfo: tuple[Any, ...] | None = None,
+        bind_socket: bool = True,
+    ) -> None: ...
+    def pull_trigger(self) -> None: ...
+
+class TcpWSGIServer(BaseWSGIServer): ...
+class UnixWSGIServer(BaseWSGIServer): ...

@@ -1,0 +1,23 @@
+from typing import Any
+
+from waitress.channel import HTTPChannel
+
+class Task:
+    status: str
+    content_length: int | None
+    response_headers: list[tuple[str, str]]
+    channel: HTTPChannel
+    request: Any
+    def set_close_on_finish(self) -> None: ...
+    def write(self, data: bytes) -> None: ...
+
+class ErrorTask(Task): ...
+
+class WSGITask(Task):
+    def get_environment(self) -> dict[str, Any]: ...
+
+class ThreadedTaskDispatcher:
+    queue: Any
+    def set_thread_count(self, count: int) -> None: ...
+    def add_task(self, task: Any) -> None: ...
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool: ...
