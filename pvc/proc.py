@@ -95,3 +95,13 @@ def start(
             )
     except FileNotFoundError:
         raise Unavailable(f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}") from None
+
+
+def attach(argv: Sequence[str]) -> None:
+    """Run a command of the user's on the user's terminal: an editor. Raises Failed when it does not end well."""
+    try:
+        code = subprocess.run(list(argv), check=False).returncode
+    except OSError as error:
+        raise Failed(f"cannot start {argv[0]}: {error.strerror}") from None
+    if code != 0:
+        raise Failed(f"{argv[0]} ended with code {code}, nothing was changed")

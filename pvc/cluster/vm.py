@@ -99,6 +99,8 @@ class VMSpec:
     autostart: bool = False
     tags: tuple[Tag, ...] = ()
     new_disks: tuple[NewDisk, ...] = ()
+    networks: tuple[str, ...] = ()
+    """Of the definition, as memory and vCPUs are: lists do not read XML."""
     profile: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pvc.clock import Clock, SystemClock
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Reader, Store
 from pvc.commands.registry import Operation, Planned, Role, convert
-from pvc.errors import Conflict, NotFound, NotPermitted
+from pvc.errors import Conflict, NotFound, NotPermitted, Unavailable
+
+if TYPE_CHECKING:
+    from pvc.cluster.cluster import Authority
+    from pvc.cluster.view import View
 
 TRIES = 8
 """How often an operation is run again when a document changed between its check and its commit."""
@@ -25,6 +29,34 @@ class Caller:
     role: Role
 
 
+class FetchText(Protocol):
+    """How console text and logs are got from the node that has them: (text, cursor after it)."""
+
+    def __call__(
+        self, address: str,
+        port: int,
+        path: str,
+        *,
+        lines: int = 100,
+        cursor: int | None = None,
+        wait_s: int = 0,
+    ) -> tuple[str, int]: ...
+
+
+def _no_nodes(
+    address: str, port: int, path: str, *, lines: int = 100, cursor: int | None = None, wait_s: int = 0
+) -> tuple[str, int]:
+    raise Unavailable("texts of nodes come through the API", hint="leave out --direct")
+
+
+def _new_authority() -> Authority:
+    """Of this machine's cluster key."""
+    from pvc import config, pki
+    from pvc.cluster.cluster import Authority
+
+    return Authority(*pki.create_ca(config.load().cluster.key_file))
+
+
 @dataclass(slots=True)
 class Context:
     """`reader` is a mirror in the API server, the store itself with --direct; reads cost what they cost there."""
@@ -38,6 +70,18 @@ class Context:
     clock: Clock = field(default_factory=SystemClock)
     notes: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    known_view: View | None = None
+    """Of whoever keeps one view for many operations: documents that did not change are not decoded again."""
+    console: FetchText = _no_nodes
+    new_authority: Callable[[], Authority] = _new_authority
+
+    @property
+    def view(self) -> View:
+        if self.known_view is None:
+            from pvc.cluster.view import View
+
+            self.known_view = View(self.reader)
+        return self.known_view
 
     def say(self, sentence: str) -> None:
         """A sentence for --plan: what would happen, or why."""

@@ -1,0 +1,182 @@
+"""The cluster as a whole: make it, see how it is, maintenance."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pvc import __version__
+from pvc.cluster import paths
+from pvc.cluster.cluster import LAYOUT_VERSION, ClusterSpec
+from pvc.cluster.codec import dumps
+from pvc.cluster.node import DaemonState, Wanted
+from pvc.cluster.store import Create, Op, Put
+from pvc.cluster.view import VM, Node
+from pvc.cluster.vm import Power, State, shown_state
+from pvc.commands.context import Context
+from pvc.commands.registry import Arg, Role, operation
+from pvc.commands.types import Switch
+from pvc.errors import Conflict, Unavailable
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+NAMED_AT_MOST = 10
+"""VMs in one sentence of the status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    memory_total_mib: int
+    memory_used_mib: int
+    memory_free_mib: int
+    memory_allocated_mib: int
+    memory_provisioned_mib: int
+    cpus: int
+    vcpus: int
+    load: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    name: str
+    pvc_version: str
+    health: str
+    """ok, or problems."""
+    problems: tuple[str, ...]
+    maintenance: bool
+    nodes: Mapping[str, int]
+    """How many are in which state, as `run,ready`; and in total."""
+    vms: Mapping[str, int]
+    resources: Resources
+    version: str
+
+
+@operation("POST", "/cluster/init", role=Role.ADMIN)
+def init(
+    ctx: Context,
+    *,
+    name: Annotated[
+        str, Arg("what the cluster is called", pattern=NAME, what="a name: letters, digits, dots and dashes")
+    ],
+) -> ClusterStatus:
+    """Make a new cluster of an empty store: its layout, its settings and its certificate authority.
+
+    Run once, on a coordinator, as pvc --direct cluster init --name NAME.
+    """
+    found = ctx.reader.get(paths.CLUSTER)
+    if found is not None:
+        known = ctx.view.decode(ClusterSpec, found).name
+        if known != name:
+            raise Conflict(f"this is the cluster {known} already", hint="pvc cluster status")
+        ctx.say(f"{name} is initialised already")
+        return status(ctx)
+    missing = [path for path in paths.LAYOUT if ctx.reader.get(path) is None]
+    ops: list[Op] = [Create(path) for path in missing]
+    spec = ClusterSpec(name)
+    ctx.say(f"the store becomes that of the cluster {name}, with a certificate authority of its own")
+    if not ctx.planning:
+        ops.append(Create(paths.AUTHORITY, dumps(ctx.new_authority())))
+    ctx.commit(*ops, Create(paths.SCHEMA, str(LAYOUT_VERSION).encode()), Create(paths.CLUSTER, dumps(spec)))
+    return _status(spec, {}, ())
+
+
+@operation("GET", "/cluster/status")
+def status(ctx: Context) -> ClusterStatus:
+    """Show how the cluster is: its nodes, its VMs, what they have, and every problem in a sentence."""
+    return _status(ctx.view.cluster(), ctx.view.nodes(), tuple(ctx.view.vms().values()))
+
+
+@operation("PUT", "/cluster/maintenance", role=Role.OPERATE)
+def maintenance(ctx: Context, switch: Annotated[Switch, Arg("on or off")]) -> ClusterStatus:
+    """Switch maintenance on or off: while it is on, nothing is fenced and nothing raises an alarm."""
+    found = ctx.reader.get(paths.CLUSTER)
+    if found is None:
+        raise Unavailable("this cluster is not initialised", hint="pvc --direct cluster init --name NAME")
+    spec = ctx.view.decode(ClusterSpec, found)
+    new = replace(spec, maintenance=switch is Switch.ON)
+    if new == spec:
+        ctx.say(f"maintenance is {switch} already")
+    else:
+        ctx.say(f"maintenance of {spec.name} goes {switch}")
+        ctx.commit(Put(paths.CLUSTER, dumps(new), found.version))
+    return _status(new, ctx.view.nodes(), tuple(ctx.view.vms().values()))
+
+
+# What status says
+
+
+def _status(cluster: ClusterSpec, nodes: Mapping[str, Node], vms: tuple[VM, ...]) -> ClusterStatus:
+    problems = tuple(problems_of(nodes, vms))
+    found = ClusterStatus(
+        name=cluster.name,
+        pvc_version=__version__,
+        health="problems" if problems else "ok",
+        problems=problems,
+        maintenance=cluster.maintenance,
+        nodes=_counted(f"{node.daemon_state},{node.domain_state}" for node in nodes.values()),
+        vms=_counted(shown_state(vm.spec, vm.status) for vm in vms),
+        resources=_resources(nodes.values()),
+        version="",
+    )
+    return replace(found, version=hashlib.sha256(dumps(found)).hexdigest()[:16])
+
+
+def _counted(states: Iterable[str]) -> Mapping[str, int]:
+    counted = Counter(str(state) for state in states)
+    return {"total": counted.total(), **dict(sorted(counted.items()))}
+
+
+def _resources(nodes: Iterable[Node]) -> Resources:
+    """Of the nodes that run."""
+    running = [node for node in nodes if node.is_running]
+    return Resources(
+        memory_total_mib=sum(node.status.memory_mib for node in running),
+        memory_used_mib=sum(node.load.memory_used_mib for node in running),
+        memory_free_mib=sum(node.load.memory_free_mib for node in running),
+        memory_allocated_mib=sum(node.load.memory_allocated_mib for node in running),
+        memory_provisioned_mib=sum(node.load.memory_provisioned_mib for node in running),
+        cpus=sum(node.status.cpus for node in running),
+        vcpus=sum(node.load.vcpus_allocated for node in running),
+        load=round(sum(node.load.load for node in running), 2),
+    )
+
+
+def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
+    """What somebody should look at; empty when all is well."""
+    if not nodes:
+        yield "no node has joined the cluster"
+    for name, node in sorted(nodes.items()):
+        if node.daemon_state in (DaemonState.DEAD, DaemonState.STOP):
+            yield f"node {name} is {node.daemon_state}: its daemon does not run"
+        elif node.spec.wanted is Wanted.FLUSHED:
+            yield f"node {name} is {node.domain_state} and takes no VMs"
+        if node.load.problem:
+            yield f"node {name}: {node.load.problem}"
+    versions = sorted({node.status.version for node in nodes.values() if node.is_running})
+    if len(versions) > 1:
+        yield f"the nodes run different versions of pvc: {', '.join(versions)}"
+    down = {name for name, node in nodes.items() if not node.is_running}
+    failed, stranded, placeless = [], [], []
+    for vm in vms:
+        owner = vm.status.owner
+        if owner is not None and (owner.node in down or owner.node not in nodes):
+            stranded.append(vm.spec.name)
+        elif shown_state(vm.spec, vm.status) == State.FAIL:
+            failed.append(vm.spec.name)
+        elif owner is None and vm.spec.power is Power.STARTED and vm.spec.node in (None, *down):
+            placeless.append(vm.spec.name)
+    yield from _of_vms(failed, "failed", "pvc why vm NAME says why")
+    yield from _of_vms(stranded, "belong to a node whose daemon does not run", "nobody knows how they are")
+    yield from _of_vms(
+        placeless, "are to run and have no node that could run them", "pvc vm start NAME finds a place"
+    )
+
+
+def _of_vms(names: list[str], what: str, more: str) -> Iterator[str]:
+    if not names:
+        return
+    shown = ", ".join(sorted(names)[:NAMED_AT_MOST])
+    rest = len(names) - NAMED_AT_MOST
+    yield f"VMs that {what}: {shown}{f' and {rest} more' if rest > 0 else ''} ({more})"

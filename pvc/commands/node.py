@@ -1,0 +1,275 @@
+"""Nodes: look at them, take their VMs away, bring them back, forget them; and the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pvc.cluster import paths
+from pvc.cluster.codec import dumps
+from pvc.cluster.node import DaemonState, NodeRole, Wanted
+from pvc.cluster.placement import explained
+from pvc.cluster.store import Check, Delete, Op, Put
+from pvc.cluster.view import VM, Node
+from pvc.cluster.vm import Power
+from pvc.commands import types
+from pvc.commands.context import Context, LocalContext
+from pvc.commands.registry import Arg, Role, local, operation
+from pvc.commands.types import Limit, Lines, NodeName
+from pvc.commands.vm_info import Goal, bridges_of
+from pvc.commands.vm_log import Cursor, Follow, Text, parse_cursor, show
+from pvc.commands.vm_place import placement_of
+from pvc.errors import Conflict, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    name: str
+    pvc_version: str
+    daemon_state: DaemonState
+    coordinator_state: NodeRole
+    domain_state: str
+    activity: str
+    """What is going on, in words; empty when nothing is."""
+    reason: str
+    """Why a flush or a return does not get on."""
+    vms: int
+    cpus: int
+    vcpus: int
+    load: float
+    memory_total_mib: int
+    memory_used_mib: int
+    memory_free_mib: int
+    memory_allocated_mib: int
+    memory_provisioned_mib: int
+    address: str
+    storage_address: str
+    bridges: tuple[str, ...]
+    emulation: str
+    libvirt: str
+    qemu: str
+    kernel: str
+    boot_id: str
+    version: str
+    settled: bool
+    goal: Goal | None = None
+
+
+def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
+    status, load = node.status, node.load
+    state = node.domain_state
+    return NodeInfo(
+        name=node.spec.name,
+        pvc_version=status.version,
+        daemon_state=node.daemon_state,
+        coordinator_state=node.spec.role,
+        domain_state=state,
+        activity=_activity(node, state),
+        reason=load.problem,
+        vms=load.vms,
+        cpus=status.cpus,
+        vcpus=load.vcpus_allocated,
+        load=load.load,
+        memory_total_mib=status.memory_mib,
+        memory_used_mib=load.memory_used_mib,
+        memory_free_mib=load.memory_free_mib,
+        memory_allocated_mib=load.memory_allocated_mib,
+        memory_provisioned_mib=load.memory_provisioned_mib,
+        address=node.spec.address,
+        storage_address=node.spec.storage_address,
+        bridges=status.bridges,
+        emulation=status.emulation,
+        libvirt=status.libvirt,
+        qemu=status.qemu,
+        kernel=status.kernel,
+        boot_id=status.boot_id,
+        version=node.version,
+        settled=state in (types.DomainState.READY, types.DomainState.FLUSHED),
+        goal=goal,
+    )
+
+
+def _activity(node: Node, state: str) -> str:
+    if state == types.DomainState.FLUSH:
+        return f"{node.load.vms} VMs are still here" if node.load.vms else "about to move VMs away"
+    if state == types.DomainState.UNFLUSH:
+        return (
+            f"{node.load.arriving} VMs are on their way back"
+            if node.load.arriving
+            else "about to bring VMs back"
+        )
+    return ""
+
+
+@operation("GET", "/node/{node}")
+def info(ctx: Context, node: NodeName = "") -> NodeInfo:
+    """Show everything about a node."""
+    return describe(ctx.view.node(node))
+
+
+@operation(
+    "GET",
+    "/node",
+    verb="list",
+    columns=(
+        "name",
+        "pvc_version",
+        "daemon_state",
+        "coordinator_state",
+        "domain_state",
+        "vms",
+        "vcpus",
+        "load",
+        "memory_total_mib",
+        "memory_used_mib",
+        "memory_free_mib",
+        "memory_allocated_mib",
+        "memory_provisioned_mib",
+    ),
+)
+def list_(
+    ctx: Context,
+    limit: Limit = "",
+    *,
+    daemon_state: Annotated[DaemonState, Arg("only nodes whose daemon is so", short="-ds")] | None = None,
+    coordinator_state: Annotated[NodeRole, Arg("only nodes of that role", short="-cs")] | None = None,
+    domain_state: Annotated[types.DomainState, Arg("only nodes in that state", short="-vs")] | None = None,
+) -> tuple[NodeInfo, ...]:
+    """List nodes."""
+    matches = types.limit_pattern(limit).search
+    rows = [describe(node) for name, node in sorted(ctx.view.nodes().items()) if matches(name)]
+    return tuple(
+        row
+        for row in rows
+        if daemon_state in (None, row.daemon_state)
+        and coordinator_state in (None, row.coordinator_state)
+        and domain_state in (None, row.domain_state)
+    )
+
+
+# Flushed and ready
+
+
+@operation("POST", "/node/{node}/flush", role=Role.OPERATE, waits="node.info")
+def flush(ctx: Context, node: NodeName = "") -> NodeInfo:
+    """Move every running VM off a node, each to the best other one; `node ready` brings them back.
+
+    It is refused when a VM fits nowhere else.
+    """
+    found = ctx.view.node(node)
+    goal: Goal = {"domain_state": "flushed"}
+    if found.spec.wanted is Wanted.FLUSHED:
+        ctx.say(f"{node} is to be flushed already")
+        return describe(found, goal)
+    _check_all_fit_elsewhere(ctx, node)
+    return describe(_want(ctx, found, Wanted.FLUSHED), goal)
+
+
+def _check_all_fit_elsewhere(ctx: Context, node: str) -> None:
+    placement = placement_of(ctx)
+    nowhere = []
+    for vm in vms_of(ctx, node):
+        if vm.spec.node != node or vm.spec.power is not Power.STARTED:
+            continue
+        choice = placement.choose(vm.spec, avoid=[node], bridges=bridges_of(vm.spec))
+        if choice.node is None:
+            nowhere.append(f"{vm.spec.name} ({explained(choice)})")
+        else:
+            ctx.say(f"{vm.spec.name} goes to {choice.node}: {choice.because}")
+    if nowhere:
+        raise Conflict(
+            f"{node} cannot be flushed, these VMs fit nowhere else: {'; '.join(nowhere)}",
+            hint="stop or change them, or make another node ready",
+        )
+
+
+def vms_of(ctx: Context, node: str) -> list[VM]:
+    """VMs assigned to a node, owned by it or at home there, by name. The mirror does not follow the index."""
+    uuids = ctx.store.children(paths.node_vms(node))
+    return sorted(ctx.view.vms(uuids).values(), key=lambda vm: vm.spec.name)
+
+
+@operation("POST", "/node/{node}/ready", role=Role.OPERATE, waits="node.info")
+def ready(ctx: Context, node: NodeName = "") -> NodeInfo:
+    """Let a node take VMs again, and bring back those that are at home there."""
+    found = ctx.view.node(node)
+    goal: Goal = {"domain_state": "ready"}
+    if found.spec.wanted is Wanted.READY:
+        ctx.say(f"{node} is to be ready already")
+        return describe(found, goal)
+    if ctx.planning:
+        for vm in vms_of(ctx, node):
+            if vm.spec.home == node and vm.spec.node != node:
+                ctx.say(f"{vm.spec.name} comes back from {vm.spec.node}")
+            elif vm.spec.autostart and vm.spec.node == node and vm.spec.power is Power.STOPPED:
+                ctx.say(f"{vm.spec.name} starts, as its autostart says")
+    return describe(_want(ctx, found, Wanted.READY), goal)
+
+
+def _want(ctx: Context, node: Node, wanted: Wanted) -> Node:
+    spec = replace(node.spec, wanted=wanted)
+    if not node.is_running:
+        ctx.say(f"{spec.name} does it when its daemon runs: it is {node.daemon_state}")
+    ctx.commit(Put(paths.node(spec.name), dumps(spec), node.spec_version))
+    return replace(node, spec=spec, spec_version=node.spec_version + 1)
+
+
+@operation(
+    "DELETE",
+    "/node/{node}",
+    role=Role.ADMIN,
+    confirm="Remove node {node} from the cluster, with all that is known of it?",
+)
+def remove(ctx: Context, node: NodeName) -> None:
+    """Forget a node whose daemon does not run and that has no VMs."""
+    found = ctx.view.node(node)
+    if found.alive is not None:
+        raise Conflict(
+            f"the daemon of {node} is {found.daemon_state}", hint=f"systemctl stop pvc-node on {node}"
+        )
+    left = vms_of(ctx, node)
+    if left:
+        names = ", ".join(vm.spec.name for vm in left)
+        raise Conflict(f"{node} still has VMs: {names}", hint="pvc vm move, or pvc vm undefine")
+    # A daemon that starts meanwhile writes its status; a VM that comes is in the index, which must be empty.
+    status = ctx.store.get(paths.node_status(node))
+    index = ctx.store.get(paths.node_vms(node))
+    load = ctx.store.get(paths.load(node))
+    ops: list[Op] = [Delete(one.path, one.version) for one in (status, index) if one is not None]
+    if load is not None:
+        ops.append(Delete(load.path))
+    ctx.say(f"{node} is forgotten; a daemon that starts there makes it known again")
+    ctx.commit(Check(paths.node(node), found.spec_version), *ops, Delete(paths.node(node)))
+
+
+# Its log and its daemon
+
+
+@operation("GET", "/node/{node}/log", verb="log-text")
+def log_text(ctx: Context, node: NodeName, *, lines: Lines = 1000, cursor: Cursor = "") -> Text:
+    """The daemon's log as data; `node log` is the verb for people."""
+    found = ctx.view.node(node)
+    if not found.status.console_port:
+        raise Unavailable(f"{node} does not serve texts: its daemon is {found.daemon_state}")
+    known = parse_cursor(cursor).get(node)
+    text, offset = ctx.console(
+        found.spec.address, found.status.console_port, "journal", lines=lines, cursor=known, wait_s=0
+    )
+    return Text(text, f"{node}:{offset}", node)
+
+
+@local()
+def log(
+    ctx: LocalContext, node: NodeName = "", *, lines: Lines | None = None, follow: Follow = False
+) -> None:
+    """Print the log of a node's daemon: 1000 lines; with -f 10 and what comes."""
+    show(ctx, "node.log-text", node, "node", lines, follow)
+
+
+@local()
+def run(ctx: LocalContext) -> None:
+    """Run the daemon of this node in the foreground, as its service does."""
+    from pvc import config
+    from pvc.node.daemon import main
+
+    main(config.load())

@@ -1,0 +1,165 @@
+"""The types of parameters: each name with its strict pattern, each number with its bounds."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+from pvc.commands.registry import Arg
+from pvc.errors import Invalid
+
+VM_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+NODE_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
+TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}"
+SIZE_PATTERN = r"\d{1,9}(\.\d{1,3})?\s?([KMGT]i?B?|[kmgt])"
+FILE_PATTERN = r"/[^\0\n]{1,4095}"
+
+MIB = 1024**2
+GREATEST_DISK_BYTES = 1024**5
+
+_VM_WORDS = "a VM's name: up to 63 letters, digits, dots, dashes and underscores, the first a letter or digit"
+_NODE_WORDS = "a node's name: up to 63 lower-case letters, digits and dashes"
+
+VMName = Annotated[
+    str, Arg("name or UUID of the VM", metavar="VM", complete="vm", pattern=VM_PATTERN, what=_VM_WORDS)
+]
+NewName = Annotated[str, Arg("its name from now on", metavar="NAME", pattern=VM_PATTERN, what=_VM_WORDS)]
+NodeName = Annotated[
+    str, Arg("name of the node", metavar="NODE", complete="node", pattern=NODE_PATTERN, what=_NODE_WORDS)
+]
+Target = Annotated[
+    str,
+    Arg(
+        "the node it shall go to; the best one unless given",
+        short="-t",
+        metavar="NODE",
+        complete="node",
+        pattern=NODE_PATTERN,
+        what=_NODE_WORDS,
+    ),
+]
+Limit = Annotated[
+    str, Arg("only names that match this regular expression, anywhere unless anchored", metavar="LIMIT")
+]
+NodeLimit = Annotated[
+    str,
+    Arg(
+        "the only nodes it may be on; empty: any",
+        short="-l",
+        metavar="NODES",
+        complete="node",
+        pattern=NODE_PATTERN,
+        what=_NODE_WORDS,
+    ),
+]
+TagName = Annotated[
+    str,
+    Arg(
+        "the tag",
+        metavar="TAG",
+        complete="tag",
+        pattern=TAG_PATTERN,
+        what="a tag: up to 63 letters, digits, dots, dashes, colons and underscores",
+    ),
+]
+Autostart = Annotated[bool, Arg("start it when its node becomes ready", short="-a/-A")]
+Restart = Annotated[
+    bool, Arg("restart it now if it runs; else the change waits for its next start", short="-r/-R")
+]
+MaxDowntime = Annotated[
+    int,
+    Arg("how long a live migration may stop it", short="-d", metavar="MS", minimum=10, maximum=60_000),
+]
+VCPUCount = Annotated[int, Arg("number of vCPUs", metavar="N", minimum=1, maximum=288)]
+TopologyText = Annotated[
+    str,
+    Arg(
+        "sockets, cores of each, threads of each; one socket unless given",
+        short="-t",
+        metavar="S,C,T",
+        pattern=r"[1-9]\d{0,2},[1-9]\d{0,2},[1-9]\d{0,2}",
+        what="sockets,cores,threads like 1,4,2",
+    ),
+]
+MemoryText = Annotated[
+    str,
+    Arg(
+        "memory, in MiB unless it has a unit: 512, 512M, 2G",
+        metavar="SIZE",
+        pattern=rf"\d{{1,9}}|{SIZE_PATTERN}",
+        what="an amount of memory like 512, 512M or 2G",
+    ),
+]
+DiskText = Annotated[
+    str,
+    Arg(
+        "a disk: the path of a file on the nodes, or the size of a new one like 10G",
+        metavar="FILE|SIZE",
+        pattern=rf"{SIZE_PATTERN}|{FILE_PATTERN}",
+        what="an absolute path, or a size like 10G",
+    ),
+]
+NetworkText = Annotated[
+    str,
+    Arg(
+        "a network interface on that bridge of the nodes",
+        metavar="bridge:NAME",
+        pattern=r"bridge:[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}",
+        what="bridge:NAME with the name of a bridge",
+    ),
+]
+Lines = Annotated[int, Arg("how many of the last lines", short="-l", metavar="N", minimum=0, maximum=100_000)]
+
+
+class Switch(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
+class DomainState(StrEnum):
+    """Of a node, as users see it."""
+
+    READY = "ready"
+    FLUSH = "flush"
+    FLUSHED = "flushed"
+    UNFLUSH = "unflush"
+
+
+_FACTORS = {"": 1, "K": 1024, "M": MIB, "G": 1024**3, "T": 1024**4}
+
+
+def size_bytes(text: str) -> int:
+    """Bytes of 10G, 512M, 1.5T; units are powers of 1024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s?([KMGTkmgt]?)(?:i?B?)", text)
+    if found is None:
+        raise Invalid(f"{text!r} is not a size", hint="like 512M or 10G")
+    return int(float(found[1]) * _FACTORS[found[2].upper()])
+
+
+def memory_mib(text: str) -> int:
+    """A bare number is MiB."""
+    return int(text) if text.isdigit() else size_bytes(text) // MIB
+
+
+def disk_bytes(text: str) -> int | None:
+    """None where the text is no size but a path."""
+    if text.startswith("/"):
+        return None
+    size = size_bytes(text)
+    if not MIB <= size <= GREATEST_DISK_BYTES:
+        raise Invalid(f"a disk of {text} is not between 1 MiB and 1 PiB")
+    return size
+
+
+def topology(text: str) -> tuple[int, int, int]:
+    sockets, cores, threads = (int(part) for part in text.split(","))
+    return sockets, cores, threads
+
+
+def limit_pattern(text: str) -> re.Pattern[str]:
+    """Raises Invalid when it is no regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise Invalid(f"LIMIT {text!r} is not a regular expression: {error}") from None

@@ -1,0 +1,267 @@
+"""What users see of a VM, and how an operation writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pvc.cluster import domainxml, paths
+from pvc.cluster.codec import dumps
+from pvc.cluster.store import Check, Op, Put
+from pvc.cluster.view import VM
+from pvc.cluster.vm import (
+    Method,
+    Migration,
+    Power,
+    Selector,
+    State,
+    Tag,
+    VMSpec,
+    VMStatus,
+    index_nodes,
+    index_ops,
+    settled,
+    shown_state,
+)
+from pvc.commands.context import Context
+from pvc.errors import Invalid
+
+Goal = Mapping[str, str | int]
+"""Fields of the object that have these values when what was asked for is so."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskInfo:
+    device: str
+    source: str
+    format: str
+    size_bytes: int | None = None
+    """Of one that pvc makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class NicInfo:
+    network: str
+    mac: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class VMInfo:
+    name: str
+    uuid: str
+    state: str
+    activity: str
+    """What is going on, in words; empty when nothing is."""
+    percent: int | None
+    """Of a migration that is under way."""
+    reason: str
+    node: str | None
+    """Where it runs; where it would start, if it does not."""
+    moving_to: str | None
+    migrated_from: str | None
+    """Its home, while it is away from there for now."""
+    power: Power
+    since: float
+    """When the state began, seconds since the epoch."""
+    memory_mib: int
+    vcpus: int
+    pending_restart: bool
+    """It runs with another definition than it has now."""
+    tags: tuple[Tag, ...]
+    selector: Selector
+    node_limit: tuple[str, ...]
+    method: Method
+    max_downtime_ms: int
+    autostart: bool
+    disks: tuple[DiskInfo, ...]
+    networks: tuple[NicInfo, ...]
+    profile: str
+    restarts: int
+    failures: int
+    last_migration: str
+    digest: str
+    """Of the definition, to modify no other than the one that was read."""
+    version: str
+    settled: bool
+    goal: Goal | None = None
+    """What to wait for after a change."""
+
+
+@dataclass(frozen=True, slots=True)
+class VMRow:
+    name: str
+    uuid: str
+    state: str
+    tags: tuple[str, ...]
+    networks: tuple[str, ...]
+    memory_mib: int
+    vcpus: int
+    node: str | None
+    migrated_from: str | None
+
+
+def row(vm: VM) -> VMRow:
+    spec = vm.spec
+    return VMRow(
+        name=spec.name,
+        uuid=spec.uuid,
+        state=shown_state(spec, vm.status),
+        tags=tuple(tag.name for tag in spec.tags),
+        networks=spec.networks,
+        memory_mib=spec.memory_mib,
+        vcpus=spec.vcpus,
+        node=place(vm),
+        migrated_from=spec.home,
+    )
+
+
+def place(vm: VM) -> str | None:
+    """Where it runs; where it would start, if it does not."""
+    return vm.status.owner.node if vm.status.owner else vm.spec.node
+
+
+def is_moving(vm: VM) -> bool:
+    owner = vm.status.owner
+    return owner is not None and vm.spec.power is Power.STARTED and vm.spec.node not in (None, owner.node)
+
+
+def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
+    """A definition that cannot be read hides no VM: its devices are missing, and the reason says so."""
+    spec, status = vm.spec, vm.status
+    reason, digest = status.reason, ""
+    disks: tuple[DiskInfo, ...] = ()
+    nics: tuple[NicInfo, ...] = ()
+    try:
+        facts = domainxml.parse(spec.definition)
+        digest = domainxml.digest(spec.definition)
+    except Invalid as error:
+        reason = "; ".join(
+            part for part in (reason, f"its definition is unreadable: {error.message}") if part
+        )
+    else:
+        sizes = {new.path: new.size_bytes for new in spec.new_disks}
+        disks = tuple(
+            DiskInfo(disk.target, disk.source, disk.format, sizes.get(disk.source)) for disk in facts.disks
+        )
+        nics = tuple(NicInfo(nic.source, nic.mac, nic.model) for nic in facts.nics)
+    return VMInfo(
+        name=spec.name,
+        uuid=spec.uuid,
+        state=shown_state(spec, status),
+        activity=activity(spec, status),
+        percent=status.migration.percent if status.migration else None,
+        reason=reason,
+        node=place(vm),
+        moving_to=spec.node if is_moving(vm) else None,
+        migrated_from=spec.home,
+        power=spec.power,
+        since=status.since,
+        memory_mib=spec.memory_mib,
+        vcpus=spec.vcpus,
+        pending_restart=is_pending(status, digest),
+        tags=spec.tags,
+        selector=spec.selector,
+        node_limit=spec.node_limit,
+        method=spec.method,
+        max_downtime_ms=spec.max_downtime_ms,
+        autostart=spec.autostart,
+        disks=disks,
+        networks=nics,
+        profile=spec.profile,
+        restarts=status.restarts,
+        failures=status.failures,
+        last_migration=status.last_migration,
+        digest=digest,
+        version=vm.version,
+        settled=settled(spec, status),
+        goal=goal,
+    )
+
+
+def is_pending(status: VMStatus, digest: str) -> bool:
+    return status.owner is not None and status.digest not in ("", digest)
+
+
+def activity(spec: VMSpec, status: VMStatus) -> str:
+    """What is going on, in words."""
+    if settled(spec, status):
+        return ""
+    if status.owner is None:
+        return _activity_idle(spec, status)
+    if spec.power is not Power.STARTED:
+        return "being stopped" if spec.force else "shutting down"
+    if spec.restarts > status.restarts:
+        return "restarting"
+    if spec.node not in (None, status.owner.node):
+        return _activity_moving(spec, status, status.migration)
+    return {
+        State.STARTING: f"starting on {status.owner.node}",
+        State.MIGRATE: "staying where it is",
+        State.SHUTDOWN: "the guest was asked to shut down before it was to run again",
+    }.get(status.state, f"settling on {status.owner.node}")
+
+
+def _activity_idle(spec: VMSpec, status: VMStatus) -> str:
+    if spec.node is None:
+        return "waiting for a place"
+    if status.failures and status.attempts >= spec.attempts:
+        return f"to be started again on {spec.node} after {_times(status.failures)}"
+    return f"starting on {spec.node}"
+
+
+def _times(failures: int) -> str:
+    return "a failure" if failures == 1 else f"{failures} failures"
+
+
+def _activity_moving(spec: VMSpec, status: VMStatus, migration: Migration | None) -> str:
+    if status.state is not State.MIGRATE:
+        return f"waiting for {spec.node} to prepare"
+    if migration is not None:
+        return f"migrating to {migration.target}, {migration.percent} %"
+    if spec.move_method is Method.SHUTDOWN:
+        return f"shutting down to start on {spec.node}"
+    return f"migrating to {spec.node}"
+
+
+# Writing
+
+
+def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = False) -> VM:
+    """Commit a changed spec with its index; the VM as it is after that. No change writes nothing.
+
+    The index depends on the owner: who changes the assignment also checks that the owner is the same.
+    """
+    if new == vm.spec and not more:
+        ctx.say("nothing would change")
+        return vm
+    before, after = (index_nodes(spec, vm.status.owner) for spec in (vm.spec, new))
+    moved = (new.node, new.home) != (vm.spec.node, vm.spec.home)
+    ops: list[Op] = [Put(paths.vm(new.uuid), dumps(new), vm.spec_version)]
+    if (moved or relies_on_status) and vm.status_version is not None:
+        ops.append(Check(paths.vm_status(new.uuid), vm.status_version))
+    ctx.commit(*ops, *index_ops(new.uuid, before, after), *more)
+    return replace(vm, spec=new, spec_version=vm.spec_version + 1)
+
+
+def with_definition(spec: VMSpec, xml: str) -> VMSpec:
+    """The spec with another definition, and what lists need of it."""
+    facts = domainxml.parse(xml)
+    return replace(
+        spec,
+        definition=xml,
+        name=facts.name,
+        memory_mib=facts.memory_mib,
+        vcpus=facts.vcpus,
+        networks=networks_of(facts),
+    )
+
+
+def networks_of(facts: domainxml.Facts) -> tuple[str, ...]:
+    return tuple(nic.source or nic.type for nic in facts.nics)
+
+
+def bridges_of(spec: VMSpec) -> tuple[str, ...]:
+    """What a node must have; raises Invalid when the definition is unreadable."""
+    facts = domainxml.parse(spec.definition)
+    return tuple(sorted({nic.source for nic in facts.nics if nic.type == "bridge"}))

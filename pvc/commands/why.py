@@ -1,0 +1,158 @@
+"""Why something is as it is, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pvc.cluster import domainxml, paths
+from pvc.cluster.node import DaemonState, Wanted
+from pvc.cluster.view import VM, Node
+from pvc.cluster.vm import Power, State, VMSpec, settled, shown_state
+from pvc.commands.context import Context
+from pvc.commands.node import vms_of
+from pvc.commands.registry import operation
+from pvc.commands.types import NodeName, VMName
+from pvc.commands.vm_info import activity, bridges_of, is_moving, is_pending
+from pvc.commands.vm_place import placement_of
+from pvc.errors import Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    name: str
+    state: str
+    because: tuple[str, ...]
+
+
+@operation("GET", "/why/vm/{vm}", verb="vm")
+def why_vm(ctx: Context, vm: VMName) -> Explanation:
+    """Explain the state of a VM: what is wanted, what is, and what is in the way."""
+    found = ctx.view.vm(vm)
+    return Explanation(found.spec.name, shown_state(found.spec, found.status), tuple(_of_vm(ctx, found)))
+
+
+def _of_vm(ctx: Context, vm: VM) -> Iterator[str]:
+    spec, status = vm.spec, vm.status
+    yield _wanted(spec)
+    yield from _owned(ctx, vm)
+    if doing := activity(spec, status):
+        yield f"it is not there yet: {doing}"
+    if status.reason:
+        yield f"its node says: {status.reason}"
+    if status.owner is None and spec.power is Power.STARTED:
+        yield from _not_running(ctx, vm)
+    if spec.home is not None:
+        yield f"it is away from its home {spec.home} for now; pvc vm unmigrate {spec.name} brings it back"
+    yield from _definition(vm)
+    if settled(spec, status) and shown_state(spec, status) != State.FAIL:
+        yield "nothing is going on: it is as wanted"
+
+
+def _wanted(spec: VMSpec) -> str:
+    where = f" on {spec.node}" if spec.node else ""
+    return {
+        Power.STARTED: f"it is wanted running{where}",
+        Power.STOPPED: "it is wanted stopped" + (", at once" if spec.force else ""),
+        Power.DISABLED: f"it is disabled: pvc vm start {spec.name} enables it",
+    }[spec.power]
+
+
+def _owned(ctx: Context, vm: VM) -> Iterator[str]:
+    owner = vm.status.owner
+    if owner is None:
+        yield "no node runs it"
+        return
+    yield f"{owner.node} runs it"
+    node = ctx.view.nodes([owner.node]).get(owner.node)
+    if node is None or not node.is_running:
+        state = node.daemon_state if node else "gone"
+        yield f"the daemon of {owner.node} is {state}: what is said here may be old, and no other may run it"
+    elif node.status.incarnation != owner.incarnation:
+        yield f"the daemon of {owner.node} was restarted and has not taken it over yet"
+    if is_moving(vm) and ctx.store.get(paths.vm_target(vm.spec.uuid)) is None:
+        yield f"{vm.spec.node} has not answered yet whether it can take it"
+
+
+def _not_running(ctx: Context, vm: VM) -> Iterator[str]:
+    spec, status = vm.spec, vm.status
+    if status.failures:
+        limit = ctx.view.cluster().restart_limit
+        yield f"it ended badly {status.failures} times in a row, {limit} are the limit"
+    if shown_state(spec, status) == State.FAIL:
+        yield f"it is not tried again by itself: pvc vm start {spec.name} does"
+    try:
+        bridges = bridges_of(spec)
+    except Invalid:
+        return
+    placement = placement_of(ctx)
+    if spec.node is not None and spec.node not in placement.nodes:
+        yield f"its node {spec.node} is no node of the cluster any more"
+    for name in sorted(placement.nodes):
+        refused = placement.refusal(name, spec, bridges=bridges)
+        yield f"{name} cannot take it: {refused}" if refused else f"{name} can take it"
+
+
+def _definition(vm: VM) -> Iterator[str]:
+    try:
+        digest = domainxml.digest(vm.spec.definition)
+        domainxml.parse(vm.spec.definition)
+    except Invalid as error:
+        yield f"its definition is unreadable: {error.message}"
+        return
+    if is_pending(vm.status, digest):
+        yield f"its definition was changed since it started; pvc vm restart {vm.spec.name} runs the new one"
+
+
+@operation("GET", "/why/node/{node}", verb="node")
+def why_node(ctx: Context, node: NodeName = "") -> Explanation:
+    """Explain the state of a node: what is wanted, what its daemon says, and which VMs are in the way."""
+    found = ctx.view.node(node)
+    state = f"{found.daemon_state},{found.domain_state}"
+    return Explanation(node, state, tuple(_of_node(ctx, found)))
+
+
+def _of_node(ctx: Context, node: Node) -> Iterator[str]:
+    name = node.spec.name
+    is_flushed = node.spec.wanted is Wanted.FLUSHED
+    yield (
+        f"it is wanted flushed: pvc node ready {name} changes that"
+        if is_flushed
+        else "it is wanted ready for VMs"
+    )
+    yield _daemon(node)
+    if node.load.problem:
+        yield f"it says: {node.load.problem}"
+    vms = vms_of(ctx, name)
+    running = [vm for vm in vms if vm.status.owner is not None and vm.status.owner.node == name]
+    away = [vm for vm in vms if vm.spec.home == name and vm.spec.node != name]
+    for what, some in (("it runs", running), ("at home here and away", away)):
+        if some:
+            yield f"{what}: {', '.join(vm.spec.name for vm in some)}"
+    if is_flushed:
+        yield from _still_here(ctx, node, running)
+
+
+def _daemon(node: Node) -> str:
+    state = node.daemon_state
+    if state is DaemonState.DEAD:
+        return "its daemon is dead: it said that it runs, and its session with the store is gone"
+    if state is DaemonState.STOP:
+        return "its daemon was stopped"
+    return f"its daemon is {state}, version {node.status.version or 'unknown'}"
+
+
+def _still_here(ctx: Context, node: Node, running: list[VM]) -> Iterator[str]:
+    placement = placement_of(ctx)
+    for vm in running:
+        if is_moving(vm):
+            yield f"{vm.spec.name} is on its way: {activity(vm.spec, vm.status)}"
+            continue
+        try:
+            bridges = bridges_of(vm.spec)
+        except Invalid as error:
+            yield f"{vm.spec.name} cannot be placed: {error.message}"
+            continue
+        for other in sorted(placement.nodes):
+            if other != node.spec.name and (why := placement.refusal(other, vm.spec, bridges=bridges)):
+                yield f"{vm.spec.name} cannot go to {other}: {why}"
