@@ -83,7 +83,9 @@ class Config:
                 f"no cluster key {self.cluster.key_file}", hint="copy it from another node of the cluster"
             ) from None
         except PermissionError:
-            raise Invalid(f"the cluster key {self.cluster.key_file} is not readable", hint="run as root") from None
+            raise Invalid(
+                f"the cluster key {self.cluster.key_file} is not readable", hint="run as root"
+            ) from None
         if not re.fullmatch(r"[0-9a-f]{64}", key):
             raise Invalid(f"{self.cluster.key_file} must hold 64 hexadecimal digits")
         return key
@@ -108,7 +110,10 @@ def load(file: str | None = None) -> Config:
 
 def parse(plain: dict[str, Any], where: str = "configuration") -> Config:
     config = typing.cast("Config", _section(Config, plain, where, ""))
-    for key, value in (("node.address", config.node.address), ("node.storage_address", config.node.storage_address)):
+    for key, value in (
+        ("node.address", config.node.address),
+        ("node.storage_address", config.node.storage_address),
+    ):
         if value:
             try:
                 ip_address(value)

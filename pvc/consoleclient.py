@@ -23,9 +23,14 @@ def fetch(
     cursor: int | None = None,
     wait_s: int = 0,
 ) -> tuple[str, int]:
-    """Text and the cursor after it. `path` is console/UUID or journal. Raises Unavailable naming the address."""
+    """Text and the cursor after it.
+
+    `path` is console/UUID or journal. Raises Unavailable naming the address.
+    """
     query = {"lines": lines, "wait": wait_s} | ({} if cursor is None else {"cursor": cursor})
-    connection = http.client.HTTPSConnection(address, port, timeout=TIMEOUT_S, context=_context(config.paths.tls))
+    connection = http.client.HTTPSConnection(
+        address, port, timeout=TIMEOUT_S, context=_context(config.paths.tls)
+    )
     try:
         connection.request("GET", f"/{path}?{urlencode(query)}")
         response = connection.getresponse()
@@ -45,6 +50,7 @@ def _context(directory: str) -> ssl.SSLContext:
         context.load_cert_chain(f"{directory}/cert.pem", f"{directory}/key.pem")
     except OSError as error:
         raise Unavailable(
-            f"no usable certificate in {directory}: {error.strerror}", hint="the node daemon makes it when it joins"
+            f"no usable certificate in {directory}: {error.strerror}",
+            hint="the node daemon makes it when it joins",
         ) from error
     return context

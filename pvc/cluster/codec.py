@@ -1,7 +1,7 @@
 """Dataclass ↔ JSON document.
 
-A field this version does not know is kept in `extra` of the class (if it has one) and written back, so that an
-older node never erases what a newer one wrote.
+A field this version does not know is kept in `extra` of the class (if it has one) and written back, so that
+an older node never erases what a newer one wrote.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Convert = Callable[[Any], Any]
 
 
 class Unreadable(PVCError):
-    """A document of the store that does not fit its class: written by something that is not pvc, or damaged."""
+    """A document of the store that does not fit its class: damaged, or not written by pvc."""
 
 
 def to_json(value: Any) -> Any:

@@ -24,7 +24,10 @@ Watch = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A document as read. `version` is the token for compare-and-set; `session` is 0 unless it is ephemeral."""
+    """A document as read.
+
+    `version` is the token for compare-and-set; `session` is 0 unless it is ephemeral.
+    """
 
     path: str
     data: bytes
@@ -102,7 +105,8 @@ class Store(Reader, Protocol):
         ...
 
     def commit(self, *ops: Op) -> None:
-        """Raises Conflict (a version moved, a path exists), NotFound (a parent or path is missing), Unavailable."""
+        """Raises Conflict (a version moved, a path exists), NotFound (a parent or path is missing) or
+        Unavailable."""
         ...
 
     @property

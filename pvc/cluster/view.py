@@ -22,7 +22,10 @@ UUID_LENGTH = 36
 
 @dataclass(frozen=True, slots=True)
 class VM:
-    """A VM as read, with the versions that a commit checks. `status_version` is None before the first status."""
+    """A VM as read, with the versions that a commit checks.
+
+    `status_version` is None before the first status.
+    """
 
     spec: VMSpec
     spec_version: int
@@ -65,7 +68,7 @@ class Node:
 
 
 class View:
-    """Decodes each document once: asked again for a document that has not changed, the same object comes back."""
+    """Decodes each document once: for one that has not changed, the same object comes back."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -114,7 +117,9 @@ class View:
     def vms(self, uuids: Iterable[str] | None = None) -> dict[str, VM]:
         """By UUID; every VM unless told which. Those that do not exist are left out."""
         wanted = list(self.reader.children(paths.VMS) if uuids is None else uuids)
-        documents = self.reader.get_many([paths.vm(uuid) for uuid in wanted] + [paths.vm_status(u) for u in wanted])
+        documents = self.reader.get_many(
+            [paths.vm(uuid) for uuid in wanted] + [paths.vm_status(u) for u in wanted]
+        )
         found = {}
         for uuid, spec, status in zip(wanted, documents, documents[len(wanted) :], strict=False):
             if spec is not None:
@@ -184,7 +189,10 @@ def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follo
 
 
 def one_node(name: str) -> tuple[Follow, ...]:
-    """Roots of a node's mirror: the cluster's settings, itself, and the VMs its index names. Never every VM."""
+    """Roots of a node's mirror: the cluster's settings, itself, and the VMs its index names.
+
+    Never every VM.
+    """
     return (Follow(paths.CLUSTER), Follow(paths.node(name)), Follow(paths.node_vms(name), children=True))
 
 

@@ -23,4 +23,7 @@ MODULES: dict[str, str] = {
     "lab": "pvc.commands.lab",
     "completion": "pvc.commands.completion",
 }
-"""Noun → the module that declares its operations. A table, because a packed program cannot list a directory."""
+"""Noun → the module that declares its operations.
+
+A table, because a packed program cannot list a directory.
+"""

@@ -1,10 +1,10 @@
-"""One declaration per operation: CLI verb, HTTP route, OpenAPI entry, completion and help come from a typed function.
+"""One declaration per operation: CLI verb, HTTP route, OpenAPI, completion and help from a typed function.
 
     @operation("POST", "/vm/{vm}/migrate", role=Role.OPERATE, waits=True)
     def migrate(ctx: Context, vm: VMName, *, target: Target | None = None, live: bool = True) -> VM:
         \"\"\"Move a VM to another node for now, remembering its home.\"\"\"
 
-A positional parameter is a CLI positional and a path segment (or a field of the body if the path does not name it);
+A positional parameter is a CLI positional and a path segment (or a field of the body if no path names it);
 a keyword-only one is an option and a field. The annotation converts and validates, here and nowhere else.
 """
 
@@ -97,7 +97,7 @@ class Operation:
     confirm: str
     """Question asked before it is done, with {param} in it; empty: none."""
     waits: str
-    """Operation that shows what this one set in motion (`vm.info`), for --wait; empty: done when it returns."""
+    """Operation that shows what this one set in motion (`vm.info`), for --wait; empty: done at once."""
 
     @property
     def name(self) -> str:
@@ -265,7 +265,7 @@ TRUE, FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
 def convert(found: Operation, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a function from what a transport carried; refuses what is unknown, missing or out of bounds."""
+    """Arguments of a function from what a transport carried; refuses what is unknown, missing or wrong."""
     known = {param.name: param for param in found.params}
     for name in given:
         if name not in known:

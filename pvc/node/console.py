@@ -29,7 +29,10 @@ UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 def read_console(path: Path, *, lines: int, cursor: int | None) -> tuple[str, int]:
-    """Text and the cursor after it: the last lines, or what came since a cursor. A shorter file was begun anew."""
+    """Text and the cursor after it: the last lines, or what came since a cursor.
+
+    A shorter file was begun anew.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -74,7 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(rf"/console/({UUID})", url.path):
             return self._console(found[1], lines, query)
         if url.path == "/journal":
-            done = run(["journalctl", "-u", "pvc-node", "-n", str(lines), "--no-pager", "-o", "short-iso"], check=False)
+            done = run(
+                ["journalctl", "-u", "pvc-node", "-n", str(lines), "--no-pager", "-o", "short-iso"],
+                check=False,
+            )
             return {"text": done.stdout, "cursor": 0}
         raise Invalid(f"no such path {url.path}")
 

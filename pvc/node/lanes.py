@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 WORKERS = 32
 REST_S = 1.0
-"""A lane whose action failed stays closed so long, so that a failure that lasts does not become a hot loop."""
+"""A lane whose action failed stays closed so long: a failure that lasts must not become a hot loop."""
 REST_AFTER_CONFLICT_S = 0.1
 
 
@@ -64,7 +64,9 @@ class ThreadLanes:
             log.warning("%s: %s", type(action).__name__, error.message)
         else:
             log.error("%s failed: a bug in pvc", type(action).__name__, exc_info=error)
-        rest = threading.Timer(REST_AFTER_CONFLICT_S if isinstance(error, Conflict) else REST_S, self._open, [lane])
+        rest = threading.Timer(
+            REST_AFTER_CONFLICT_S if isinstance(error, Conflict) else REST_S, self._open, [lane]
+        )
         rest.daemon = True
         rest.start()
 
