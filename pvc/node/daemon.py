@@ -71,6 +71,7 @@ class Daemon:
         self.session_id = 0
         self.me = Owner(self.name, self._register())
         self.mirror = Mirror(store, one_node(self.name), expand_one_node, wake)
+        self.view = View(self.mirror)
         self.executor = Executor(
             me=self.me,
             store=store,
@@ -149,6 +150,7 @@ class Daemon:
         session = self.store.session.id
         older = self.store.get(path)
         if older is not None and older.session == session:
+            self.session_id = session  # the reply to its making was lost
             return
         ops: list[Op] = [] if older is None else [Delete(path, older.version)]
         self.store.commit(*ops, Create(path, data, ephemeral=True))
@@ -203,11 +205,12 @@ class Daemon:
             return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop
         self._rejoin()
         # In this order: what a lane has finished is in the mirror and in libvirt's list, and the list is never
-        # older than the mirror, so that an owned domain that is not listed is really gone.
+        # older than what is read of the mirror, so that an owned domain that is not listed is really gone.
         busy = self.lanes.busy
         self.mirror.sync()
+        picture = self._picture(busy, now)
         domains = self.hypervisor.domains()
-        picture = self._picture(busy, domains, now)
+        picture = replace(picture, domains=domains, memory_free_mib=self._memory_free_mib(domains))
         with self.notes_lock:
             self.notes = remember(replace(picture, notes=self.notes))
             picture = replace(picture, notes=self.notes)
@@ -229,8 +232,9 @@ class Daemon:
         self._change_status(lambda status: replace(status, state=DaemonState.RUN))
         log.info("%s is in the cluster, incarnation %d", self.name, self.me.incarnation)
 
-    def _picture(self, busy: Mapping[str, Action | NodeAction], domains: Mapping[str, Domain], now: float) -> Picture:
-        view = View(self.mirror)
+    def _picture(self, busy: Mapping[str, Action | NodeAction], now: float) -> Picture:
+        """What the store says: read before libvirt is asked, and not again after."""
+        view = self.view
         vms = view.vms(self.mirror.children(paths.node_vms(self.name)))
         stored = self.mirror.get(paths.node(self.name))
         if stored is None:
@@ -242,11 +246,11 @@ class Daemon:
             node=view.decode(NodeSpec, stored),
             vms=vms,
             targets={uuid: found for uuid in vms if (found := view.target(uuid))},
-            domains=domains,
+            domains={},
             notes={},
             busy=busy,
             now=now,
-            memory_free_mib=self._memory_free_mib(domains),
+            memory_free_mib=0,
             bridges=self.bridges(),
             flushed=view.decode(NodeStatus, status).flushed if status else False,
         )
@@ -364,7 +368,7 @@ def main(config: Config) -> None:
         if not _wait_for_cluster(process, store):
             return
         certificates.ensure(config, store)
-        hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri, wake=process.woken.set)
+        hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri)
         daemon = Daemon(config, store, hypervisor, SystemClock(), wake=process.woken.set, bridges=host_bridges)
         renewal = certificates.Renewal(config, store)
         console = ConsoleServer(config)

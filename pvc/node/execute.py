@@ -1,4 +1,4 @@
-"""One small function per action. A failed one is not remembered: what it wrote, and the next look, decide again."""
+"""One small function per action. A failed one is not remembered: what it wrote, and the next look, decide."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pvc.clock import Clock
@@ -55,7 +56,7 @@ from pvc.node.drivers import (
     NoSuchDomain,
     Progress,
 )
-from pvc.node.plan import RETRY_S, Note, start_failed, take_back
+from pvc.node.plan import RETRY_S, Note, start_failed, stray, take_back
 from pvc.proc import run
 
 log = logging.getLogger(__name__)
@@ -106,16 +107,20 @@ class Executor:
     # The store
 
     def write(self, vm: VM, spec: VMSpec | None, status: VMStatus | None) -> None:
-        """Spec and status of a VM in one transaction with its index. Raises Conflict when anything of it moved."""
+        """Spec, status and index of a VM in one transaction. Raises Conflict when anything of it moved."""
         uuid = vm.spec.uuid
         new_spec, new_status = spec or vm.spec, status or vm.status
+        if new_status.state is not vm.status.state or new_status.owner != vm.status.owner:
+            new_status = replace(new_status, since=self.clock.wall())
+        # Both versions are checked even when one is not written: the index follows from both.
         ops: list[Op] = [
-            Put(paths.vm(uuid), dumps(spec), vm.spec_version) if spec else Check(paths.vm(uuid), vm.spec_version)
+            Put(paths.vm(uuid), dumps(spec), vm.spec_version)
+            if spec
+            else Check(paths.vm(uuid), vm.spec_version),
+            _status_op(vm, new_status)
+            if status or vm.status_version is None
+            else _status_check(vm, vm.status_version),
         ]
-        if status is not None:
-            if new_status.state is not vm.status.state or new_status.owner != vm.status.owner:
-                new_status = replace(new_status, since=self.clock.wall())
-            ops.append(_status_op(vm, new_status))
         before = index_nodes(vm.spec, vm.status.owner)
         ops += index_ops(uuid, before, index_nodes(new_spec, new_status.owner))
         target = self.mirror.get(paths.vm_target(uuid))
@@ -135,7 +140,7 @@ class Executor:
         """The decision was made from what is still so. Raises Conflict if not."""
         ops: list[Op] = [Check(paths.vm(vm.spec.uuid), vm.spec_version)]
         if vm.status_version is not None:
-            ops.append(Check(paths.vm_status(vm.spec.uuid), vm.status_version))
+            ops.append(_status_check(vm, vm.status_version))
         self.put(ops)
 
     def commit(self, action: Commit) -> None:
@@ -147,16 +152,19 @@ class Executor:
         older = action.version
         op: Op = Create(path, data) if older is None else Put(path, data, older)
         self.put([Check(paths.vm(action.vm.spec.uuid), action.vm.spec_version), op])
-        log.info("%s may come here%s", action.vm.spec.name, f": no, {action.target.refused}" if action.target.refused else "")
+        log.info(
+            "%s may come here%s",
+            action.vm.spec.name,
+            f": no, {action.target.refused}" if action.target.refused else "",
+        )
 
     # A VM's life here
 
     def start(self, vm: VM) -> None:
         """Own it, then run it: in this order, whatever happens."""
-        claimed = replace(
-            vm.status, owner=self.me, state=State.STARTING, migration=None, attempts=vm.spec.attempts, reason=""
-        )
-        self.write(vm, None, claimed)
+        self.write(vm, None, self._claimed(vm))
+        forget = partial(replace, running_since=None, gone_since=None, ended=None)
+        self.note(vm.spec.uuid, forget)  # of an earlier run
         try:
             self._start_domain(vm.spec)
         except PVCError as error:
@@ -164,9 +172,23 @@ class Executor:
             self._start_failed(vm, error, retryable=retryable)
             raise
         vm = self._fresh(vm.spec.uuid)
-        running = replace(vm.status, state=State.START, digest=domainxml.digest(vm.spec.definition))
-        self.write(vm, None, running)
+        self.write(vm, None, replace(vm.status, state=State.START))
         log.info("started %s", vm.spec.name)
+
+    def _claimed(self, vm: VM) -> VMStatus:
+        """A start is all that earlier requests to restart wanted; a new request forgives old failures."""
+        is_new = vm.spec.attempts > vm.status.attempts
+        return replace(
+            vm.status,
+            owner=self.me,
+            state=State.STARTING,
+            reason="",
+            migration=None,
+            restarts=vm.spec.restarts,
+            attempts=vm.spec.attempts,
+            failures=0 if is_new else vm.status.failures,
+            digest=domainxml.digest(vm.spec.definition),
+        )
 
     def _start_domain(self, spec: VMSpec) -> None:
         console = Path(self.config.paths.console, f"{spec.uuid}.log")
@@ -190,14 +212,20 @@ class Executor:
         self.write(fresh, None, start_failed(cluster, fresh, error.message, retryable=retryable))
 
     def _fresh(self, uuid: str) -> VM:
-        return View(self.store).vm(uuid)
+        """As it is now, still ours. Raises Conflict if not."""
+        vm = View(self.store).vm(uuid)
+        if vm.status.owner != self.me:
+            raise Conflict(f"{vm.spec.name} belongs to somebody else now")
+        return vm
 
     def shutdown(self, action: Shutdown) -> None:
         self._announce(action.vm, action.state)
         now = self.clock.monotonic()
         self.note(
             action.vm.spec.uuid,
-            lambda note: replace(note, asked_last=now, asked_first=now if note.asked_first is None else note.asked_first),
+            lambda note: replace(
+                note, asked_last=now, asked_first=now if note.asked_first is None else note.asked_first
+            ),
         )
         with suppress(NoSuchDomain):
             self.hypervisor.shutdown(action.vm.spec.uuid)
@@ -210,17 +238,21 @@ class Executor:
 
     def _announce(self, vm: VM, state: State) -> None:
         """Publish the state, or at least make sure that nothing has changed."""
-        if vm.status.state is state:
+        announced = replace(vm.status, state=state, migration=None)
+        if announced == vm.status:
             self.confirm(vm)
         else:
-            self.write(vm, None, replace(vm.status, state=state))
+            self.write(vm, None, announced)
 
     def stop_stray(self, action: StopStray) -> None:
-        if action.vm is not None:
-            self.confirm(action.vm)
-        elif self.store.get(paths.vm(action.uuid)) is not None:
-            return
-        log.error("ending a stray QEMU of %s: %s", action.uuid, action.why)
+        why = action.why
+        vm = action.vm or View(self.store).vms([action.uuid]).get(action.uuid)
+        if vm is not None:
+            why = stray(self.me, vm)
+            if not why:
+                raise Conflict(f"{vm.spec.name} is just arriving")
+            self.confirm(vm)
+        log.error("ending a stray QEMU of %s: %s", action.uuid, why)
         self.hypervisor.destroy(action.uuid)
 
     # Migration
@@ -228,7 +260,9 @@ class Executor:
     def migrate(self, action: Migrate) -> None:
         vm, target = action.vm, action.target
         uuid, name = vm.spec.uuid, vm.spec.name
-        self.write(vm, None, replace(vm.status, state=State.MIGRATE, migration=Migration(target.node), reason=""))
+        self.write(
+            vm, None, replace(vm.status, state=State.MIGRATE, migration=Migration(target.node), reason="")
+        )
         try:
             result = self._move_domain(uuid, action)
         except NoSuchDomain:
@@ -236,7 +270,13 @@ class Executor:
         except (DriverError, TimedOut) as error:
             self._not_migrated(uuid, error)
             raise
-        log.info("migrated %s to %s in %.2f s, downtime %s ms", name, target.node, result.elapsed_s, result.downtime_ms)
+        log.info(
+            "migrated %s to %s in %.2f s, downtime %s ms",
+            name,
+            target.node,
+            result.elapsed_s,
+            result.downtime_ms,
+        )
         self._hand_over(uuid, action, result)
 
     def _move_domain(self, uuid: str, action: Migrate) -> MigrationResult:
@@ -246,7 +286,8 @@ class Executor:
             data_uri=f"tcp://{node.spec.storage_address or node.spec.address}",
         )
         settings = MigrationSettings(
-            max_downtime_ms=action.vm.spec.max_downtime_ms, timeout_s=float(action.vm.spec.migration_timeout_s)
+            max_downtime_ms=action.vm.spec.max_downtime_ms,
+            timeout_s=float(action.vm.spec.migration_timeout_s),
         )
         return self.hypervisor.migrate(
             uuid,
@@ -264,28 +305,30 @@ class Executor:
 
     def _not_migrated(self, uuid: str, error: PVCError) -> None:
         """It still runs here: take the intent back, or go on with the fallback."""
+        domain = self.hypervisor.domains().get(uuid)
+        if domain is None or domain.migrating:
+            return  # libvirt may be at it yet, or done: the status must go on saying where it may be
         vm = self._fresh(uuid)
+        stays = replace(vm.status, state=State.START, migration=None)
         if isinstance(error, Cancelled) or vm.spec.node == self.me.node:
-            reason = "the migration was cancelled"
-            self.write(vm, None, replace(vm.status, state=State.START, migration=None, reason=reason))
-        elif vm.spec.move_method is Method.NONE:
+            self.write(vm, None, replace(stays, reason="the migration was cancelled"))
+        elif vm.spec.move_method is Method.NONE and vm.spec.node is not None:
             reason = f"live migration failed, shutting down instead: {error.message}"
-            status = replace(vm.status, migration=None, reason=reason)
-            self.write(vm, replace(vm.spec, move_method=Method.SHUTDOWN), status)
+            # As a new move: the target has to say once more that it is there.
+            spec = move(vm.spec, vm.spec.node, home=vm.spec.home, method=Method.SHUTDOWN)
+            self.write(vm, spec, replace(stays, reason=reason))
         else:
             back = take_back(self.me, vm, error.message)
             self.write(back.vm, back.spec, back.status)
 
     def _hand_over(self, uuid: str, action: Migrate, result: MigrationResult) -> None:
-        """libvirt says it runs there: it belongs to that node now. Users may change the spec meanwhile: read again."""
+        """libvirt says it runs there: it belongs to that node now. The spec may have changed: read again."""
         told = f"to {action.target.node} in {result.elapsed_s:.2f} s"
         if result.downtime_ms is not None:
             told += f", downtime {result.downtime_ms} ms"
         owner = Owner(action.target.node, action.target.incarnation)
         while True:
             vm = self._fresh(uuid)
-            if vm.status.owner != self.me:
-                return
             status = replace(
                 vm.status, owner=owner, state=State.START, migration=None, reason="", last_migration=told
             )
@@ -320,16 +363,20 @@ class Executor:
             self.note("node", lambda note: replace(note, not_before=later))
 
     def fetch_back(self, vms: tuple[VM, ...]) -> None:
+        """All of them, before the node says that it is done: a conflict begins anew with what is left."""
         self.problem("")
         for vm in vms:
-            with suppress(Conflict, NotFound):
-                self.write(vm, self._fetched(vm), None)
+            self.write(vm, self._fetched(vm), None)
         self.publish(lambda status: replace(status, flushed=False))
 
     def _fetched(self, vm: VM) -> VMSpec:
         if vm.spec.node == self.me.node:
             return replace(vm.spec, power=Power.STARTED, attempts=vm.spec.attempts + 1)
         return move(vm.spec, self.me.node, home=None, method=vm.spec.method)
+
+
+def _status_check(vm: VM, version: int) -> Op:
+    return Check(paths.vm_status(vm.spec.uuid), version)
 
 
 def _status_op(vm: VM, status: VMStatus) -> Op:

@@ -2,9 +2,10 @@
 
 The safety of the whole product is in three lines of this file and one of execute.py:
 
-- Start is planned only for a VM that nobody owns, and begins with a transaction that makes this node the owner;
-- ownership is given up (_ended) only when libvirt does not list the domain any more;
-- a domain of ours that somebody else owns is ended, unless it is just arriving.
+- Start is planned only for a VM that nobody owns, and begins with a transaction that makes this node own it;
+- ownership is given up (_ended) only when libvirt does not list the domain any more, and never to nobody
+  while the domain may have been moved instead of ended;
+- a domain of ours that somebody else owns is ended, unless its owner has written that it is migrating here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pvc.cluster import domainxml
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.node import NodeSpec, Wanted
 from pvc.cluster.view import VM
-from pvc.cluster.vm import Method, Owner, Power, State, Target, VMSpec, VMStatus, move
+from pvc.cluster.vm import Method, Migration, Owner, Power, State, Target, VMSpec, VMStatus, move
 from pvc.errors import Invalid
 from pvc.node.actions import (
     AbortJob,
@@ -43,8 +44,9 @@ ANSWER_TIMEOUT_S = 20.0
 GOOD_RUN_S = 300.0
 """After so long a run, the failures before it are forgotten."""
 RETRY_S = 10.0
-"""Between two tries to find a place for the VMs of a node that is flushed."""
+"""Between two tries to bring a VM away from a node that is flushed."""
 LONGEST_BACKOFF_S = 60.0
+LOOK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Note:
     running_since: float | None = None
     gone_since: float | None = None
     ended: Ended | None = None
+    ended_at: float = 0.0
     asked_first: float | None = None
     asked_last: float | None = None
     waiting_since: float | None = None
@@ -62,6 +65,8 @@ class Note:
     failures: int = 0
     """As last seen in the status; when they grow, `not_before` moves on."""
     not_before: float = 0.0
+    stay_until: float = 0.0
+    """It was to leave and did not: a flush lets it rest that long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,30 +108,45 @@ def backoff_s(failures: int) -> float:
 
 def remember(picture: Picture) -> dict[str, Note]:
     """The notes brought up to date with what is seen now; forgets VMs that are neither here nor ours."""
-    notes = {uuid: _remembered(picture, uuid, picture.note(uuid)) for uuid in {*picture.vms, *picture.domains}}
+    notes = {
+        uuid: _remembered(picture, uuid, picture.note(uuid)) for uuid in {*picture.vms, *picture.domains}
+    }
     return {**notes, "node": picture.note("node")}
 
 
 def _remembered(picture: Picture, uuid: str, note: Note) -> Note:
     now, vm = picture.now, picture.vms.get(uuid)
-    if uuid in picture.domains:
-        since = note.running_since if note.running_since is not None and note.gone_since is None else now
-        note = replace(note, running_since=since, gone_since=None, ended=None)
-    elif note.gone_since is None:
-        note = replace(note, gone_since=now)
+    note = _seen(picture, uuid, vm, note)
     if vm is not None and vm.status.failures != note.failures:
         failures = vm.status.failures
         pause = backoff_s(failures) if failures > note.failures else 0.0
         note = replace(note, failures=failures, not_before=now + pause)
     if vm is None or not _is_mine(vm, picture.me):
-        return replace(note, asked_first=None, asked_last=None, waiting_since=None)
-    if not _wanted_end(vm, picture) and not _move_by_shutdown(vm, picture):
+        return replace(note, asked_first=None, asked_last=None, waiting_since=None, waiting_for=-1)
+    if _wanted_end(vm, picture.me) is None and not _leaves_by_shutdown(vm, picture.me):
         note = replace(note, asked_first=None, asked_last=None)
     if vm.spec.node in (None, picture.me.node):
-        return replace(note, waiting_since=None, waiting_for=-1)
+        stay_until = now + RETRY_S if note.waiting_for >= 0 else note.stay_until
+        return replace(note, waiting_since=None, waiting_for=-1, stay_until=stay_until)
     if note.waiting_for != vm.spec.moves:
         return replace(note, waiting_since=now, waiting_for=vm.spec.moves)
     return note
+
+
+def _seen(picture: Picture, uuid: str, vm: VM | None, note: Note) -> Note:
+    """Since when the domain is here, or ours and gone; and how it ended, as long as that can be of use."""
+    now = picture.now
+    if uuid in picture.domains:
+        since = note.running_since if note.running_since is not None else now
+        # An event of this very round is newer than the list of domains.
+        ended = note.ended if note.ended_at >= now else None
+        return replace(note, running_since=since, gone_since=None, ended=ended)
+    if vm is None or not _is_mine(vm, picture.me):
+        is_expected = vm is not None and vm.spec.node == picture.me.node
+        return replace(note, running_since=None, gone_since=None, ended=note.ended if is_expected else None)
+    if uuid in picture.busy:
+        return replace(note, running_since=None, gone_since=None)
+    return replace(note, running_since=None, gone_since=now if note.gone_since is None else note.gone_since)
 
 
 def plan(picture: Picture) -> Plan:
@@ -178,24 +198,49 @@ def _plan_vm(picture: Picture, uuid: str, result: Plan) -> Action | None:
 
 def _plan_running(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Action | None:
     if vm.status.owner != picture.me:
-        status = replace(vm.status, owner=picture.me, migration=None)
-        return Commit(vm, None, status, "adopted after a restart of the daemon")
+        return Commit(vm, None, _adopted(picture.me, vm, domain), "adopted")
+    if domain.state is DomainState.INCOMING:
+        result.wake(picture.now + LOOK_AGAIN_S)  # its source is gone: libvirt ends it, or it runs
+        return None
     if domain.migrating:
         return AbortJob(vm)
     if domain.state is DomainState.CRASHED:
         return Destroy(vm, vm.status.state, "the guest crashed")
-    ending = _wanted_end(vm, picture)
+    ending = _wanted_end(vm, picture.me)
     if ending:
         return _plan_end(picture, vm, ending, result)
-    if vm.spec.node not in (None, picture.me.node):
+    if _is_to_leave(vm, picture.me):
         return _plan_departure(picture, vm, result)
     return _plan_steady(picture, vm, domain, result)
 
 
-def _wanted_end(vm: VM, picture: Picture) -> State | None:
+def _adopted(me: Owner, vm: VM, domain: Domain) -> VMStatus:
+    """In this life of the daemon. A migration that still goes on stays written down: it may succeed yet."""
+    status = replace(vm.status, owner=me)
+    if status.migration is None or domain.migrating:
+        return status
+    return replace(status, state=State.START, migration=None)
+
+
+def _is_to_leave(vm: VM, me: Owner) -> bool:
+    return vm.spec.node not in (None, me.node)
+
+
+def _wanted_end(vm: VM, me: Owner) -> State | None:
+    """Why the guest is to be shut down. Once it has been asked to, the only way back is a new start."""
     if vm.spec.power is not Power.STARTED:
         return State.SHUTDOWN
-    return State.RESTART if vm.spec.restarts > vm.status.restarts else None
+    if vm.spec.restarts > vm.status.restarts:
+        return State.RESTART
+    if _was_asked(vm.status):
+        return State.MIGRATE if _is_to_leave(vm, me) else State.RESTART
+    return None
+
+
+def _was_asked(status: VMStatus) -> bool:
+    if status.state is State.MIGRATE:
+        return status.migration is None
+    return status.state in (State.SHUTDOWN, State.RESTART)
 
 
 def _plan_end(picture: Picture, vm: VM, state: State, result: Plan) -> Action | None:
@@ -220,19 +265,20 @@ def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Acti
     reason = f"paused by QEMU: {domain.reason}" if domain.state is DomainState.PAUSED else ""
     if status.state is State.START and status.reason.startswith("paused") != bool(reason):
         return Commit(vm, None, replace(status, reason=reason), reason or "the guest goes on")
-    if status.state is not State.START or status.attempts < vm.spec.attempts:
+    if status.state is not State.START or status.attempts < vm.spec.attempts or status.migration is not None:
         running = replace(status, state=State.START, attempts=vm.spec.attempts, migration=None)
         return Commit(vm, None, running, "it runs")
     if status.failures and note.running_since is not None:
         if picture.now >= note.running_since + GOOD_RUN_S:
-            return Commit(vm, None, replace(status, failures=0), "it has run long enough to forget its failures")
+            return Commit(
+                vm, None, replace(status, failures=0), "it has run long enough to forget its failures"
+            )
         result.wake(note.running_since + GOOD_RUN_S)
     return None
 
 
-def _move_by_shutdown(vm: VM, picture: Picture) -> bool:
-    moving = vm.spec.node not in (None, picture.me.node)
-    return moving and vm.spec.move_method is Method.SHUTDOWN
+def _leaves_by_shutdown(vm: VM, me: Owner) -> bool:
+    return _is_to_leave(vm, me) and vm.spec.move_method is Method.SHUTDOWN
 
 
 def _plan_departure(picture: Picture, vm: VM, result: Plan) -> Action | None:
@@ -247,7 +293,7 @@ def _plan_departure(picture: Picture, vm: VM, result: Plan) -> Action | None:
         return None
     if target.refused:
         return take_back(picture.me, vm, f"{target.node} refused: {target.refused}")
-    if _move_by_shutdown(vm, picture):
+    if _leaves_by_shutdown(vm, picture.me):
         return _plan_end(picture, vm, State.MIGRATE, result)
     return Migrate(vm, target)
 
@@ -283,20 +329,35 @@ def _ended(picture: Picture, vm: VM, result: Plan) -> Action | None:
 
 def release(picture: Picture, vm: VM, ended: Ended | None) -> Commit:
     """The transaction after a domain has been seen gone."""
+    if vm.status.migration is not None and ended in (None, Ended.MIGRATED):
+        return _left_to_target(picture, vm, vm.status.migration)
     spec, status = vm.spec, replace(vm.status, owner=None, migration=None)
     if spec.power is not Power.STARTED:
-        return Commit(vm, None, replace(status, state=State.STOP, reason="", failures=0, digest=""), "it has stopped")
-    if spec.restarts > status.restarts:
-        again = replace(status, state=State.STARTING, restarts=spec.restarts, reason="")
+        return Commit(
+            vm, None, replace(status, state=State.STOP, reason="", failures=0, digest=""), "it has stopped"
+        )
+    again = replace(status, state=State.STARTING, reason="")
+    if spec.restarts > status.restarts or spec.attempts > status.attempts or _was_asked(vm.status):
         return Commit(vm, None, again, "it has stopped to start again")
-    if spec.node not in (None, picture.me.node):
-        return Commit(vm, None, replace(status, state=State.STARTING), f"it has stopped to start on {spec.node}")
+    if _is_to_leave(vm, picture.me):
+        return Commit(vm, None, again, f"it has stopped to start on {spec.node}")
     if vm.status.state is State.STARTING:
-        return Commit(vm, None, replace(status, state=State.STARTING), "its start was interrupted")
+        return Commit(vm, None, again, "its start was interrupted")
     if ended is Ended.SHUTDOWN:
-        stopped = replace(status, state=State.STOP, reason="the guest powered itself off", failures=0, digest="")
+        stopped = replace(
+            status, state=State.STOP, reason="the guest powered itself off", failures=0, digest=""
+        )
         return Commit(vm, replace(spec, power=Power.STOPPED), stopped, stopped.reason)
-    return _failed(picture, vm, ENDED_WORDS[ended])
+    return _failed(picture, vm, ENDED_WORDS[ended], for_good=ended is Ended.MIGRATED)
+
+
+def _left_to_target(picture: Picture, vm: VM, migration: Migration) -> Commit:
+    """It went while it was migrating, nobody here knows how: only the target can tell if it runs there."""
+    answer = _answer_to(picture, vm)
+    known = answer is not None and answer.node == migration.target
+    owner = Owner(migration.target, answer.incarnation if answer is not None and known else 0)
+    status = replace(vm.status, owner=owner, state=State.START, migration=None, reason="")
+    return Commit(vm, None, status, f"it left for {migration.target}")
 
 
 ENDED_WORDS: dict[Ended | None, str] = {
@@ -309,9 +370,9 @@ ENDED_WORDS: dict[Ended | None, str] = {
 }
 
 
-def _failed(picture: Picture, vm: VM, why: str) -> Commit:
+def _failed(picture: Picture, vm: VM, why: str, *, for_good: bool = False) -> Commit:
     failures = vm.status.failures + 1
-    given_up = failures >= picture.cluster.restart_limit
+    given_up = for_good or failures >= picture.cluster.restart_limit
     reason = f"{why} ({failures} times in a row)" if failures > 1 else why
     status = replace(
         vm.status,
@@ -320,7 +381,6 @@ def _failed(picture: Picture, vm: VM, why: str) -> Commit:
         migration=None,
         reason=reason,
         failures=failures,
-        attempts=vm.spec.attempts,
     )
     return Commit(vm, None, status, reason)
 
@@ -335,7 +395,6 @@ def start_failed(cluster: ClusterSpec, vm: VM, why: str, *, retryable: bool) -> 
         owner=None,
         reason=f"cannot start: {why}",
         failures=failures,
-        attempts=vm.spec.attempts,
     )
 
 
@@ -345,14 +404,25 @@ def start_failed(cluster: ClusterSpec, vm: VM, why: str, *, retryable: bool) -> 
 def _plan_foreign(picture: Picture, vm: VM, domain: Domain) -> Action | None:
     if domain.state is DomainState.INCOMING:
         return None
-    is_expected = vm.spec.node == picture.me.node
-    if vm.status.owner is None and is_expected and vm.spec.power is Power.STARTED:
+    if vm.status.owner is None and _is_wanted_here(vm, picture.me):
         status = replace(vm.status, owner=picture.me, state=State.START, reason="", migration=None)
-        return Commit(vm, None, status, "it arrived while its owner could not hand it over")
-    if vm.status.owner is not None and is_expected:
-        return None
-    where = vm.status.owner.node if vm.status.owner else "nobody"
-    return StopStray(vm.spec.uuid, vm, f"it is owned by {where}")
+        return Commit(vm, None, status, "it runs already")
+    why = stray(picture.me, vm)
+    return StopStray(vm.spec.uuid, vm, why) if why else None
+
+
+def _is_wanted_here(vm: VM, me: Owner) -> bool:
+    return vm.spec.node == me.node and vm.spec.power is Power.STARTED
+
+
+def stray(me: Owner, vm: VM) -> str:
+    """Why a domain of this VM that runs here must be ended; empty if it may be here."""
+    owner, migration = vm.status.owner, vm.status.migration
+    if owner is None:
+        return "" if _is_wanted_here(vm, me) else "it is owned by nobody"
+    if owner.node == me.node or (migration is not None and migration.target == me.node):
+        return ""
+    return f"it is owned by {owner.node}"
 
 
 # A VM that is expected here
@@ -360,7 +430,7 @@ def _plan_foreign(picture: Picture, vm: VM, domain: Domain) -> Action | None:
 
 def _plan_arrival(picture: Picture, vm: VM) -> Action | None:
     """Somebody else runs it and it is to come here: say whether it can."""
-    if vm.spec.node != picture.me.node or vm.spec.power is not Power.STARTED:
+    if not _is_wanted_here(vm, picture.me):
         return None
     found = picture.targets.get(vm.spec.uuid)
     wanted = (picture.me.node, vm.spec.moves, picture.me.incarnation)
@@ -403,8 +473,8 @@ def missing_bridge(spec: VMSpec, bridges: frozenset[str]) -> str:
 def _plan_idle(picture: Picture, vm: VM, result: Plan) -> Action | None:
     """Nobody runs it."""
     spec, status, note = vm.spec, vm.status, picture.note(vm.spec.uuid)
-    if spec.node != picture.me.node or spec.power is not Power.STARTED:
-        return None
+    if not _is_wanted_here(vm, picture.me) or picture.node.wanted is not Wanted.READY:
+        return None  # of a node that is flushed it is evacuated instead
     if status.state is State.FAIL and status.attempts == spec.attempts:
         return None
     if status.attempts == spec.attempts and picture.now < note.not_before:
@@ -436,7 +506,11 @@ def _plan_flush(picture: Picture, result: Plan) -> NodeAction | None:
     """Running VMs whose place is still here; as many as may move at once. Stopped ones may stay."""
     to_leave, leaving = [], 0
     for uuid, vm in sorted(picture.vms.items()):
-        if vm.spec.node == picture.me.node and vm.spec.power is Power.STARTED and vm.status.owner in (None, picture.me):
+        if (
+            vm.spec.node == picture.me.node
+            and vm.spec.power is Power.STARTED
+            and vm.status.owner in (None, picture.me)
+        ):
             to_leave.append((uuid, vm))
         elif _is_mine(vm, picture.me):
             leaving += 1
@@ -449,5 +523,11 @@ def _plan_flush(picture: Picture, result: Plan) -> NodeAction | None:
     if picture.now < due:
         result.wake(due)
         return None
-    ready = [vm for uuid, vm in to_leave if uuid not in picture.busy]
+    ready = []
+    for uuid, vm in to_leave:
+        rests_until = picture.note(uuid).stay_until
+        if picture.now < rests_until:
+            result.wake(rests_until)
+        elif uuid not in picture.busy:
+            ready.append(vm)
     return Evacuate(tuple(ready[:room])) if ready else None
