@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 
 from pvc.errors import EXIT_INTERRUPTED, Bug, PVCError
 
+TYPE_CHECKING = False  # importing typing is not worth its time in `pvc --help`
+if TYPE_CHECKING:
+    from types import TracebackType
 
-def main() -> int:
-    """Run the command of sys.argv; returns its exit code."""
+    from pvc.cli import Pick
+
+
+def main(argv: list[str] | None = None, pick: Pick | None = None) -> int:
+    """Run a command, that of sys.argv unless given; returns its exit code. `pick` is for tests."""
     sys.excepthook = _unhandled
     try:
         from pvc.cli import run
 
-        return run(sys.argv[1:])
+        return run(sys.argv[1:] if argv is None else argv, pick)
     except KeyboardInterrupt:
         _tell("pvc: interrupted")
         return EXIT_INTERRUPTED

@@ -103,7 +103,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
             if takes and not equals:
                 index += 1
                 if index == len(argv):
-                    raise Invalid(f"{flag} needs a value")
+                    raise Invalid(f"{flag} needs a value", hint="pvc --help")
                 value = argv[index]
             leading.append(f"{long}={value}" if takes else long)
         elif token[:2] in known and len(token) > 2 and token[1] != "-":
@@ -323,8 +323,28 @@ class Command:
             return 0
         if self.found.waits and self._waits():
             return self._wait(result)
-        output.emit(self._text(result))
+        self._show(result)
         return 0
+
+    def _show(self, result: Any) -> None:
+        """Of a change people want to hear how it stands; the whole object is for `-f long` and programs."""
+        if (
+            not self.found.is_read
+            and self.options["format"] in ("table", "pretty")
+            and "columns" not in self.options
+        ):
+            if result is None:
+                output.note(f"{' '.join(['pvc', self.found.noun, self.found.verb])}: done")
+                return
+            if isinstance(result, dict) and "name" in result and "state" in result:
+                output.emit(output.sentence(result))
+                return
+        text = self._text(result)
+        file = self.options.get("file")
+        if file is None:
+            output.emit(text)
+        else:
+            output.write_file(file, text)
 
     def _confirmed(self, arguments: Mapping[str, Any]) -> bool:
         if self.options.get("yes") or self.options["unsafe"]:
@@ -400,7 +420,7 @@ class Command:
         except KeyboardInterrupt:
             output.error(f"pvc: no longer waiting, it goes on; to see how: {again}")
             return EXIT_INTERRUPTED
-        output.emit(self._text({**result, **{key: last[key] for key in last if key in result}}))
+        self._show({**result, **{key: last[key] for key in last if key in result}})
         return 0
 
     def _shown_by(self, result: Mapping[str, Any]) -> dict[str, Any]:

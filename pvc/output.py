@@ -42,6 +42,7 @@ class Screen:
         self.colour: bool | None = None
         """None: as the terminal can."""
         self._line = ""
+        """The newest line of progress; on a terminal it is to be wiped away."""
 
     def colours(self) -> bool:
         if self.colour is not None:
@@ -51,15 +52,15 @@ class Screen:
         return sys.stdout.isatty()
 
     def clear_line(self) -> None:
-        if self._line:
+        if self._line and sys.stderr.isatty():
             _write(sys.stderr, "\r\x1b[K")
-            self._line = ""
+        self._line = ""
 
     def draw_line(self, text: str) -> None:
         if not sys.stderr.isatty():
             if text != self._line:
                 _write(sys.stderr, text + "\n")
-            self._line = ""
+            self._line = text
             return
         text, columns = _safe(text), _terminal_width()
         _write(sys.stderr, "\r" + text[: columns - 1] + "\x1b[K")
@@ -117,6 +118,29 @@ def ask(question: str) -> bool:
     if not answer.endswith("\n"):
         _write(sys.stderr, "\n")
     return answer.strip().lower() in ("y", "yes")
+
+
+def sentence(state: Mapping[str, Any]) -> str:
+    """How an object stands, on one line: `web1: migrating to n2, 43 %`, `web1: start on n1`."""
+    text = state.get("activity") or state.get("state") or ""
+    if (
+        not state.get("activity")
+        and state.get("node")
+        and state.get("state") not in ("stop", "disable", "fail")
+    ):
+        text = f"{text} on {state['node']}"
+    if isinstance(state.get("percent"), int | float) and "%" not in text:
+        text = f"{text}, {state['percent']:g} %"
+    return f"{state['name']}: {text}" if state.get("name") else text
+
+
+def write_file(path: str, text: str) -> None:
+    """Instead of stdout. Raises Failed."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text if text.endswith("\n") else text + "\n")
+    except OSError as problem:
+        raise Failed(f"cannot write {path}: {problem.strerror}") from None
 
 
 def redraw(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import socket
+import os
 import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,35 +32,56 @@ class Parser(argparse.ArgumentParser):
 
 def parse(found: Operation, argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """(help text if that was asked for, arguments as given, options)."""
-    parser = build(found)
-    takes_command = _command(found) is not None
-    if not takes_command:
-        before_end = argv[: argv.index("--")] if "--" in argv else argv
-        if "-h" in before_end or "--help" in before_end:
-            return parser.format_help(), {}, {}
-        namespace, extra = parser.parse_known_intermixed_args(list(argv))
+    if _command(found) is not None:
+        parser = build(found)
+        namespace, words = parser.parse_known_args(list(argv))
+        given = _given(namespace)
     else:
-        namespace, extra = parser.parse_known_args(list(argv))
-    values = vars(namespace)
-    if values.get("help"):
-        return parser.format_help(), {}, {}
-    if extra:
-        raise _too_much(found, parser, extra[0])
-    given = {
-        name.removeprefix(ARGUMENT): value for name, value in values.items() if name.startswith(ARGUMENT)
-    }
-    options = {name: value for name, value in values.items() if not name.startswith(ARGUMENT)}
-    given = {name: value for name, value in given.items() if value is not None and value != [None]}
+        # argparse gives up on arguments with options between them and on `--`: it gets the options alone.
+        end = argv.index("--") if "--" in argv else len(argv)
+        if "-h" in argv[:end] or "--help" in argv[:end]:
+            return build(found).format_help(), {}, {}
+        parser = build(found, positionals=False)
+        namespace, words = parser.parse_known_args(list(argv[:end]))
+        unknown = next((word for word in words if word.startswith("-") and word != "-"), None)
+        if unknown is not None:
+            raise _no_option(found, parser, unknown)
+        given, words = _assigned(found, [*words, *argv[end + 1 :]])
+        given |= _given(namespace)
+    options = {name: value for name, value in vars(namespace).items() if not name.startswith(ARGUMENT)}
+    if options.get("help"):
+        return build(found).format_help(), {}, {}
+    if words:
+        if words[0].startswith("-"):
+            raise _no_option(found, parser, words[0])
+        takes = ", ".join(_placeholder(param) for param in found.params if param.positional) or "no argument"
+        where = f"pvc {found.noun} {found.verb}"
+        raise Invalid(f"{where}: there is one argument too many: {words[0]}", hint=f"it takes {takes}")
     return "", _completed(found, given), options
 
 
-def _too_much(found: Operation, parser: argparse.ArgumentParser, word: str) -> Invalid:
-    where = f"pvc {found.noun} {found.verb}"
-    if not word.startswith("-"):
-        takes = ", ".join(_placeholder(param) for param in found.params if param.positional) or "no argument"
-        return Invalid(f"{where}: there is one argument too many: {word}", hint=f"it takes {takes}")
+def _given(namespace: argparse.Namespace) -> dict[str, Any]:
+    named = {
+        name.removeprefix(ARGUMENT): value
+        for name, value in vars(namespace).items()
+        if name.startswith(ARGUMENT)
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _assigned(found: Operation, words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Words → positional parameters, in order; those left over."""
+    given: dict[str, Any] = {}
+    for param in found.params:
+        if param.positional and words:
+            given[param.name], words = (words, []) if param.many else (words[0], words[1:])
+    return given, words
+
+
+def _no_option(found: Operation, parser: argparse.ArgumentParser, word: str) -> Invalid:
     import difflib
 
+    where = f"pvc {found.noun} {found.verb}"
     option = word.partition("=")[0]
     known = [flag for action in parser._actions for flag in action.option_strings]
     near = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
@@ -74,7 +95,7 @@ def _completed(found: Operation, given: dict[str, Any]) -> dict[str, Any]:
         name = param.name
         if name not in given:
             if param.positional and param.arg.complete == "node" and not param.required:
-                given[name] = socket.gethostname().partition(".")[0]
+                given[name] = os.uname().nodename.partition(".")[0]
             elif param.required:
                 what = _placeholder(param) if param.positional else param.option
                 raise Invalid(
@@ -106,7 +127,7 @@ def _contents(path: str) -> str:
 # Building
 
 
-def build(found: Operation) -> Parser:
+def build(found: Operation, *, positionals: bool = True) -> Parser:
     parser = Parser(
         prog=f"pvc {found.noun} {found.verb}",
         usage=usage(found),
@@ -121,9 +142,9 @@ def build(found: Operation) -> Parser:
     command = _command(found)
     taken: set[str] = set()
     for param in found.params:
-        if param.positional:
+        if param.positional and positionals:
             _add_positional(parser, param, is_command=param is command)
-        else:
+        elif not param.positional:
             _add_option(parser, param)
             taken |= set(flags(param))
     for short, long, settings in automatic(found):
@@ -178,6 +199,9 @@ def automatic(found: Operation) -> Iterable[tuple[str, str, dict[str, Any]]]:
         yield "-y", "--yes", {"action": "store_true", "help": "do not ask"}
     if shows_fields(found):
         yield "", "--columns", {"metavar": "A,B", "help": "only these fields, in this order"}
+    if is_text(found):
+        text = "write it into this file instead of to the terminal"
+        yield "-f", "--file", {"metavar": "FILE", "help": text}
     if is_list(found):
         yield "", "--sort", {"metavar": "FIELD", "help": "by this field; --sort=-FIELD from high to low"}
     if found.is_read:
@@ -186,6 +210,10 @@ def automatic(found: Operation) -> Iterable[tuple[str, str, dict[str, Any]]]:
 
 def is_list(found: Operation) -> bool:
     return typing.get_origin(found.returns) in (list, tuple)
+
+
+def is_text(found: Operation) -> bool:
+    return found.is_read and found.returns is str
 
 
 def shows_fields(found: Operation) -> bool:

@@ -48,13 +48,13 @@ def wait(
         left = ASK_WITHIN_S if end is None else min(ASK_WITHIN_S, end - clock.monotonic())
         # A time that is over still gets one look: it may have been reached meanwhile.
         state = asker.ask(max(left, 0.0))
-        output.progress(progress_text(state))
+        output.progress(output.sentence(state))
         if state.get("settled"):
             return _outcome(state, goal)
         if end is not None and clock.monotonic() >= end:
             hint = f"to see how: {again}" if again else ""
             raise TimedOut(
-                f"gave up waiting after {timeout_s:g} s; it goes on: {progress_text(state)}", hint=hint
+                f"gave up waiting after {timeout_s:g} s; it goes on: {output.sentence(state)}", hint=hint
             )
 
 
@@ -67,14 +67,6 @@ def _outcome(state: dict[str, Any], goal: Mapping[str, Any]) -> dict[str, Any]:
     wanted = ", ".join(f"{field} {goal[field] or 'none'}" for field in missed)
     reason = state.get("reason") or f"{found}, wanted was {wanted}"
     raise Failed(f"{name}: {reason}")
-
-
-def progress_text(state: Mapping[str, Any]) -> str:
-    """One line: `web1: migrate, 43 % sent to n2`."""
-    parts = [str(state[field]) for field in ("state", "activity") if state.get(field)]
-    if isinstance(state.get("percent"), int | float):
-        parts.append(f"{state['percent']:g} %")
-    return f"{state.get('name', '')}: {', '.join(parts)}".removeprefix(": ")
 
 
 class Asker:
