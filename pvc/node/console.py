@@ -125,7 +125,7 @@ class _Server(ThreadingHTTPServer):
         super().finish_request(request, client_address)  # type: ignore[arg-type]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        log.debug("console request of %s ended early", client_address, exc_info=True)
+        log.debug("console request of %s ended early", client_address, exc_info=True)  # noqa: LOG014 - called in a handler
 
 
 class ConsoleServer:
