@@ -165,7 +165,7 @@ class Link:
             self._up = True
 
     def swallow_next_reply(self) -> None:
-        """What the client sends arrives; when the answer comes back the connection breaks instead."""
+        """What the client sends arrives; the connection breaks within the first bytes of the answer."""
         with self._lock:
             self._swallow_next_reply = True
 
@@ -211,9 +211,9 @@ class Link:
                 with self._lock:
                     broken = replies and self._swallow_next_reply
                     self._swallow_next_reply &= not broken
+                sink.sendall(chunk[:3] if broken else chunk)
                 if broken:
                     break
-                sink.sendall(chunk)
         except OSError:
             pass
         for end in (source, sink):

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from kazoo import exceptions as zk
@@ -34,6 +35,7 @@ from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionSt
 from pvc.errors import Conflict, Failed, Invalid, NotFound, NotPermitted, PVCError, Unavailable
 
 log = logging.getLogger(__name__)
+logging.getLogger("kazoo").setLevel(logging.INFO)  # below that it logs each request, the password included
 
 USER = "pvc"
 WINDOW = 2000
@@ -167,21 +169,22 @@ class ZooKeeperStore:
 
     def _landed(self, flying: deque[Any], count: int) -> Iterator[Any]:
         """The first of them. Answers come in order, so waiting for the last one wakes this thread once."""
-        if count:
-            flying[count - 1].wait(self._answer_within_s)
+        landed = 0
+        while count and not flying[count - 1].wait(self._answer_within_s):
+            before, landed = landed, sum(each.ready() for each in islice(flying, count))
+            if landed == before:
+                self._client.drop()
+                raise Unavailable("the ZooKeeper server does not answer")
         for _ in range(count):
             yield self._answer(flying.popleft())
 
     def _answer(self, result: Any) -> Any:
         try:
-            return result.get(timeout=self._answer_within_s)
+            return result.get_nowait()
         except zk.NoNodeError:
             return None
         except zk.NoAuthError:
             raise NotPermitted("the store refuses this cluster key", hint=SAME_KEY) from None
-        except KazooTimeoutError:
-            self._client.drop()
-            raise Unavailable("the ZooKeeper server does not answer") from None
         except zk.KazooException as error:
             raise Unavailable(f"no ZooKeeper server answers ({_name(error)})") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from tests.support import eventually
 from tests.zookeeper import Ensemble, Link, zookeeper
 
 SESSION_S = 3.0
+CONNECT_S = 1.0
 WITHIN_S = 20.0
 AT_ONCE_S = 1.0
 """Far below any time-out of the client, far above a busy machine's hiccup."""
@@ -548,7 +550,7 @@ def test_a_mirror_follows_through_suspension_and_a_new_session(
 
 
 def open_store(stack: ExitStack, servers: list[str], secret: str | None = "key") -> ZooKeeperStore:
-    store = ZooKeeperStore(servers, secret=secret, session_timeout_s=SESSION_S, connect_timeout_s=1.0)
+    store = ZooKeeperStore(servers, secret=secret, session_timeout_s=SESSION_S, connect_timeout_s=CONNECT_S)
     stack.callback(store.close)
     store.connect(WITHIN_S)
     return store
@@ -577,6 +579,15 @@ def test_without_the_cluster_key_nothing_can_be_read_or_written(single: Ensemble
         same = open_store(stack, single.addresses)
         assert same.children(root) == ("a", "alone")
         assert data(same.get(f"{root}/a")) == b"secret"
+
+
+def test_the_key_is_never_logged(single: Ensemble, caplog: pytest.LogCaptureFixture) -> None:
+    with ExitStack() as stack, caplog.at_level(logging.DEBUG):
+        store = open_store(stack, single.addresses, "a secret")
+        store.commit(Create(f"/test{next(_roots)}"))
+        ((_, credential),) = store._client.auth_data
+    assert "connection established" in caplog.text
+    assert credential.partition(":")[2] not in caplog.text
 
 
 def test_a_change_the_server_would_hang_up_on_is_refused_here(single: Ensemble) -> None:
@@ -608,6 +619,21 @@ def test_a_first_server_that_hangs_delays_little(single: Ensemble) -> None:
         start = time.monotonic()
         store = open_store(stack, [f"127.0.0.1:{hung.getsockname()[1]}", *single.addresses])
         assert time.monotonic() - start < SESSION_S / 2 + AT_ONCE_S
+        assert store.get("/") is not None
+
+
+def test_a_first_host_that_is_dead_delays_little(single: Ensemble) -> None:
+    """Packets to it vanish, as here where its queue of connections is full."""
+    with socket.socket() as dead, ExitStack() as stack:
+        dead.bind(("127.0.0.1", 0))
+        dead.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(dead.getsockname())
+        start = time.monotonic()
+        store = open_store(stack, [f"127.0.0.1:{dead.getsockname()[1]}", *single.addresses])
+        assert time.monotonic() - start < CONNECT_S + AT_ONCE_S
         assert store.get("/") is not None
 
 
@@ -653,6 +679,32 @@ def test_a_server_that_hangs_is_given_up(tmp_path: Path) -> None:
         waiting_for(store, SessionState.CONNECTED)
         store.commit(Put("/a", b"y"))
         assert data(store.get("/a")) == b"y"
+
+
+def test_a_server_that_hangs_is_given_up_however_much_is_sent_to_it(tmp_path: Path) -> None:
+    """Requests stand in for pings, so while they are sent no ping is missed."""
+    with zookeeper(tmp_path) as ensemble, ExitStack() as stack:
+        store = open_store(stack, ensemble.addresses)
+        store.get("/")
+        done = threading.Event()
+
+        def ask(after: float) -> None:
+            done.wait(after)
+            while not done.is_set():
+                with pytest.raises(Unavailable):
+                    store.get("/")
+
+        workers = [threading.Thread(target=ask, args=(number * 0.25,)) for number in range(8)]
+        ensemble.servers[0].pause()
+        for worker in workers:
+            worker.start()
+        try:
+            eventually(lambda: store.session.state is SessionState.SUSPENDED, within=SESSION_S)
+        finally:
+            done.set()
+            ensemble.servers[0].resume()
+            for worker in workers:
+                worker.join(WITHIN_S)
 
 
 def test_pings_alone_keep_the_contact_fresh(single: Ensemble) -> None:
