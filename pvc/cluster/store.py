@@ -5,6 +5,7 @@ The semantics are ZooKeeper's and are held by one contract suite for every imple
 - a commit is atomic: all of its operations happen, or none and Conflict (or NotFound) is raised;
 - a commit that raises Unavailable may have happened: the reply was lost, so read again before deciding;
 - a watch fires once, after the change, and only says that something changed: readers read again;
+- a watch also fires when its connection breaks, since nobody would tell it of a change any more;
 - an ephemeral document goes with the session that created it;
 - while the session is not CONNECTED every call fails at once with Unavailable, never queues.
 """
