@@ -336,7 +336,7 @@ class Command:
             if result is None:
                 output.note(f"{' '.join(['pvc', self.found.noun, self.found.verb])}: done")
                 return
-            if isinstance(result, dict) and "name" in result and "state" in result:
+            if isinstance(result, dict) and "name" in result and result.keys() & {"state", "domain_state"}:
                 output.emit(output.sentence(result))
                 return
         text = self._text(result)

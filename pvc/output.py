@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "pretty", "short", "long", "json", "json-pretty", "raw", "csv")
 
-HIDDEN = frozenset({"goal", "settled", "version"})
+HIDDEN = frozenset({"digest", "goal", "settled", "version"})
 """Fields for programs: tables leave them out unless a column asks for them."""
 
 GREEN, YELLOW, RED = "32", "33", "31"
@@ -122,7 +122,7 @@ def ask(question: str) -> bool:
 
 def sentence(state: Mapping[str, Any]) -> str:
     """How an object stands, on one line: `web1: migrating to n2, 43 %`, `web1: start on n1`."""
-    text = state.get("activity") or state.get("state") or ""
+    text = state.get("activity") or state.get("state") or state.get("domain_state") or ""
     if (
         not state.get("activity")
         and state.get("node")
@@ -378,6 +378,8 @@ def _pairs(values: Mapping[str, Any], colour: bool, indent: str = "") -> list[st
     for name, value in values.items():
         if isinstance(value, dict) and value:
             lines += [f"{indent}{names[name]}:", *_pairs(value, colour, indent + "  ")]
+        elif _is_sentences(value):
+            lines += [f"{indent}{names[name]}:", *(f"{indent}  - {_one_line(text)}" for text in value)]
         elif _is_rows(value) and value:
             table = _table(value, _fields(value), colour).splitlines()
             lines += [f"{indent}{names[name]}:", *(f"{indent}  {line}" for line in table)]
@@ -393,6 +395,11 @@ def _pairs(values: Mapping[str, Any], colour: bool, indent: str = "") -> list[st
             shown = _coloured(name, text, text) if colour else text
             lines.append(f"{indent}{names[name] + ':':<{width}} {shown}".rstrip())
     return lines
+
+
+def _is_sentences(value: Any) -> bool:
+    """Joined by commas nobody could tell one from the next."""
+    return isinstance(value, list) and any(isinstance(one, str) and " " in one for one in value)
 
 
 def human(name: str, value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pvc import config
@@ -12,6 +13,7 @@ from pvc.cluster.codec import to_json, version_of
 from pvc.cluster.store import Session, Store, Stored
 from pvc.commands.context import Caller, Context, invoke
 from pvc.commands.registry import Operation, Role, find
+from pvc.config import Config
 
 CONNECT_WITHIN_S = 10.0
 
@@ -21,6 +23,7 @@ class DirectTransport:
 
     def __init__(self, store: Store | None = None, node: str = "", clock: Clock | None = None) -> None:
         self._store = store
+        self._config: Config | None = None
         self._node = node
         self._clock = clock or SystemClock()
 
@@ -62,18 +65,21 @@ class DirectTransport:
         arguments: Mapping[str, Any],
         plan: bool,
     ) -> Any:
-        caller = Caller(f"root on {self._node}", Role.ADMIN)
-        return to_json(invoke(found, Context(store, reader, caller, planning=plan), arguments))
+        context = Context(store, reader, Caller(f"root on {self._node}", Role.ADMIN), planning=plan)
+        if self._config is not None:
+            context.console = partial(_fetch, self._config)
+        return to_json(invoke(found, context, arguments))
 
     def _connected(self) -> Store:
         if self._store is None:
-            self._store, self._node = connect()
+            self._config = config.load()
+            self._node = self._config.node.name
+            self._store = connect(self._config)
         return self._store
 
 
-def connect() -> tuple[Store, str]:
-    """The store of this node's cluster, and the node's name. Raises NotFound, Invalid, Unavailable."""
-    settings = config.load()
+def connect(settings: Config) -> Store:
+    """The store of this node's cluster. Raises NotFound, Invalid, Unavailable."""
     secret = settings.secret()
     from pvc.cluster.zookeeper import ZooKeeperStore
 
@@ -85,7 +91,23 @@ def connect() -> tuple[Store, str]:
     except BaseException:
         store.close()
         raise
-    return store, settings.node.name
+    return store
+
+
+def _fetch(
+    settings: Config,
+    address: str,
+    port: int,
+    path: str,
+    *,
+    lines: int = 100,
+    cursor: int | None = None,
+    wait_s: int = 0,
+) -> tuple[str, int]:
+    # TLS and HTTP only for the verbs that need them.
+    from pvc.consoleclient import fetch
+
+    return fetch(settings, address, port, path, lines=lines, cursor=cursor, wait_s=wait_s)
 
 
 class Watching:

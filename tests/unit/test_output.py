@@ -103,6 +103,12 @@ def test_object() -> None:
     )
 
 
+def test_sentences_are_listed() -> None:
+    assert render({"name": "x", "because": ["it is so", "that too"]}, "table") == (
+        "name:    x\nbecause:\n  - it is so\n  - that too"
+    )
+
+
 def test_object_raw_short_and_chosen() -> None:
     assert render(INFO, "raw", chosen=["load.memory.used_mib", "name"]) == "1536\tweb1"
     assert render(INFO, "raw").splitlines()[0] == "name\tweb1"
