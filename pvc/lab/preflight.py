@@ -36,9 +36,9 @@ def need_root() -> None:
         raise NotPermitted("the lab makes containers and networks, which needs root", hint="sudo pvc lab …")
 
 
-def need_commands() -> None:
+def need_commands(path: str = PATH) -> None:
     missing = sorted(
-        {package for command, package in COMMANDS.items() if not shutil.which(command, path=PATH)}
+        {package for command, package in COMMANDS.items() if not shutil.which(command, path=path)}
     )
     if missing:
         raise Unavailable(
