@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,8 +39,6 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE_S, KEEPALIVE_MISSES = 5, 3
 POLL_S = 0.2
-ANSWER_WITHIN_S = 0.3
-ASKERS = 4
 STATISTICS_WITHIN_S = 0.5  # a migration's last statistics come as an event of their own
 MIB = 1024 * 1024
 
@@ -123,8 +120,6 @@ class LibvirtHypervisor:
         self._callbacks: list[Callable[[DomainEvent], None]] = []
         self._started: dict[str, _Started] = {}
         self._quiet: dict[str, int] = {}  # UUID → run that is known to be in no migration
-        self._asked: dict[str, Future[DomainState | None]] = {}
-        self._askers = ThreadPoolExecutor(ASKERS, "libvirt jobs")
         self._told_to_end: set[str] = set()  # QEMU got a signal: not the guest's wish
         self._migrations: dict[str, _Migration] = {}
 
@@ -178,7 +173,7 @@ class LibvirtHypervisor:
         return found
 
     def start(self, xml: str) -> None:
-        with self._talk() as connection:
+        with self._talk(alone=True) as connection:
             connection.createXML(xml)
 
     def shutdown(self, uuid: str) -> None:
@@ -187,7 +182,7 @@ class LibvirtHypervisor:
 
     def destroy(self, uuid: str) -> None:
         try:
-            with self._domain(uuid) as domain:
+            with self._domain(uuid, alone=True) as domain:
                 domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_DEFAULT)
         except NoSuchDomain:
             return
@@ -222,18 +217,7 @@ class LibvirtHypervisor:
             return DomainState.OUTGOING
         if self._quiet.get(uuid) == run and state != libvirt.VIR_DOMAIN_PAUSED:
             return None
-        # In a thread, since a QEMU that sends its memory away may answer late; no answer is an answer.
-        asked = self._asked.get(uuid)
-        if asked is None:
-            asked = self._asked[uuid] = self._askers.submit(_moves, domain)
-        try:
-            moves = asked.result(ANSWER_WITHIN_S)
-        except TimeoutError:
-            return DomainState.OUTGOING
-        except libvirt.libvirtError:
-            self._asked.pop(uuid, None)
-            raise
-        self._asked.pop(uuid, None)
+        moves = _moves(domain)
         if moves is None:
             self._quiet[uuid] = run
         return moves
@@ -278,11 +262,13 @@ class LibvirtHypervisor:
         name = f"migration of {domain.name()}"
         _try(lambda: domain.migrateSetMaxDowntime(settings.max_downtime_ms))
         threading.Thread(
-            target=_migrate, args=(domain, target, settings, migration), name=name, daemon=True
+            target=_migrate,
+            args=(self._uri, domain.UUIDString(), target, settings, migration),
+            name=name,
+            daemon=True,
         ).start()
         stopped: Cancelled | TimedOut | None = None
         post_copy = False
-        # One request a round: QEMU 7.2 may answer the second of two in a row only when the migration is over.
         while not migration.done.wait(POLL_S):
             elapsed_s = time.monotonic() - begin
             wish = None if post_copy or stopped else _wish(name, elapsed_s, settings.timeout_s, cancelled)
@@ -369,7 +355,6 @@ class LibvirtHypervisor:
             connection, self._open, self._closed = self._open, None, True
         if connection is not None:
             _try(connection.close)
-        self._askers.shutdown(wait=False, cancel_futures=True)
 
     def _connection(self) -> libvirt.virConnect:
         with self._lock:
@@ -384,9 +369,7 @@ class LibvirtHypervisor:
         return connection
 
     def _connect(self) -> libvirt.virConnect:
-        _event_loop()
-        connection = libvirt.open(self._uri)
-        connection.setKeepAlive(KEEPALIVE_S, KEEPALIVE_MISSES)
+        connection = _connect(self._uri)
         connection.registerCloseCallback(self._connection_closed, None)
         for event, callback in (
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
@@ -396,16 +379,20 @@ class LibvirtHypervisor:
         return connection
 
     @contextmanager
-    def _talk(self) -> Iterator[libvirt.virConnect]:
-        """A connection; what libvirt says in the block becomes a DriverError."""
+    def _talk(self, *, alone: bool = False) -> Iterator[libvirt.virConnect]:
+        """A connection; what libvirt says in the block becomes a DriverError.
+
+        `alone`: for calls that last. On a shared connection one can hold up all others until it is answered.
+        """
         try:
-            yield self._connection()
+            connection = self._connection()
+            yield _connect(self._uri) if alone else connection
         except libvirt.libvirtError as error:
             raise _error(error) from error
 
     @contextmanager
-    def _domain(self, uuid: str) -> Iterator[libvirt.virDomain]:
-        with self._talk() as connection:
+    def _domain(self, uuid: str, *, alone: bool = False) -> Iterator[libvirt.virDomain]:
+        with self._talk(alone=alone) as connection:
             yield connection.lookupByUUIDString(uuid)
 
 
@@ -417,6 +404,13 @@ def _event_loop() -> threading.Thread:
     thread = threading.Thread(target=_run_events, name="libvirt events", daemon=True)
     thread.start()
     return thread
+
+
+def _connect(uri: str) -> libvirt.virConnect:
+    _event_loop()
+    connection = libvirt.open(uri)
+    connection.setKeepAlive(KEEPALIVE_S, KEEPALIVE_MISSES)
+    return connection
 
 
 def _run_events() -> None:
@@ -464,7 +458,7 @@ def _read_started(domain: libvirt.virDomain, run: int) -> _Started:
 
 
 def _migrate(
-    domain: libvirt.virDomain, target: MigrationTarget, settings: MigrationSettings, migration: _Migration
+    uri: str, uuid: str, target: MigrationTarget, settings: MigrationSettings, migration: _Migration
 ) -> None:
     flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
     for wanted, flag in (
@@ -480,7 +474,7 @@ def _migrate(
     if target.tls and target.name:
         parameters[libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION] = target.name
     try:
-        domain.migrateToURI3(target.uri, parameters, flags)
+        _connect(uri).lookupByUUIDString(uuid).migrateToURI3(target.uri, parameters, flags)
     except libvirt.libvirtError as error:
         migration.error = error
     finally:
