@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -108,6 +107,8 @@ def maintenance(ctx: Context, switch: Annotated[Switch, Arg("on or off")]) -> Cl
 
 
 def _status(cluster: ClusterSpec, nodes: Mapping[str, Node], vms: tuple[VM, ...]) -> ClusterStatus:
+    import hashlib
+
     problems = tuple(problems_of(nodes, vms))
     found = ClusterStatus(
         name=cluster.name,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
-from pvc.cluster import domainxml, paths
+from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.store import Create, Delete, Op
 from pvc.cluster.view import VM
@@ -26,6 +26,9 @@ from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Autostart, Limit, MaxDowntime, NewName, NodeLimit, NodeName, TagName, VMName
 from pvc.commands.vm_info import VMInfo, VMRow, describe, place, row, save, with_definition
 from pvc.errors import Conflict, NotFound
+
+if TYPE_CHECKING:
+    from pvc.cluster import domainxml
 
 # What `define` and `create` have in common
 
@@ -82,6 +85,8 @@ def define(
 
     The XML is kept as it is, with a UUID and MAC addresses added where it has none. The VM is stopped.
     """
+    from pvc.cluster import domainxml
+
     uuid = domainxml.parse(xml).uuid or str(uuid4())
     spec = VMSpec(
         uuid=uuid,
@@ -128,6 +133,8 @@ def create(
 
     A disk given by its size is made on the first start, in the cluster's shared directory of disks.
     """
+    from pvc.cluster import domainxml
+
     uuid = str(uuid4())
     files, new_disks = _disks(ctx, name, uuid, disk)
     xml = domainxml.create(
@@ -164,6 +171,8 @@ def _disks(
     ctx: Context, name: str, uuid: str, given: tuple[str, ...]
 ) -> tuple[list[domainxml.NewDisk], tuple[NewDisk, ...]]:
     """A new file carries a part of the UUID: no VM finds that of an earlier one of the same name."""
+    from pvc.cluster import domainxml
+
     files, new = [], []
     for index, text in enumerate(given):
         size = types.disk_bytes(text)
@@ -274,6 +283,8 @@ def dump(ctx: Context, vm: VMName) -> str:
 @operation("POST", "/vm/{vm}/rename", role=Role.OPERATE)
 def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo:
     """Give a stopped VM another name; its disks keep theirs."""
+    from pvc.cluster import domainxml
+
     found = ctx.view.vm(vm)
     spec = found.spec
     _check_stopped(found, "rename")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pvc.cluster import domainxml, paths
+from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.store import Check, Op, Put
 from pvc.cluster.view import VM
@@ -25,6 +26,9 @@ from pvc.cluster.vm import (
 )
 from pvc.commands.context import Context
 from pvc.errors import Invalid
+
+if TYPE_CHECKING:
+    from pvc.cluster import domainxml
 
 Goal = Mapping[str, str | int]
 """Fields of the object that have these values when what was asked for is so."""
@@ -128,6 +132,8 @@ def is_moving(vm: VM) -> bool:
 
 def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
     """A definition that cannot be read hides no VM: its devices are missing, and the reason says so."""
+    from pvc.cluster import domainxml
+
     spec, status = vm.spec, vm.status
     reason, digest = status.reason, ""
     disks: tuple[DiskInfo, ...] = ()
@@ -246,6 +252,8 @@ def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = 
 
 def with_definition(spec: VMSpec, xml: str) -> VMSpec:
     """The spec with another definition, and what lists need of it."""
+    from pvc.cluster import domainxml
+
     facts = domainxml.parse(xml)
     return replace(
         spec,
@@ -263,5 +271,7 @@ def networks_of(facts: domainxml.Facts) -> tuple[str, ...]:
 
 def bridges_of(spec: VMSpec) -> tuple[str, ...]:
     """What a node must have; raises Invalid when the definition is unreadable."""
+    from pvc.cluster import domainxml
+
     facts = domainxml.parse(spec.definition)
     return tuple(sorted({nic.source for nic in facts.nics if nic.type == "bridge"}))

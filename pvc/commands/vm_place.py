@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-from pvc.cluster import domainxml
 from pvc.cluster.placement import Choice, Placement, explained
 from pvc.cluster.view import VM, Node
 from pvc.cluster.vm import Method, Power, VMSpec, move
@@ -95,6 +94,8 @@ def _daemon(node: Node | None) -> str:
 
 
 def _method(vm: VM, force_live: bool) -> Method:
+    from pvc.cluster import domainxml
+
     wanted = Method.LIVE if force_live else vm.spec.method
     if vm.status.owner is None or not domainxml.parse(vm.spec.definition).has_host_devices:
         return wanted

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from pvc.cluster import domainxml
 from pvc.cluster.placement import Placement
 from pvc.cluster.view import VM
 from pvc.cluster.vm import Method, Selector, Tag, VMSpec
@@ -45,6 +44,8 @@ def set_definition(
     restart: Restart = False,
 ) -> VMInfo:
     """Replace a VM's definition without showing a difference; `vm modify` is the verb for people."""
+    from pvc.cluster import domainxml
+
     found = ctx.view.vm(vm)
     spec = found.spec
     if digest and digest != domainxml.digest(spec.definition):
@@ -74,6 +75,8 @@ def modify(
     yes: Annotated[bool, Arg("do not ask", short="-y")] = False,
 ) -> None:
     """Change a VM's libvirt XML: shows the difference, asks, and writes it if nobody else has changed it."""
+    from pvc.cluster import domainxml
+
     if bool(file) == editor:
         raise Invalid("vm modify needs a FILE or --editor, one of them", hint="pvc vm modify VM -e")
     from pvc import output
@@ -156,6 +159,8 @@ class Memory:
 @operation("GET", "/vm/{vm}/vcpu", noun="vm", verb="vcpu get")
 def vcpu_get(ctx: Context, vm: VMName) -> VCPUs:
     """Show a VM's vCPUs."""
+    from pvc.cluster import domainxml
+
     spec = ctx.view.vm(vm).spec
     found = domainxml.parse(spec.definition).topology
     return VCPUs(spec.name, spec.vcpus, f"{found.sockets},{found.cores},{found.threads}" if found else "")
@@ -171,6 +176,8 @@ def vcpu_set(
     restart: Restart = False,
 ) -> VMInfo:
     """Set the number of a VM's vCPUs."""
+    from pvc.cluster import domainxml
+
     found = ctx.view.vm(vm)
     wanted = domainxml.Topology(*types.topology(topology)) if topology else None
     new = with_definition(found.spec, domainxml.set_vcpus(found.spec.definition, vcpus, wanted))
@@ -188,6 +195,8 @@ def memory_get(ctx: Context, vm: VMName) -> Memory:
 @operation("PUT", "/vm/{vm}/memory", role=Role.OPERATE, noun="vm", verb="memory set", waits="vm.info")
 def memory_set(ctx: Context, vm: VMName, memory: types.MemoryText, *, restart: Restart = False) -> VMInfo:
     """Set a VM's memory."""
+    from pvc.cluster import domainxml
+
     found = ctx.view.vm(vm)
     new = with_definition(found.spec, domainxml.set_memory(found.spec.definition, types.memory_mib(memory)))
     _say_where_it_fits(ctx, new)
