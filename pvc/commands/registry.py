@@ -16,7 +16,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -214,14 +214,23 @@ def _param(parameter: inspect.Parameter, hint: Any) -> Param:
     )
 
 
+def _over(outer: Arg, inner: Arg) -> Arg:
+    """What the outer says, else what the inner does: `Annotated[NodeName, Arg(short="-t")]` keeps the pattern."""
+    said = {
+        one.name: getattr(outer, one.name) for one in fields(Arg) if getattr(outer, one.name) != one.default
+    }
+    return replace(inner, **said)
+
+
 def _unwrap(hint: Any) -> tuple[type, Arg, bool, bool]:
-    """Look through Annotated, `| None` and tuple[X, ...], in any nesting."""
+    """Look through Annotated, `| None` and tuple[X, ...], in any nesting. What is said further out counts."""
     arg, many, optional = Arg(), False, False
     while True:
         origin = typing.get_origin(hint)
         if origin is typing.Annotated:
             hint, *extras = typing.get_args(hint)
-            arg = next((extra for extra in extras if isinstance(extra, Arg)), arg)
+            for extra in reversed(extras):
+                arg = _over(arg, extra) if isinstance(extra, Arg) else arg
         elif origin in (typing.Union, types.UnionType):
             optional = True
             (hint,) = (part for part in typing.get_args(hint) if part is not type(None))

@@ -76,7 +76,6 @@ TopologyText = Annotated[
     str,
     Arg(
         "sockets, cores of each, threads of each; one socket unless given",
-        short="-t",
         metavar="S,C,T",
         pattern=r"[1-9]\d{0,2},[1-9]\d{0,2},[1-9]\d{0,2}",
         what="sockets,cores,threads like 1,4,2",

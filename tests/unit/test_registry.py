@@ -102,6 +102,14 @@ def test_incomplete_declarations_are_refused(function: Callable[..., Any], messa
         operation("GET", "/thing/{name}", noun="undeclared")(function)
 
 
+def test_what_is_said_further_out_counts_and_the_rest_stays() -> None:
+    inner = Annotated[str, Arg("a name", metavar="NAME", pattern="[a-z]+")]
+    (param,) = taking(Annotated[inner, Arg("another", short="-n")] | None).params
+    assert param.arg == Arg("another", short="-n", metavar="NAME", pattern="[a-z]+")
+    (param,) = taking(Annotated[tuple[inner, ...], Arg("many")]).params
+    assert param.arg == Arg("many", metavar="NAME", pattern="[a-z]+")
+
+
 def test_names_come_from_the_function() -> None:
     assert find("vm.list").verb == "list"
     assert find("vm.tag-add").verb == "tag add"
