@@ -337,7 +337,7 @@ class Command:
                 output.note(f"{' '.join(['pvc', self.found.noun, self.found.verb])}: done")
                 return
             if isinstance(result, dict) and "name" in result and result.keys() & {"state", "domain_state"}:
-                output.emit(output.sentence(result))
+                output.emit(output.sentence(result) if result.get("goal") else output.done(result))
                 return
         text = self._text(result)
         file = self.options.get("file")
@@ -402,7 +402,7 @@ class Command:
 
         goal = result.get("goal") if isinstance(result, dict) else None
         if not goal:
-            output.emit(self._text(result))
+            self._show(result)
             return 0
         shown = self._shown_by(result)
         noun, _, verb = self.found.waits.partition(".")

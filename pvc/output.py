@@ -134,6 +134,11 @@ def sentence(state: Mapping[str, Any]) -> str:
     return f"{state['name']}: {text}" if state.get("name") else text
 
 
+def done(state: Mapping[str, Any]) -> str:
+    """Of a change that nobody has to wait for: `web1: done (stop)`."""
+    return f"{state['name']}: done ({state.get('state') or state.get('domain_state')})"
+
+
 def write_file(path: str, text: str) -> None:
     """Instead of stdout. Raises Failed."""
     try:
@@ -253,7 +258,10 @@ def _object(result: dict[str, Any], format: str, columns: Sequence[str], chosen:
         if chosen:
             return "\t".join(_plain(value_of(result, name)) for name in names)
         return "".join(f"{name}\t{_plain(value_of(result, name))}\n" for name in names)
-    return "\n".join(_pairs({name: value_of(result, name) for name in names}, colour))
+    values = {name: value_of(result, name) for name in names}
+    if not columns and format != "long":
+        values = {name: value for name, value in values.items() if value not in (None, "", [], {})}
+    return "\n".join(_pairs(values, colour))
 
 
 def _fields(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -352,7 +352,9 @@ def test_local_verbs_connect_nowhere(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_change_is_told_in_a_line_and_whole_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
     pvc("thing", "meta", "t1")
-    assert capsys.readouterr().out == "t1: start\n"
+    assert capsys.readouterr().out == "t1: done (start)\n"
+    pvc("thing", "start", "t1", answers=started("starting"))
+    assert capsys.readouterr().out == "t1: starting\n"
     pvc("thing", "meta", "t1", "-f", "long")
     assert "2 GiB" in capsys.readouterr().out
     pvc("thing", "meta", "t1", "--columns", "memory")

@@ -88,7 +88,6 @@ def test_object() -> None:
         "autostart:    yes\n"
         "max downtime: 300 ms\n"
         "percent:      43 %\n"
-        "reason:       -\n"
         "disks:\n"
         "  DEVICE   SIZE\n"
         "  vda     3 GiB\n"
@@ -107,6 +106,12 @@ def test_sentences_are_listed() -> None:
     assert render({"name": "x", "because": ["it is so", "that too"]}, "table") == (
         "name:    x\nbecause:\n  - it is so\n  - that too"
     )
+
+
+def test_an_object_shows_what_there_is_and_everything_on_demand() -> None:
+    assert "reason" not in render(INFO, "table")
+    assert "reason:       -\n" in render(INFO, "long")
+    assert render(INFO, "table", columns=("name", "reason")) == "name:   web1\nreason: -"
 
 
 def test_object_raw_short_and_chosen() -> None:
