@@ -318,6 +318,11 @@ class _Client(KazooClient):
         """Give up this connection, not the session: the server took too long."""
         self._connection.hang_up()
 
+    def _safe_close(self) -> None:
+        if not self._live.is_set():
+            self._connection.hang_up()  # or it waits for a server that may never answer
+        super()._safe_close()
+
     def _call(self, request: Any, async_object: Any) -> Any:
         with self._gate:
             if self._stopped.is_set() or not self._live.is_set():

@@ -614,6 +614,16 @@ def test_no_server_is_said_in_time_and_by_name() -> None:
         store.close()
 
 
+def test_close_does_not_wait_for_a_server_that_hangs() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        store = ZooKeeperStore([f"127.0.0.1:{hung.getsockname()[1]}"], secret=None)
+        with pytest.raises(Unavailable):
+            store.connect(0.2)
+        start = time.monotonic()
+        store.close()
+        assert time.monotonic() - start < AT_ONCE_S
+
+
 def test_a_first_server_that_hangs_delays_little(single: Ensemble) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hung, ExitStack() as stack:
         start = time.monotonic()
