@@ -491,7 +491,7 @@ def _plan_node(picture: Picture, result: Plan) -> NodeAction | None:
         return _plan_flush(picture, result)
     if not picture.flushed:
         return None
-    away = [vm for vm in picture.vms.values() if _is_to_fetch(picture, vm)]
+    away = [vm for _, vm in sorted(picture.vms.items()) if _is_to_fetch(picture, vm)]
     return FetchBack(tuple(away))
 
 
