@@ -21,6 +21,8 @@ from pvc.lab.layout import UPSTREAM, Lab, Node, directory_of_environment, initia
 from pvc.proc import run
 
 POLL_S = 0.05
+ASKING_S = 0.3
+"""For what starts a program in a node each time: it must not slow down what it waits for."""
 QUORUM_WITHIN_S = 60.0
 RUN_WITHIN_S = 90.0
 
@@ -142,6 +144,7 @@ def _await_running(lab: Lab) -> None:
         RUN_WITHIN_S,
         f"the daemon on {', '.join(sorted(names))}",
         f"pvc lab exec {first.name} journalctl -u pvc-node",
+        every_s=ASKING_S,
     )
 
 
@@ -154,13 +157,15 @@ def running_nodes(lab: Lab, through: Node) -> set[str]:
         return set()
 
 
-def wait_for(condition: Callable[[], bool], within_s: float, what: str, hint: str) -> None:
+def wait_for(
+    condition: Callable[[], bool], within_s: float, what: str, hint: str, *, every_s: float = POLL_S
+) -> None:
     """Ask again and again: what a container does inside gives no event out here."""
     end = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > end:
             raise TimedOut(f"not ready within {within_s:g} s: {what}", hint=hint)
-        time.sleep(POLL_S)
+        time.sleep(every_s)
 
 
 # Looking
