@@ -39,13 +39,19 @@ def verify(reader: Reader, given: str, now: float) -> Token | None:
     # Looked for in the listing first, which a mirror has: a wrong token costs the store nothing.
     if not match or match[1] not in reader.children(paths.TOKENS):
         return None
-    stored = reader.get(paths.token(match[1]))
-    if stored is None:
+    found = find(reader, match[1])
+    if found is None:
         return None
-    token = loads(Token, stored.data, stored.path)
+    token = found[0]
     if not hmac.compare_digest(_hash(given), token.sha256):
         return None
     return token if token.expires is None or now < token.expires else None
+
+
+def find(reader: Reader, name: str) -> tuple[Token, int] | None:
+    """With the version of its document."""
+    stored = reader.get(paths.token(name))
+    return (loads(Token, stored.data, stored.path), stored.version) if stored else None
 
 
 def every(reader: Reader) -> list[Token]:

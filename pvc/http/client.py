@@ -31,7 +31,7 @@ class HttpTransport:
     """http://host:port, https://host:port, or the path of a unix socket."""
     key: str = field(default="", repr=False)
     ca: str = ""
-    """File with the certificates to trust; empty: the system's."""
+    """Certificates to trust, as text (PEM); empty: the system's."""
     timeout_s: float = 60.0
     lookup: Callable[[str], Operation] = find
     stale: bool = False
@@ -100,7 +100,7 @@ class HttpTransport:
         return connection
 
     def _unavailable(self, error: Exception, *, changes: bool) -> Unavailable:
-        reason = str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, TimeoutError):
             reason = "no answer in time"
         if changes:
@@ -191,9 +191,9 @@ def _tls(host: str, port: int, ca: str, timeout_s: float) -> http.client.HTTPCon
     import ssl
 
     try:
-        context = ssl.create_default_context(cafile=ca or None)
+        context = ssl.create_default_context(cadata=ca or None)
     except OSError as error:
-        raise Invalid(f"cannot use the certificates in {ca}: {error}") from None
+        raise Invalid(f"the certificates to trust cannot be used: {error}") from None
     return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
 
 
@@ -201,7 +201,7 @@ def _way_out(address: str, error: Exception) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return "name the certificate to trust: pvc connection add … --ca FILE"
     if "WRONG_VERSION_NUMBER" in str(error):
-        return "this port speaks plain HTTP: pvc connection add … --no-ssl"
+        return "this port speaks plain HTTP: pvc connection add … -S"
     if isinstance(error, PermissionError):
         return "run as root, or as a member of the group that owns the socket"
     if address.startswith("/"):

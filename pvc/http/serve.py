@@ -26,7 +26,7 @@ from pvc.config import Config
 from pvc.consoleclient import fetch
 from pvc.errors import Failed, Invalid, Unavailable
 from pvc.http.app import Site, make_app
-from pvc.http.server import Server
+from pvc.http.server import THREADS, Server
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ RETRY_S = 1.0
 LOOK_S = 5.0
 """The mirror is looked after at least this often; and half a watchdog period is what it may be late."""
 LATE_S = 20.0
+MOST_TEXTS = THREADS // 2
 FORGET_S = 600.0
 
 
@@ -53,7 +54,9 @@ def serve(config: Config) -> None:
         _connect(store)
         keeper = Keeper(store)
         keeper.first()
-        server = Server(make_app(keeper.site(functools.partial(fetch, config))), sockets, tick=keeper.tick)
+        server = Server(
+            make_app(keeper.site(Texts(functools.partial(fetch, config)))), sockets, tick=keeper.tick
+        )
         keeper.start(server)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
@@ -66,6 +69,38 @@ def serve(config: Config) -> None:
         store.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(config.api.socket)
+
+
+@dataclass(slots=True)
+class Texts:
+    """Console texts and logs, fetched from nodes: never by so many threads at once that others must wait."""
+
+    fetch: FetchText
+    busy: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(
+        self,
+        address: str,
+        port: int,
+        path: str,
+        *,
+        lines: int = 100,
+        cursor: int | None = None,
+        wait_s: int = 0,
+    ) -> tuple[str, int]:
+        with self._lock:
+            if self.busy >= MOST_TEXTS:
+                raise Unavailable(
+                    "this API server fetches too many texts at once", hint="try again in a moment"
+                )
+            self.busy += 1
+            wait_s = wait_s if self.busy <= MOST_TEXTS // 2 else 0
+        try:
+            return self.fetch(address, port, path, lines=lines, cursor=cursor, wait_s=wait_s)
+        finally:
+            with self._lock:
+                self.busy -= 1
 
 
 def _connect(store: ZooKeeperStore) -> None:

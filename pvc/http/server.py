@@ -31,7 +31,7 @@ from pvc.http.wait import TICKET, TURN, Ticket, Turn, WaitingRoom
 
 log = logging.getLogger(__name__)
 
-THREADS = 8
+THREADS = 12
 CONNECTIONS = 4096
 TICK_S = 1.0
 

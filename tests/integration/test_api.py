@@ -35,7 +35,7 @@ def served(tmp_path: Path) -> Iterator[Serving]:
 
 def with_thing(served: Serving, name: str = "a") -> None:
     transport = served.transport()
-    transport.call("thing.create", {"name": name})
+    transport.call("item.create", {"name": name})
     transport.close()
 
 
@@ -82,7 +82,7 @@ def close(socks: list[socket.socket]) -> None:
 def test_waiting_client_is_answered_by_the_change(served: Serving) -> None:
     (sock,) = waiting(served, 1)
     transport = served.transport()
-    transport.call("thing.paint", {"name": "a", "colour": "blue"})
+    transport.call("item.paint", {"name": "a", "colour": "blue"})
     began = time.monotonic()
     status, thing = read_answer(sock)
     assert (status, thing["colour"], thing["version"]) == (200, "blue", "1")
@@ -100,11 +100,11 @@ def test_eighty_waiting_clients_do_not_slow_others_and_are_all_answered(served: 
     took = []
     for _ in range(50):
         began = time.monotonic()
-        transport.call("thing.info", {"name": "a"})
+        transport.call("item.info", {"name": "a"})
         took.append(time.monotonic() - began)
     # Each of 8 threads held by a waiting client would make this the 60 s they wait for.
     assert sorted(took)[25] < 1
-    transport.call("thing.paint", {"name": "a", "colour": "blue"})
+    transport.call("item.paint", {"name": "a", "colour": "blue"})
     with ThreadPoolExecutor(MANY) as pool:
         answers = list(pool.map(read_answer, socks))
     assert {(status, thing["version"]) for status, thing in answers} == {(200, "1")}
@@ -116,7 +116,7 @@ def test_eighty_waiting_clients_do_not_slow_others_and_are_all_answered(served: 
 def test_waiting_ends_in_time_with_what_there_is(served: Serving) -> None:
     began = time.monotonic()
     sock = ask(served, get(served, "/api/v1/thing/a?after=0&within=0.3"))
-    assert read_answer(sock) == (200, served.call("thing.info", name="a"))
+    assert read_answer(sock) == (200, served.call("item.info", name="a"))
     assert 0.3 <= time.monotonic() - began < 5
     sock.close()
 
@@ -138,7 +138,7 @@ def test_changes_of_others_wake_nobody(served: Serving) -> None:
 
 def test_lists_can_be_waited_for_too(served: Serving) -> None:
     transport = served.transport()
-    version = version_of(transport.call("thing.list", {}))
+    version = version_of(transport.call("item.list", {}))
     (sock,) = waiting(served, 1, f"/api/v1/thing?after={version}&within=60")
     with_thing(served, "b")
     assert [thing["name"] for thing in read_answer(sock)[1]] == ["a", "b"]
@@ -164,7 +164,7 @@ def test_token_removed_while_waiting_gets_no_answer(served: Serving) -> None:
     name = served.keys["admin"].split("_")[1]
     served.store.commit(Delete(paths.token(name)))
     transport = served.transport("operate")
-    transport.call("thing.paint", {"name": "a", "colour": "blue"})
+    transport.call("item.paint", {"name": "a", "colour": "blue"})
     assert read_answer(sock)[0] == 401
     sock.close()
     transport.close()
@@ -182,9 +182,9 @@ def test_stop_answers_who_waits(tmp_path: Path) -> None:
 def test_a_write_is_seen_by_the_next_read(served: Serving) -> None:
     transport = served.transport()
     for number in range(30):
-        transport.call("thing.create", {"name": f"t{number}"})
-        assert transport.call("thing.info", {"name": f"t{number}"})["name"] == f"t{number}"
-        assert len(transport.call("thing.list", {})) == number + 2
+        transport.call("item.create", {"name": f"t{number}"})
+        assert transport.call("item.info", {"name": f"t{number}"})["name"] == f"t{number}"
+        assert len(transport.call("item.list", {})) == number + 2
     transport.close()
 
 
@@ -192,11 +192,11 @@ def test_several_servers_of_one_cluster(tmp_path: Path, served: Serving) -> None
     with serving(tmp_path, served.cluster) as second:
         (sock,) = waiting(second, 1)
         transport = served.transport()
-        transport.call("thing.paint", {"name": "a", "colour": "blue"})
+        transport.call("item.paint", {"name": "a", "colour": "blue"})
         assert read_answer(sock)[1]["version"] == "1"
         other = second.transport()
-        other.call("thing.paint", {"name": "a", "colour": "red"})
-        eventually(lambda: transport.call("thing.info", {"name": "a"})["version"] == "2", within=5)
+        other.call("item.paint", {"name": "a", "colour": "red"})
+        eventually(lambda: transport.call("item.info", {"name": "a"})["version"] == "2", within=5)
         for each in (transport, other):
             each.close()
         sock.close()
@@ -204,7 +204,7 @@ def test_several_servers_of_one_cluster(tmp_path: Path, served: Serving) -> None
 
 def test_local_socket_needs_no_token_and_is_for_its_group_only(served: Serving) -> None:
     transport = served.transport(local=True)
-    assert transport.call("thing.secret", {"name": "a"}) == "the secret of a"
+    assert transport.call("item.secret", {"name": "a"}) == "the secret of a"
     transport.close()
     mode = os.stat(served.path).st_mode
     assert stat.S_ISSOCK(mode)
@@ -220,10 +220,10 @@ def test_tcp_client_cannot_pass_for_the_local_socket(served: Serving, header: st
 
 def test_roles_and_wrong_tokens_through_the_client(served: Serving) -> None:
     with pytest.raises(NotPermitted, match="needs the role operate"):
-        served.call("thing.create", "read", name="b")
+        served.call("item.create", "read", name="b")
     for wrong in ("", "pvc", served.keys["admin"][:-1]):
         with pytest.raises(Unauthenticated):
-            served.call("thing.list", wrong)
+            served.call("item.list", wrong)
 
 
 BROKEN = [
@@ -242,12 +242,12 @@ def test_broken_requests_get_json_errors(served: Serving, text: str, expected: i
     assert status == expected
     assert body.keys() == {"error", "message", "hint"}
     sock.close()
-    served.call("thing.list")
+    served.call("item.list")
 
 
 def test_slow_and_half_requests_hold_no_thread(served: Serving) -> None:
     socks = [ask(served, "GET /api/v1/thing HTTP/1.1\r\nHost: a\r\nX-") for _ in range(MANY)]
-    assert served.call("thing.info", name="a")["name"] == "a"
+    assert served.call("item.info", name="a")["name"] == "a"
     close(socks)
 
 
@@ -255,12 +255,12 @@ def test_many_clients_at_once_lose_no_update(served: Serving) -> None:
     def paint(number: int) -> None:
         transport = served.transport()
         for turn in range(5):
-            transport.call("thing.paint", {"name": "a", "colour": ("red", "blue")[(number + turn) % 2]})
+            transport.call("item.paint", {"name": "a", "colour": ("red", "blue")[(number + turn) % 2]})
         transport.close()
 
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(paint, range(10)))
-    assert served.call("thing.info", name="a")["version"] == "50"
+    assert served.call("item.info", name="a")["version"] == "50"
 
 
 def test_taken_addresses_are_named(served: Serving, tmp_path: Path) -> None:

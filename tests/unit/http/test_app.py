@@ -203,8 +203,8 @@ def test_changes_are_audited_without_their_options(served: Served, caplog: pytes
         served.ask("POST", "/api/v1/thing", "read", json={"name": "b"})
         served.ask("GET", "/api/v1/thing")
     assert [record.getMessage() for record in caplog.records] == [
-        'admin: thing.create {"name": "a"}: done',
-        'read: thing.create {"name": "b"}: not-permitted',
+        'admin: item.create {"name": "a"}: done',
+        'read: item.create {"name": "b"}: not-permitted',
     ]
 
 

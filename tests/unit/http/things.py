@@ -39,7 +39,7 @@ class Thing:
     version: str
 
 
-@operation("GET", "/thing/{name}", noun="thing")
+@operation("GET", "/thing/{name}", noun="item")
 def info(ctx: Context, name: Name) -> Thing:
     """Show a thing."""
     stored = ctx.reader.get(f"{ROOT}/{name}")
@@ -56,7 +56,7 @@ def info(ctx: Context, name: Name) -> Thing:
     )
 
 
-@operation("GET", "/thing", noun="thing", verb="list")
+@operation("GET", "/thing", noun="item", verb="list")
 def list_(
     ctx: Context, *, limit: str = "", colour: Colour | None = None, tag: tuple[str, ...] = ()
 ) -> list[Thing]:
@@ -65,7 +65,7 @@ def list_(
     return [one for one in every if colour in (None, one.colour) and set(tag) <= set(one.tags)]
 
 
-@operation("POST", "/thing", noun="thing", role=Role.OPERATE)
+@operation("POST", "/thing", noun="item", role=Role.OPERATE)
 def create(
     ctx: Context,
     name: Name,
@@ -83,7 +83,7 @@ def create(
     return Thing(name, size, colour, tags, heavy, "0") if ctx.planning else info(ctx, name)
 
 
-@operation("PATCH", "/thing/{name}", noun="thing", role=Role.OPERATE)
+@operation("PATCH", "/thing/{name}", noun="item", role=Role.OPERATE)
 def paint(ctx: Context, name: Name, *, colour: Colour) -> Thing:
     """Change a thing's colour."""
     stored = ctx.reader.get(f"{ROOT}/{name}")
@@ -94,7 +94,7 @@ def paint(ctx: Context, name: Name, *, colour: Colour) -> Thing:
     return info(ctx, name)
 
 
-@operation("POST", "/thing/{name}/break", noun="thing", verb="break", role=Role.ADMIN)
+@operation("POST", "/thing/{name}/break", noun="item", verb="break", role=Role.ADMIN)
 def break_(ctx: Context, name: Name, *, how: str = "") -> str:
     """Fail, in the way asked for."""
     if how == "bug":
@@ -104,14 +104,14 @@ def break_(ctx: Context, name: Name, *, how: str = "") -> str:
     return "broken"
 
 
-@operation("GET", "/thing/{name}/secret", noun="thing", role=Role.ADMIN)
+@operation("GET", "/thing/{name}/secret", noun="item", role=Role.ADMIN)
 def secret(ctx: Context, name: Name) -> str:
     """What only administrators see."""
     return f"the secret of {name}"
 
 
 def operations() -> list[Operation]:
-    return [found for found in registry._registered.values() if found.noun == "thing"]
+    return [found for found in registry._registered.values() if found.noun == "item"]
 
 
 def lookup(name: str) -> Operation:
