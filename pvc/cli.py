@@ -318,6 +318,8 @@ class Command:
 
             return watch(self._connected(), self.found.name, self.given, self._text)
         result = self._connected().call(self.found.name, self.given, plan=planning)
+        if getattr(self._transport, "stale", False):
+            output.note("pvc: the API server has lost the cluster's store, so this may be old")
         if planning:
             output.emit(output.plan(result, format=self.options["format"]))
             return 0

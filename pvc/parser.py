@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from pvc.cli import GLOBALS, OVERRIDABLE
@@ -291,15 +291,15 @@ def _placeholder(param: Param) -> str:
 def _help(param: Param) -> str:
     text = param.arg.help
     if param.arg.file:
-        text = f"{text or 'a file'} (- is stdin)"
+        text = text if "- is" in text else f"{text or 'a file'}; - is standard input"
     if param.choices and param.arg.metavar:
         text = f"{text}: {', '.join(param.choices)}".removeprefix(": ")
     if param.positional and param.arg.complete == "node" and not param.required:
         text = f"{text or 'a node'}; this machine unless told"
-    if not param.positional and param.many:
+    if not param.positional and param.many and "repeated" not in text:
         joined = "; a,b or repeated" if param.arg.complete in LISTED else "; may be repeated"
         text = (text + joined).removeprefix("; ")
-    if param.default not in (None, "", False, True, ()):
+    if param.kind is not bool and param.default not in (None, "", ()):
         text = f"{text} (default: {param.default})".strip()
     if param.default is True and not param.positional:
         text = f"{text} (this is the default)".strip()
@@ -327,6 +327,23 @@ def clashes(found: Operation) -> list[str]:
     return [f"{found.noun} {found.verb}: {text}" for text in wrong]
 
 
-def choices(found: Operation) -> Mapping[str, tuple[str, ...]]:
-    """Option or argument → its values; for completion and documentation."""
-    return {param.option: param.choices for param in found.params if param.choices}
+# For the manual
+
+
+def positional_lines(found: Operation) -> list[tuple[str, str]]:
+    """(argument, help)."""
+    return [
+        (_placeholder(param) + ("…" if param.many else ""), _help(param).replace("%%", "%"))
+        for param in found.params
+        if param.positional
+    ]
+
+
+def option_lines(found: Operation) -> list[tuple[str, str]]:
+    """(every name of the option with its value, help)."""
+    lines = []
+    for param in found.params:
+        if not param.positional:
+            value = "" if param.kind is bool else f" {_placeholder(param)}"
+            lines.append((", ".join(flags(param)) + value, _help(param).replace("%%", "%")))
+    return lines
