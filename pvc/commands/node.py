@@ -162,6 +162,7 @@ def flush(ctx: Context, node: NodeName = "") -> NodeInfo:
         ctx.say(f"{node} is to be flushed already")
         return describe(found, goal)
     _check_all_fit_elsewhere(ctx, node)
+    ctx.say(f"{node} takes no VMs until it is ready again")
     return describe(_want(ctx, found, Wanted.FLUSHED), goal)
 
 
@@ -197,6 +198,7 @@ def ready(ctx: Context, node: NodeName = "") -> NodeInfo:
     if found.spec.wanted is Wanted.READY:
         ctx.say(f"{node} is to be ready already")
         return describe(found, goal)
+    ctx.say(f"{node} takes VMs again")
     if ctx.planning:
         for vm in vms_of(ctx, node):
             if vm.spec.home == node and vm.spec.node != node:

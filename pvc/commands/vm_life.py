@@ -101,6 +101,11 @@ def shutdown(ctx: Context, vm: VMName) -> VMInfo:
     if found.spec.power is Power.STOPPED:
         ctx.say(f"{found.spec.name} is {'being stopped' if found.status.owner else 'stopped'} already")
         return describe(found, {"state": "stop"})
+    seconds = found.spec.shutdown_timeout_s or ctx.view.cluster().shutdown_timeout_s
+    ctx.say(
+        f"the guest of {found.spec.name} is asked to power off, and ended after {seconds} s if it has not"
+    )
+    _say_called_back(ctx, found)
     return describe(save(ctx, found, ended(found, Power.STOPPED, force=False)), {"state": "stop"})
 
 
@@ -118,7 +123,14 @@ def stop(ctx: Context, vm: VMName) -> VMInfo:
     if found.spec.power is Power.STOPPED and found.status.owner is None:
         ctx.say(f"{found.spec.name} is stopped already")
         return describe(found, {"state": "stop"})
+    ctx.say(f"{found.spec.name} is powered off at once")
+    _say_called_back(ctx, found)
     return describe(save(ctx, found, ended(found, Power.STOPPED, force=True)), {"state": "stop"})
+
+
+def _say_called_back(ctx: Context, vm: VM) -> None:
+    if is_moving(vm):
+        ctx.say(f"its move to {vm.spec.node} is called back")
 
 
 def ended(vm: VM, power: Power, *, force: bool) -> VMSpec:
@@ -134,6 +146,7 @@ def restart(ctx: Context, vm: VMName) -> VMInfo:
     found = ctx.view.vm(vm)
     check_can_restart(found)
     new = restarted(found.spec, found)
+    ctx.say(f"the guest of {new.name} is asked to power off, and it starts again on {new.node}")
     saved = save(ctx, found, new, relies_on_status=True)
     return describe(saved, {"state": "start"})
 
@@ -163,4 +176,5 @@ def disable(
     if found.status.owner is not None and not force:
         raise Conflict(f"{spec.name} runs", hint="pvc vm shutdown first, or --force to power it off")
     new = ended(found, Power.DISABLED, force=force)
+    ctx.say(f"{spec.name} does not run until it is started again")
     return describe(save(ctx, found, new, relies_on_status=True), {"state": "disable"})

@@ -61,6 +61,7 @@ def set_definition(
         raise Conflict(
             f"the definition has the UUID {facts.uuid}, that of {spec.name} is {spec.uuid} and stays"
         )
+    ctx.say(f"{spec.name} gets another definition")
     return _changed(ctx, found, with_definition(spec, domainxml.complete(xml, spec.uuid)), restart)
 
 
@@ -172,7 +173,7 @@ def vcpu_set(
     vm: VMName,
     vcpus: types.VCPUCount,
     *,
-    topology: types.TopologyText | None = None,
+    topology: Annotated[types.TopologyText, Arg(short="-t")] | None = None,
     restart: Restart = False,
 ) -> VMInfo:
     """Set the number of a VM's vCPUs."""

@@ -1,0 +1,284 @@
+"""What holds for every operation on VMs, nodes and the cluster; a new one that is in no table fails here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pvc.cluster import paths
+from pvc.commands import registry
+from pvc.commands.context import Caller, Context, LocalContext, invoke
+from pvc.commands.registry import Operation, Role, convert, find
+from pvc.errors import Conflict, Failed, Invalid, NotFound, NotPermitted, PVCError, Unavailable
+from tests.unit.commands.world import UUID, World, a_world, changed, with_vm, xml_of
+
+OURS = ("vm", "node", "cluster", "why")
+
+Make = Callable[[], World]
+
+
+def operations() -> list[Operation]:
+    return [found for noun in OURS for found in registry.operations(noun).values()]
+
+
+def migrated() -> World:
+    world = with_vm("running")
+    world.call("vm.migrate", vm="web1", target="n2")
+    world.runs("web1", "n2")
+    return world
+
+
+def running() -> World:
+    return with_vm("running")
+
+
+def tagged() -> World:
+    return with_vm(tag=["blue"])
+
+
+def flushed() -> World:
+    world = a_world()
+    world.call("node.flush", node="n1")
+    return world
+
+
+def dead_node() -> World:
+    world = a_world()
+    world.kill_node("n3")
+    return world
+
+
+CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
+    "cluster.init": (World, {"name": "test"}),
+    "cluster.maintenance": (a_world, {"switch": "on"}),
+    "node.flush": (running, {"node": "n1"}),
+    "node.ready": (flushed, {"node": "n1"}),
+    "node.remove": (dead_node, {"node": "n3"}),
+    "vm.define": (a_world, {"xml": xml_of(), "target": "n2"}),
+    "vm.create": (a_world, {"name": "web2", "memory": "512M", "disk": ["1G"], "network": ["bridge:br0"]}),
+    "vm.set-definition": (with_vm, {"vm": "web1", "xml": xml_of(memory_mib=768)}),
+    "vm.rename": (with_vm, {"vm": "web1", "new": "web2"}),
+    "vm.undefine": (with_vm, {"vm": "web1"}),
+    "vm.start": (with_vm, {"vm": "web1"}),
+    "vm.shutdown": (running, {"vm": "web1"}),
+    "vm.stop": (running, {"vm": "web1"}),
+    "vm.restart": (running, {"vm": "web1"}),
+    "vm.disable": (with_vm, {"vm": "web1"}),
+    "vm.move": (running, {"vm": "web1", "target": "n2"}),
+    "vm.migrate": (running, {"vm": "web1"}),
+    "vm.unmigrate": (migrated, {"vm": "web1"}),
+    "vm.meta": (with_vm, {"vm": "web1", "selector": "vms", "limit": ["n1", "n2"]}),
+    "vm.vcpu-set": (with_vm, {"vm": "web1", "vcpus": 4, "topology": "1,2,2"}),
+    "vm.memory-set": (running, {"vm": "web1", "memory": "1G", "restart": True}),
+    "vm.tag-add": (with_vm, {"vm": "web1", "tag": "blue", "protected": True}),
+    "vm.tag-remove": (tagged, {"vm": "web1", "tag": "blue"}),
+}
+"""Each changing operation: where it works, and arguments with which it changes something."""
+
+
+def test_every_changing_operation_is_in_the_table() -> None:
+    changing = {found.name for found in operations() if not found.is_local and not found.is_read}
+    assert set(CHANGES) == changing
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_plan_changes_nothing_and_says_what_the_operation_then_does(name: str) -> None:
+    make, given = CHANGES[name]
+    world = make()
+    before = world.documents()
+    planned = world.plan(name, **given)
+    assert world.documents() == before
+    assert planned["changes"]
+    assert planned["plan"], "a plan says in words what would happen"
+    world.call(name, **given)
+    touched = changed(before, world.documents())
+    assert touched
+    named = {change.split()[1] for change in planned["changes"]}
+    # What a new VM is called in the store is decided anew each time.
+    if name != "vm.create":
+        assert touched - named <= {paths.AUTHORITY}
+    if name != "cluster.init":
+        world.check_invariants()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_fields_of_a_newer_version_survive(name: str) -> None:
+    make, given = CHANGES[name]
+    world = make()
+    documents = [paths.CLUSTER, paths.vm(UUID), *(paths.node(one) for one in ("n1", "n2", "n3"))]
+    present = [path for path in documents if world.store.get(path) is not None]
+    for path in present:
+        world.edit(path, of_the_future={"a": [1]})
+    world.call(name, **given)
+    left = [path for path in present if world.store.get(path) is not None]
+    assert [world.plain(path)["of_the_future"] for path in left] == [{"a": [1]}] * len(left)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_reader_may_not_change_anything(name: str) -> None:
+    make, given = CHANGES[name]
+    world = make()
+    context = Context(world.store, world.store, Caller("guest", Role.READ))
+    before = world.documents()
+    with pytest.raises(NotPermitted, match="guest has read"):
+        invoke(find(name), context, given)
+    assert world.documents() == before
+
+
+BAD_NAME = "../../n1"
+
+BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
+    ("cluster.init", World, {}, Invalid, "name is missing"),
+    ("cluster.init", World, {"name": "a b"}, Invalid, "is not a name"),
+    ("cluster.init", a_world, {"name": "other"}, Conflict, "this is the cluster test already"),
+    ("cluster.status", a_world, {"name": "x"}, Invalid, "no parameter name"),
+    ("cluster.status", World, {}, Unavailable, "not initialised"),
+    ("cluster.maintenance", a_world, {"switch": "maybe"}, Invalid, "cannot be 'maybe'"),
+    ("cluster.maintenance", World, {"switch": "on"}, Unavailable, "not initialised"),
+    ("node.info", a_world, {"node": BAD_NAME}, Invalid, "is not a node's name"),
+    ("node.info", a_world, {"node": "n9"}, NotFound, "no node named n9"),
+    ("node.list", a_world, {"limit": "("}, Invalid, "not a regular expression"),
+    ("node.list", a_world, {"daemon_state": "tired"}, Invalid, "cannot be 'tired'"),
+    ("node.flush", a_world, {"node": "N1"}, Invalid, "is not a node's name"),
+    ("node.ready", a_world, {"node": "n9"}, NotFound, "no node named n9"),
+    ("node.remove", a_world, {"node": "n9"}, NotFound, "no node named n9"),
+    ("node.remove", a_world, {"node": "n1"}, Conflict, "daemon of n1 is run"),
+    ("node.log-text", a_world, {"node": "n1", "lines": -1}, Invalid, "at least 0"),
+    ("node.log-text", a_world, {"node": "n1", "cursor": "n1:x"}, Invalid, "cursor of an earlier answer"),
+    ("node.log", a_world, {"lines": "many"}, Invalid, "must be a whole number"),
+    ("node.run", a_world, {"fast": True}, Invalid, "no parameter fast"),
+    ("vm.define", a_world, {}, Invalid, "xml is missing"),
+    ("vm.define", a_world, {"xml": "<domain>"}, Invalid, "not well-formed"),
+    ("vm.define", a_world, {"xml": xml_of(), "target": "n9"}, NotFound, "no node named n9"),
+    ("vm.define", a_world, {"xml": xml_of(), "limit": ["n9"]}, NotFound, "no node named n9"),
+    ("vm.define", a_world, {"xml": xml_of(), "target": "n1", "limit": ["n2"]}, Conflict, "limited to n2"),
+    ("vm.define", a_world, {"xml": xml_of(), "selector": "luck"}, Invalid, "cannot be 'luck'"),
+    ("vm.define", a_world, {"xml": xml_of(), "max_downtime": 0}, Invalid, "at least 10"),
+    ("vm.define", a_world, {"xml": xml_of(), "tag": ["a b"]}, Invalid, "is not a tag"),
+    ("vm.define", with_vm, {"xml": xml_of("web2")}, Conflict, "UUID .* already, web1"),
+    (
+        "vm.define",
+        with_vm,
+        {"xml": xml_of("web1", UUID.replace("6", "7"))},
+        Conflict,
+        "VM named web1 already",
+    ),
+    ("vm.define", World, {"xml": xml_of()}, Unavailable, "not initialised"),
+    ("vm.create", a_world, {"name": "-x"}, Invalid, "is not a VM's name"),
+    ("vm.create", a_world, {"name": "a", "memory": "much"}, Invalid, "an amount of memory"),
+    ("vm.create", a_world, {"name": "a", "memory": "0"}, Invalid, "is not between 1 MiB"),
+    ("vm.create", a_world, {"name": "a", "vcpus": 0}, Invalid, "at least 1"),
+    ("vm.create", a_world, {"name": "a", "vcpus": "two"}, Invalid, "must be a whole number"),
+    ("vm.create", a_world, {"name": "a", "disk": ["web.qcow2"]}, Invalid, "an absolute path, or a size"),
+    ("vm.create", a_world, {"name": "a", "disk": ["0.5M"]}, Invalid, "not between 1 MiB and 1 PiB"),
+    ("vm.create", a_world, {"name": "a", "network": ["br0"]}, Invalid, "bridge:NAME"),
+    ("vm.create", a_world, {"name": "a", "cmdline": "quiet"}, Invalid, "needs a kernel"),
+    ("vm.create", a_world, {"name": "a", "kernel": "vmlinuz"}, Invalid, "kernel 'vmlinuz'"),
+    ("vm.create", a_world, {"name": "a", "topology": "2,2"}, Invalid, "sockets,cores,threads"),
+    ("vm.create", a_world, {"name": "a", "topology": "2,2,2"}, Invalid, "makes 8 vCPUs, not 1"),
+    ("vm.create", with_vm, {"name": "web1"}, Conflict, "VM named web1 already"),
+    ("vm.info", a_world, {"vm": BAD_NAME}, Invalid, "is not a VM's name"),
+    ("vm.info", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.info", a_world, {"vm": UUID}, NotFound, f"no VM {UUID}"),
+    ("vm.list", a_world, {"limit": "["}, Invalid, "not a regular expression"),
+    ("vm.list", a_world, {"state": "happy"}, Invalid, "cannot be 'happy'"),
+    ("vm.list", a_world, {"tag": "a/b"}, Invalid, "is not a tag"),
+    ("vm.dump", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.rename", with_vm, {"vm": "web1", "new": "a/b"}, Invalid, "is not a VM's name"),
+    ("vm.rename", with_vm, {"vm": "web1", "new": "web1"}, Conflict, "its name already"),
+    ("vm.rename", running, {"vm": "web1", "new": "web2"}, Conflict, "needs it stopped"),
+    ("vm.undefine", running, {"vm": "web1"}, Conflict, "needs it stopped"),
+    ("vm.start", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.start", with_vm, {"vm": "web1", "force": "perhaps"}, Invalid, "force must be true or false"),
+    ("vm.shutdown", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.stop", with_vm, {"vm": "web1", "hard": "1"}, Invalid, "no parameter hard"),
+    ("vm.restart", with_vm, {"vm": "web1"}, Conflict, "web1 does not run"),
+    ("vm.disable", running, {"vm": "web1"}, Conflict, "web1 runs"),
+    ("vm.move", running, {"vm": "web1", "target": "n1"}, Conflict, "web1 is on n1 already"),
+    ("vm.move", running, {"vm": "web1", "target": "n9"}, NotFound, "no node named n9"),
+    ("vm.migrate", running, {"vm": "web1", "target": "N 2"}, Invalid, "is not a node's name"),
+    ("vm.migrate", migrated, {"vm": "web1"}, Conflict, "migrated away from n1 already"),
+    ("vm.unmigrate", running, {"vm": "web1"}, Conflict, "web1 is not migrated"),
+    ("vm.meta", with_vm, {"vm": "web1"}, Invalid, "needs something to change"),
+    ("vm.meta", with_vm, {"vm": "web1", "limit": ["n9"]}, NotFound, "no node named n9"),
+    ("vm.meta", with_vm, {"vm": "web1", "max_downtime": "long"}, Invalid, "must be a whole number"),
+    ("vm.meta", with_vm, {"vm": "web1", "profile": "a/b"}, Invalid, "profile 'a/b'"),
+    ("vm.vcpu-get", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.vcpu-set", with_vm, {"vm": "web1", "vcpus": 289}, Invalid, "at most 288"),
+    (
+        "vm.vcpu-set",
+        with_vm,
+        {"vm": "web1", "vcpus": 3, "topology": "1,2,1"},
+        Invalid,
+        "makes 2 vCPUs, not 3",
+    ),
+    ("vm.memory-get", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.memory-set", with_vm, {"vm": "web1", "memory": "-1"}, Invalid, "an amount of memory"),
+    ("vm.memory-set", with_vm, {"vm": "web1", "memory": "100T"}, Invalid, "not between 1 MiB"),
+    ("vm.tag-get", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.tag-add", with_vm, {"vm": "web1", "tag": ""}, Invalid, "is not a tag"),
+    ("vm.tag-remove", with_vm, {"vm": "web1", "tag": "blue"}, NotFound, "has no tag blue"),
+    ("vm.set-definition", with_vm, {"vm": "web1", "xml": "text"}, Invalid, "not well-formed"),
+    ("vm.set-definition", with_vm, {"vm": "web1", "xml": xml_of("web2")}, Conflict, "names web2, not web1"),
+    (
+        "vm.set-definition",
+        with_vm,
+        {"vm": "web1", "xml": xml_of(uuid=UUID.replace("6", "7"))},
+        Conflict,
+        "that of web1 is 6",
+    ),
+    ("vm.set-definition", with_vm, {"vm": "web1", "xml": xml_of(), "digest": "0"}, Conflict, "somebody else"),
+    ("vm.modify", with_vm, {"vm": "web1"}, Invalid, "needs a FILE or --editor"),
+    ("vm.modify", with_vm, {"vm": "web1", "file": "<a/>", "editor": True}, Invalid, "one of them"),
+    ("vm.log", with_vm, {"vm": "web1", "lines": 1.5}, Invalid, "must be a whole number"),
+    ("vm.log-text", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.log-text", lambda: with_vm(node=None), {"vm": "web1"}, Conflict, "has not run yet"),
+    ("vm.log-text", with_vm, {"vm": "web1", "cursor": "n1:-1"}, Invalid, "cursor of an earlier answer"),
+    ("vm.log-text", with_vm, {"vm": "web1"}, Unavailable, "come through the API"),
+    ("why.vm", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("why.node", a_world, {"node": "n9"}, NotFound, "no node named n9"),
+]
+
+
+def test_every_operation_has_bad_input_in_the_table() -> None:
+    assert {name for name, *_ in BAD} == {found.name for found in operations()}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "given", "error", "says"), BAD, ids=[f"{row[0]}-{row[4]}" for row in BAD]
+)
+def test_bad_input_is_refused_and_changes_nothing(
+    name: str, make: Make, given: dict[str, Any], error: type[PVCError], says: str
+) -> None:
+    world = make()
+    before = world.documents()
+    found = find(name)
+    with pytest.raises(error, match=says) as caught:
+        _try(world, found, given)
+    assert type(caught.value) is error
+    assert world.documents() == before
+    assert "\n" not in caught.value.message
+
+
+def _try(world: World, found: Operation, given: dict[str, Any]) -> None:
+    if found.is_local:
+        found.function(LocalContext(connect=_nobody), **convert(found, given))
+    else:
+        world.call(found.name, **given)
+
+
+def _nobody() -> Any:
+    raise Failed("a bad argument must be refused before anything is asked for")
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_answers_are_json_and_say_what_to_wait_for(name: str) -> None:
+    make, given = CHANGES[name]
+    result = make().call(name, **given)
+    assert json.loads(json.dumps(result)) == result
+    restarts_nothing = "restart" in convert(find(name), given) and not given.get("restart")
+    if find(name).waits and not restarts_nothing:
+        assert result["goal"]
