@@ -24,10 +24,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pvc.commands.registry import Operation, Param
 
 ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build"
@@ -531,51 +527,17 @@ def needs_image(arguments: Sequence[str]) -> bool:
     return not asked or any(f"tests/{layer}" in path for path in asked for layer in LAYERS_ON_IMAGE)
 
 
-def cli_reference() -> str:
-    """docs/cli.md: every operation with its usage, what it takes, and its route."""
-    from pvc.commands import NOUNS
-    from pvc.commands.registry import every_operation
+def generated() -> dict[str, str]:
+    """Path → text of every file that is written from the declarations of the operations."""
+    from pvc import docs
 
-    lines = [
-        "# The command line",
-        "",
-        "Written by `./build.py docs` from the declarations in `pvc/commands`. Options that every verb takes",
-        "are shown by `pvc --help`.",
-    ]
-    operations = list(every_operation())
-    for noun, summary in NOUNS.items():
-        lines += ["", f"## {noun}: {summary}"]
-        for found in sorted((one for one in operations if one.noun == noun), key=lambda one: one.verb):
-            lines += operation_reference(found)
-    return "\n".join(lines) + "\n"
-
-
-def operation_reference(found: Operation) -> list[str]:
-    words = [positional_word(param) for param in found.params if param.positional]
-    route = f"`{found.method} /api/v1{found.path}`, role {found.role}" if found.method else "runs locally"
-    usage = " ".join(["pvc", found.noun, found.verb, *words])
-    lines = ["", f"### {usage}", "", f"{found.help} ({route})"]
-    lines += ["", found.details] if found.details else []
-    rows = [option_reference(param) for param in found.params if not param.positional]
-    return [*lines, "", "| option | default | meaning |", "| --- | --- | --- |", *rows] if rows else lines
-
-
-def positional_word(param: Param) -> str:
-    word = param.name.strip("_").upper() + ("…" if param.many else "")
-    return word if param.required else f"[{word}]"
-
-
-def option_reference(param: Param) -> str:
-    names = ", ".join(f"`{name}`" for name in (param.arg.short, param.option) if name)
-    default = "" if param.default in (None, False, ()) else f"`{param.default}`"
-    meaning = param.arg.help + (f" ({', '.join(param.choices)})" if param.choices else "")
-    cells = (names, "required" if param.required else default, meaning.replace("|", r"\|"))
-    return f"| {' | '.join(cells)} |"
+    return {"docs/cli.md": docs.cli_reference(), "packaging/man/pvc.1": docs.man_page()}
 
 
 def write_docs() -> None:
-    (ROOT / "docs").mkdir(exist_ok=True)
-    (ROOT / "docs/cli.md").write_text(cli_reference())
+    for name, text in generated().items():
+        (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / name).write_text(text)
 
 
 def relock() -> None:
@@ -617,7 +579,9 @@ def steps(verb: str, arguments: Sequence[str]) -> list[Step]:
             boots = [image()] if needs_image(arguments) else []
             return [packages(*sets), venv(), zipapp(), *boots, test]
         case "docs":
-            return [Step("docs", lambda: "write docs/cli.md from the operations", write_docs)]
+            return [
+                Step("docs", lambda: "write docs/cli.md and the man page from the operations", write_docs)
+            ]
         case "lock":
             newest = "find the newest bundled packages and tools, write both lock files"
             return [packages("zipapp"), Step("lock", lambda: newest, relock)]

@@ -54,7 +54,11 @@ RULES = (
     Rule("pvc/node/", ("pvc.http", "pvc.lab", "pvc.commands", "pvc.cli", "pvc.output")),
     Rule("pvc/http/", ("pvc.node", "pvc.lab", "pvc.cli")),
     Rule("pvc/lab/", ("pvc.node", "pvc.http", "pvc.cli")),
-    Rule("pvc/", ("pvc.cli",), unless=("pvc/__main__.py", "pvc/parser.py", "pvc/commands/completion.py")),
+    Rule(
+        "pvc/",
+        ("pvc.cli",),
+        unless=("pvc/__main__.py", "pvc/docs.py", "pvc/parser.py", "pvc/commands/completion.py"),
+    ),
     # These cost more to import than a whole command may take.
     Rule("pvc/", ("asyncio", "urllib.request", "requests", "pkg_resources")),
     *(
