@@ -74,8 +74,12 @@ def _names(kind: type) -> tuple[str, ...]:
     return tuple(one.name for one in dataclasses.fields(kind))
 
 
-@functools.cache
 def _converter(hint: Any) -> Convert:
+    return _made_converter(hint)
+
+
+@functools.cache
+def _made_converter(hint: Any) -> Convert:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         return _converter(typing.get_args(hint)[0])

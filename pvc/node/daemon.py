@@ -1,4 +1,4 @@
-"""`pvc node run`: joins the cluster, then wakes, observes, plans, acts and publishes until it is told to end."""
+"""`pvc node run`: joins the cluster, then wakes, observes, plans, acts and publishes until told to end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pvc.cluster.codec import dumps
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
-from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
+from pvc.cluster.store import Create, Delete, Op, Put, Session, SessionState, Store
 from pvc.cluster.view import VM, View, expand_one_node, one_node
 from pvc.cluster.vm import Owner, Power
 from pvc.config import Config
@@ -105,11 +105,13 @@ class Daemon:
             return 1
         incarnation = known.status.incarnation + 1
         own = self._spec()
-        spec = replace(
-            known.spec, address=own.address, storage_address=own.storage_address, role=own.role
-        )
+        spec = replace(known.spec, address=own.address, storage_address=own.storage_address, role=own.role)
         ops: list[Op] = [
-            Put(paths.node_status(self.name), dumps(self._status(incarnation, known.status)), known.status_version or 0)
+            Put(
+                paths.node_status(self.name),
+                dumps(self._status(incarnation, known.status)),
+                known.status_version or 0,
+            )
         ]
         if spec != known.spec:
             ops.append(Put(paths.node(self.name), dumps(spec), known.spec_version))
@@ -145,7 +147,7 @@ class Daemon:
         )
 
     def join(self) -> None:
-        """Be alive: an ephemeral of this session. One of an older session of ours (killed, not yet expired) goes."""
+        """Be alive: an ephemeral of this session. One that a killed daemon of ours left behind goes."""
         path, data = paths.alive(self.name), dumps(Alive(self.me.incarnation))
         session = self.store.session.id
         older = self.store.get(path)
@@ -199,12 +201,12 @@ class Daemon:
     # One round
 
     def step(self) -> float:
-        """Observe, plan, begin what is due, publish. Returns in how many seconds the next round is due at the latest."""
+        """Observe, plan, begin what is due, publish. Returns the seconds until the next round at the latest."""
         now = self.clock.monotonic()
         if self.store.session.state is not SessionState.CONNECTED:
             return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop
         self._rejoin()
-        # In this order: what a lane has finished is in the mirror and in libvirt's list, and the list is never
+        # In this order: what a lane has finished is in the mirror and in libvirt's list, and that is never
         # older than what is read of the mirror, so that an owned domain that is not listed is really gone.
         busy = self.lanes.busy
         self.mirror.sync()
@@ -265,8 +267,7 @@ class Daemon:
     def _publish_load(self, picture: Picture, now: float) -> None:
         """One small write per keepalive, and at once when a VM came or went."""
         load = self._load(picture)
-        known = (self.published.vms, self.published.arriving, self.published.problem)
-        if now < self.load_due and (load.vms, load.arriving, load.problem) == known:
+        if now < self.load_due and _that_matters(load) == _that_matters(self.published):
             return
         self.store.commit(Put(paths.load(self.name), dumps(load)))
         self.published = load
@@ -279,13 +280,20 @@ class Daemon:
             memory_used_mib=host.memory_used_mib,
             memory_free_mib=host.memory_free_mib,
             memory_allocated_mib=sum(domain.memory_mib for domain in picture.domains.values()),
-            memory_provisioned_mib=sum(vm.spec.memory_mib for vm in picture.vms.values() if vm.spec.node == self.name),
+            memory_provisioned_mib=sum(
+                vm.spec.memory_mib for vm in picture.vms.values() if vm.spec.node == self.name
+            ),
             vcpus_allocated=sum(domain.vcpus for domain in picture.domains.values()),
             load=host.load_1,
             vms=sum(_is_here(vm, self.name) for vm in picture.vms.values()),
             arriving=sum(_is_arriving(vm, self.name) for vm in picture.vms.values()),
             problem=self.problem,
         )
+
+
+def _that_matters(load: Load) -> tuple[object, ...]:
+    """What placement and waiting clients should not see late."""
+    return load.vms, load.arriving, load.memory_allocated_mib, load.problem
 
 
 def _is_here(vm: VM, name: str) -> bool:
@@ -309,7 +317,7 @@ def host_bridges() -> frozenset[str]:
 class Process:
     """The daemon as a process of systemd: signals, readiness, watchdog, and the waiting in between."""
 
-    def __init__(self, config: Config, notify: Callable[..., None]) -> None:
+    def __init__(self, config: Config, notify: Callable[..., object]) -> None:
         self.config = config
         self.notify = notify
         self.woken = threading.Event()
@@ -341,7 +349,9 @@ class Process:
                 wait = 1.0
             except PVCError:
                 raise
-            except Exception:  # the boundary: VMs and the other duties of the daemon outlive a mistake in a round
+            except (
+                Exception
+            ):  # the boundary: VMs and the other duties of the daemon outlive a mistake in a round
                 log.exception("this round failed: a bug in pvc")
                 wait = 1.0
             self.notify("WATCHDOG=1")
@@ -354,7 +364,7 @@ def main(config: Config) -> None:
     from pvc.node import certificates
     from pvc.node.console import ConsoleServer
     from pvc.node.drivers.libvirt import LibvirtHypervisor
-    from pvc.node.drivers.systemd import notify
+    from pvc.systemd import notify
 
     process = Process(config, notify)
     signal.signal(signal.SIGTERM, process.end)
@@ -369,11 +379,12 @@ def main(config: Config) -> None:
             return
         certificates.ensure(config, store)
         hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri)
-        daemon = Daemon(config, store, hypervisor, SystemClock(), wake=process.woken.set, bridges=host_bridges)
-        renewal = certificates.Renewal(config, store)
+        clock = SystemClock()
+        daemon = Daemon(config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges)
+        os.makedirs(config.paths.console, exist_ok=True)
         console = ConsoleServer(config)
         console.start()
-        daemon.alive_tick = renewal.tick
+        daemon.alive_tick = certificates.Renewal(config, store, clock, console.reload).tick
         try:
             process.loop(daemon)
             notify("STOPPING=1")

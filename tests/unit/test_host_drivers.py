@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pvc.node.drivers import Emulation, host
-from pvc.node.drivers.systemd import notify
+from pvc.systemd import notify
 
 QEMU = """#!/bin/sh
 exit {code}

@@ -136,10 +136,10 @@ class LibvirtHypervisor:
                 log.warning("libvirt cannot use KVM: %s", error.get_error_message())
                 emulation = Emulation.QEMU
                 xml = connection.getDomainCapabilities(None, "x86_64", "q35", emulation)
-            _, memory_mib, cpus, *_ = connection.getInfo()
+            # Not getInfo()[1]: inside a container libvirt adds up NUMA cells that it sees only in part.
             return Capabilities(
-                cpus=cpus,
-                memory_mib=memory_mib,
+                cpus=connection.getInfo()[2],
+                memory_mib=host.memory_kib()["MemTotal"] // 1024,
                 emulation=emulation,
                 emulator=ElementTree.fromstring(xml).findtext("path", host.EMULATOR),
                 cpu_model=host.cpu_model(),

@@ -1,10 +1,8 @@
-"""systemd: telling it how we are, and asking it to run others' services."""
+"""systemd: asking it to run others' services."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from pathlib import Path
 
 from pvc.proc import run
@@ -14,19 +12,6 @@ log = logging.getLogger(__name__)
 LIBVIRT_SOCKETS = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
 TLS_SOCKET = "libvirtd-tls.socket"
 LIBVIRT_TLS_PORT = 16514
-
-
-def notify(*lines: str) -> None:
-    """Tell systemd, e.g. READY=1, WATCHDOG=1, STATUS=…, STOPPING=1. Does nothing when it did not start us."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        try:
-            sender.sendto("\n".join(lines).encode(), address)
-        except OSError as error:
-            log.warning("systemd does not listen: %s", error)
 
 
 def is_active(unit: str) -> bool:

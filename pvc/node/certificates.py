@@ -1,0 +1,80 @@
+"""This node's certificate: issued by the node itself from the cluster's authority, renewed long before it expires."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pvc import pki
+from pvc.clock import Clock
+from pvc.cluster import paths
+from pvc.cluster.cluster import Authority
+from pvc.cluster.codec import loads
+from pvc.cluster.store import Reader
+from pvc.config import Config
+from pvc.errors import NotFound, PVCError
+from pvc.node.drivers import systemd
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 3600.0
+
+
+def ensure(config: Config, store: Reader) -> bool:
+    """A good certificate where libvirt, QEMU and pvc look for it, and libvirt serving TLS with it.
+
+    Returns whether something changed. Raises NotFound without an authority, CommandFailed if openssl refuses.
+    """
+    stored = store.get(paths.AUTHORITY)
+    if stored is None:
+        raise NotFound("the cluster has no certificate authority", hint="pvc --direct cluster init made it")
+    authority = loads(Authority, stored.data, stored.path)
+    certificate = pki.installed(own=config.paths.tls)
+    if certificate is None or not _is_good(certificate, authority):
+        certificate = _issue(config, authority)
+        log.info("issued a certificate for %s", config.node.name)
+    changed = pki.install(certificate, own=config.paths.tls)
+    systemd.serve_libvirt_over_tls(config.node.address, certificates_changed=changed)
+    return changed
+
+
+def _is_good(certificate: pki.Certificate, authority: Authority) -> bool:
+    same_authority = certificate.ca.strip() == authority.certificate.strip()
+    return (
+        same_authority
+        and pki.is_issued_by(certificate.cert, authority.certificate)
+        and not pki.needs_renewal(certificate.cert)
+    )
+
+
+def _issue(config: Config, authority: Authority) -> pki.Certificate:
+    own = config.node
+    addresses = [address for address in (own.address, own.storage_address) if address]
+    return pki.issue(
+        authority.certificate, authority.encrypted_key, config.cluster.key_file, own.name, addresses
+    )
+
+
+@dataclass(slots=True)
+class Renewal:
+    """Looks once an hour; a certificate that is in its last third is replaced under the running services."""
+
+    config: Config
+    store: Reader
+    clock: Clock
+    renewed: Callable[[], None]
+    due: float = 0.0
+
+    def tick(self) -> None:
+        now = self.clock.monotonic()
+        if not self.due:
+            self.due = now + LOOK_EVERY_S
+        if now < self.due:
+            return
+        self.due = now + LOOK_EVERY_S
+        try:
+            if ensure(self.config, self.store):
+                self.renewed()
+        except PVCError as error:
+            log.warning("the certificate could not be renewed: %s", error.message)

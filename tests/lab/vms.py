@@ -1,0 +1,97 @@
+"""What the lab tests ask of a cluster: VMs by the product's own command line, guests by their ticks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.lab.conftest import Done, RunningLab
+from tests.support import eventually
+
+KERNEL, INITRD = "/usr/share/pvc/guest/vmlinuz", "/usr/share/pvc/guest/initrd"
+TICK = re.compile(r"^tick (\d+) (\d+\.\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    number: int
+    uptime_s: float
+
+
+@dataclass(slots=True)
+class Cluster:
+    """`pvc` on the first node that is asked, with its JSON."""
+
+    lab: RunningLab
+    asked: str = "n1"
+
+    def run(self, node: str, *command: str, check: bool = True) -> Done:
+        """A command inside a node."""
+        return self.lab.exec(node, *command, check=check)
+
+    def pvc(self, *words: str, check: bool = True) -> Done:
+        return self.run(self.asked, "pvc", *words, check=check)
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.pvc(*words, "-f", "json").stdout)
+
+    def create(
+        self, name: str, *options: str, cmdline: str = "", memory: str = "96M", start: bool = True
+    ) -> Any:
+        """A ticking guest, and started unless told not to."""
+        self.pvc(
+            *("vm", "create", name, "--memory", memory, "--vcpus", "1", *options),
+            *("--kernel", KERNEL, "--initrd", INITRD, "--cmdline", f"console=ttyS0 quiet {cmdline}".strip()),
+        )
+        if start:
+            self.pvc("vm", "start", name, "--wait", "--timeout", "60")
+        return self.info(name)
+
+    def info(self, name: str) -> Any:
+        return self.json("vm", "info", name)
+
+    def ticks(self, name: str, node: str) -> list[Tick]:
+        """Of the VM's console on one node, oldest first; of every run of the guest there."""
+        uuid = self.info(name)["uuid"]
+        text = self.run(node, "cat", f"/var/log/pvc/console/{uuid}.log", check=False).stdout
+        return [Tick(int(number), float(uptime)) for number, uptime in TICK.findall(text.replace("\r", ""))]
+
+    def ticking(self, name: str, node: str, *, more_than: int = 0, within: float = 40) -> list[Tick]:
+        """Wait until the guest has ticked on that node."""
+
+        def has_ticked() -> list[Tick]:
+            ticks = self.ticks(name, node)
+            return ticks if ticks and ticks[-1].number > more_than else []
+
+        return eventually(has_ticked, within=within)
+
+    def qemus(self, name: str) -> list[str]:
+        """Nodes on which a QEMU of that VM is alive, as their process tables say."""
+        return [node for node in self.lab.nodes if self.qemu_pid(name, node)]
+
+    def qemu_pid(self, name: str, node: str) -> int:
+        found = self.run(node, "pgrep", "-f", f"qemu-system.*guest={name},", check=False).stdout.split()
+        return int(found[0]) if found else 0
+
+    def gone(self, name: str, node: str, pid: int) -> None:
+        """Wait until that QEMU is no more."""
+        eventually(lambda: self.qemu_pid(name, node) != pid, within=10)
+
+    def remove(self, name: str) -> None:
+        """Off and forgotten, whatever state it is in."""
+        if self.pvc("vm", "info", name, check=False).returncode != 0:
+            return
+        self.pvc("vm", "stop", name, "--force", "--yes", "--wait", "--timeout", "60", check=False)
+        self.pvc("vm", "undefine", name, "--yes")
+
+    @contextmanager
+    def vm(self, name: str, *options: str, cmdline: str = "", start: bool = True) -> Iterator[Any]:
+        self.remove(name)
+        try:
+            yield self.create(name, *options, cmdline=cmdline, start=start)
+        finally:
+            self.remove(name)
