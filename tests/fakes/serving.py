@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pvc.cluster import paths, tokens
+from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.codec import dumps
 from pvc.cluster.mirror import Follow
 from pvc.cluster.store import Create
 from pvc.cluster.view import expand_whole_cluster, whole_cluster
@@ -68,6 +70,8 @@ def serving(
     for path in (*paths.LAYOUT, things.ROOT):
         if store.get(path) is None:
             store.commit(Create(path))
+    if store.get(paths.CLUSTER) is None:
+        store.commit(Create(paths.CLUSTER, dumps(ClusterSpec("test"))))
     for role in Role:
         name = f"{role}-{store.session.id}"
         token, keys[role] = tokens.make(name, role, 0.0, None)
