@@ -1,4 +1,4 @@
-"""This node's certificate: issued by the node itself from the cluster's authority, renewed long before it expires."""
+"""This node's certificate: issued by itself from the cluster's authority, renewed long before it expires."""
 
 from __future__ import annotations
 

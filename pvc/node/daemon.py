@@ -201,7 +201,7 @@ class Daemon:
     # One round
 
     def step(self) -> float:
-        """Observe, plan, begin what is due, publish. Returns the seconds until the next round at the latest."""
+        """Observe, plan, begin what is due, publish. Returns the seconds until the next round is due."""
         now = self.clock.monotonic()
         if self.store.session.state is not SessionState.CONNECTED:
             return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop

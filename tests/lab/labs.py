@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from pvc.lab.layout import Lab, load
-from tests.lab.vms import Ended
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
 PVC = ROOT / "dist/pvc"
 DIRECTORY = Path("/var/lib/pvc-lab-test")
 HOURGLASS_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
 
 
 def run_lab(

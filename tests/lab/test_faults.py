@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.conftest import RunningLab
+from tests.lab.labs import RunningLab
 from tests.lab.vms import Cluster
 from tests.support import eventually
 
@@ -26,9 +26,7 @@ def test_zookeeper_server_killed(cluster: Cluster, mode: str) -> None:
         pid = cluster.qemu_pid("steady", vm["node"])
         victim = next(node for node in cluster.lab.nodes if zookeeper_mode(cluster, node) == mode)
         cluster.run(victim, "systemctl", "kill", "-s", "KILL", "zookeeper")
-        eventually(
-            lambda: cluster.pvc("vm", "tag", "add", "steady", mode, check=False).returncode == 0, within=30
-        )
+        eventually(lambda: cluster.pvc("vm", "tag", "add", "steady", mode, check=False).code == 0, within=30)
         eventually(lambda: zookeeper_mode(cluster, victim) != "", within=30)
         assert cluster.qemu_pid("steady", vm["node"]) == pid
         states = dict.fromkeys(cluster.lab.nodes, "run")
@@ -46,11 +44,11 @@ def test_whole_store_down_and_back(cluster: Cluster) -> None:
         for node in cluster.lab.nodes:
             cluster.run(node, "systemctl", "stop", "zookeeper")
         refused = cluster.pvc("vm", "shutdown", "patient", check=False)
-        assert refused.returncode == 5, refused
+        assert refused.code == 5, refused
         for node in cluster.lab.nodes:
             cluster.run(node, "systemctl", "start", "zookeeper")
         eventually(
-            lambda: cluster.pvc("vm", "tag", "add", "patient", "back", check=False).returncode == 0, within=40
+            lambda: cluster.pvc("vm", "tag", "add", "patient", "back", check=False).code == 0, within=40
         )
         assert cluster.qemu_pid("patient", vm["node"]) == pid
         eventually(lambda: cluster.info("patient")["state"] == "start", within=20)

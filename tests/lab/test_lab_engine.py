@@ -15,8 +15,7 @@ import pytest
 from pvc.lab import discover
 from pvc.lab.layout import load, prefix
 from pvc.lab.preflight import IMAGE
-from tests.lab.labs import PVC, RunningLab, Traces, run_lab
-from tests.lab.vms import Ended
+from tests.lab.labs import PVC, Ended, RunningLab, Traces, run_lab
 from tests.support import eventually
 
 BROKEN = Path("/var/lib/pvc-lab-broken")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.lab.conftest import RunningLab
+from tests.lab.labs import RunningLab
 from tests.lab.vms import Cluster
 from tests.support import eventually
 
@@ -122,7 +122,7 @@ def test_daemon_killed_while_vms_run(cluster: Cluster) -> None:
 
         def is_back() -> bool:
             info = cluster.json("node", "info", node)
-            return info["incarnation"] > incarnation and info["daemon_state"] == "run"
+            return bool(info["incarnation"] > incarnation and info["daemon_state"] == "run")
 
         eventually(is_back, within=30)
         last = cluster.ticks("calm", node)[-1].number
@@ -159,7 +159,7 @@ def test_vm_that_cannot_start_fails_with_the_reason(cluster: Cluster) -> None:
     try:
         cluster.pvc("vm", "create", "hopeless", "--memory", "64M", "--kernel", "/nonexistent/kernel")
         ended = cluster.pvc("vm", "start", "hopeless", "--wait", "--timeout", "60", check=False)
-        assert ended.returncode == 1
+        assert ended.code == 1
         info = cluster.info("hopeless")
         assert info["state"] == "fail"
         assert "/nonexistent/kernel" in info["reason"]
@@ -198,9 +198,9 @@ def test_twenty_clients_race_on_one_vm(cluster: Cluster) -> None:
                     enumerate(nodes),
                 )
             )
-        done = {f"t{index}" for index, one in enumerate(ended) if one.returncode == 0}
-        refused = [one for one in ended if one.returncode != 0]
-        assert all(one.returncode == 4 and "somebody else" in one.stderr for one in refused), refused
+        done = {f"t{index}" for index, one in enumerate(ended) if one.code == 0}
+        refused = [one for one in ended if one.code != 0]
+        assert all(one.code == 4 and "somebody else" in one.stderr for one in refused), refused
         assert {tag["name"] for tag in cluster.info("wanted")["tags"]} == done
         print(f"{len(done)} of 20 tags written, {len(refused)} refused as conflicts")
         assert len(done) >= 3
@@ -225,7 +225,7 @@ def test_flush_and_ready_with_five_vms(cluster: Cluster) -> None:
             "a guest was rebooted"
         )
         refused = cluster.pvc("vm", "migrate", names[0], "--target", "n2", check=False)
-        assert refused.returncode == 4
+        assert refused.code == 4
         cluster.pvc("node", "ready", "n2", "--wait", "--timeout", "180")
         eventually(lambda: all(cluster.info(name)["node"] == "n2" for name in names), within=60)
         print(f"flush of five VMs took {flushed_s:.1f} s")
@@ -250,6 +250,6 @@ def test_no_libvirt_port_without_a_certificate(cluster: Cluster) -> None:
         "/etc/pvc/tls/ca.pem",
         check=False,
     )
-    assert "certificate required" in bare.stdout + bare.stderr or bare.returncode != 0
+    assert "certificate required" in bare.stdout + bare.stderr or bare.code != 0
     console = cluster.run("n2", "curl", "-sk", f"https://{address}:7371/journal", check=False)
     assert console.stdout == ""

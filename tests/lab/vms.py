@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.lab.conftest import Done, RunningLab
+from tests.lab.labs import Ended, RunningLab
 from tests.support import eventually
 
 KERNEL, INITRD = "/usr/share/pvc/guest/vmlinuz", "/usr/share/pvc/guest/initrd"
@@ -29,11 +29,11 @@ class Cluster:
     lab: RunningLab
     asked: str = "n1"
 
-    def run(self, node: str, *command: str, check: bool = True) -> Done:
+    def run(self, node: str, *command: str, check: bool = True) -> Ended:
         """A command inside a node."""
-        return self.lab.exec(node, *command, check=check)
+        return self.lab.run(node, *command, check=check)
 
-    def pvc(self, *words: str, check: bool = True) -> Done:
+    def pvc(self, *words: str, check: bool = True) -> Ended:
         return self.run(self.asked, "pvc", *words, check=check)
 
     def json(self, *words: str) -> Any:
@@ -83,7 +83,7 @@ class Cluster:
 
     def remove(self, name: str) -> None:
         """Off and forgotten, whatever state it is in."""
-        if self.pvc("vm", "info", name, check=False).returncode != 0:
+        if self.pvc("vm", "info", name, check=False).code != 0:
             return
         self.pvc("vm", "stop", name, "--force", "--yes", "--wait", "--timeout", "60", check=False)
         self.pvc("vm", "undefine", name, "--yes")
