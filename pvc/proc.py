@@ -48,7 +48,10 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
 ) -> Completed:
-    """Run a command without a shell. Raises CommandFailed (if check), TimedOut, or Unavailable if it is missing."""
+    """Run a command without a shell.
+
+    Raises CommandFailed (if check), TimedOut, or Unavailable if it is missing.
+    """
     log.debug("run %s", shlex.join(argv))
     try:
         done = subprocess.run(
@@ -65,7 +68,9 @@ def run(
     except subprocess.TimeoutExpired:
         raise TimedOut(f"{argv[0]} did not end within {timeout_s:g} s") from None
     except FileNotFoundError:
-        raise Unavailable(f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}") from None
+        raise Unavailable(
+            f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}"
+        ) from None
     result = Completed(done.returncode, done.stdout, done.stderr)
     if check and result.code != 0:
         raise CommandFailed(argv, result)
@@ -80,7 +85,7 @@ def start(
     new_session: bool = False,
     before_exec: Callable[[], None] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a long-running command whose output goes to a file; waiting for it, or not, is the caller's business."""
+    """Start a long-running command whose output goes to a file; waiting for it is the caller's matter."""
     log.debug("start %s", shlex.join(argv))
     try:
         with log_file.open("ab") as output:
@@ -94,11 +99,16 @@ def start(
                 preexec_fn=before_exec,
             )
     except FileNotFoundError:
-        raise Unavailable(f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}") from None
+        raise Unavailable(
+            f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}"
+        ) from None
 
 
 def attach(argv: Sequence[str]) -> None:
-    """Run a command of the user's on the user's terminal: an editor. Raises Failed when it does not end well."""
+    """Run a command of the user's on the user's terminal: an editor.
+
+    Raises Failed when it does not end well.
+    """
     try:
         code = subprocess.run(list(argv), check=False).returncode
     except OSError as error:

@@ -33,7 +33,8 @@ class FetchText(Protocol):
     """How console text and logs are got from the node that has them: (text, cursor after it)."""
 
     def __call__(
-        self, address: str,
+        self,
+        address: str,
         port: int,
         path: str,
         *,
@@ -59,7 +60,7 @@ def _new_authority() -> Authority:
 
 @dataclass(slots=True)
 class Context:
-    """`reader` is a mirror in the API server, the store itself with --direct; reads cost what they cost there."""
+    """`reader` is a mirror in the API server and the store itself with --direct."""
 
     store: Store
     reader: Reader
@@ -108,7 +109,7 @@ def _described(op: Op) -> str:
 
 
 def invoke(found: Operation, ctx: Context, given: Mapping[str, Any]) -> Any:
-    """Check the role, convert the arguments, run; again from the top when a commit found changed documents."""
+    """Check the role, convert the arguments, run; again from the top when a document had changed."""
     if not ctx.caller.role.allows(found.role):
         raise NotPermitted(
             f"{found.noun} {found.verb} needs the role {found.role}, {ctx.caller.name} has {ctx.caller.role}"
@@ -131,12 +132,18 @@ class Transport(Protocol):
     """How a client reaches operations: HTTP, the unix socket, or in this process straight to the store."""
 
     def call(
-        self, name: str, arguments: Mapping[str, Any], *, plan: bool = False, after: str = "", within_s: float = 0.0
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        *,
+        plan: bool = False,
+        after: str = "",
+        within_s: float = 0.0,
     ) -> Any:
         """The JSON of the result (dict, list, str). Raises the PVCError the operation raised.
 
-        With `after` (the `version` field of an earlier answer) a GET answers when the object has another version,
-        or after `within_s` as it is then: how a client waits without holding a thread of the server.
+        With `after` (the `version` field of an earlier answer) a GET answers when the object has another
+        version, or after `within_s` as it is then: how a client waits without holding a thread of the server.
         """
         ...
 

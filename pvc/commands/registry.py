@@ -215,7 +215,7 @@ def _param(parameter: inspect.Parameter, hint: Any) -> Param:
 
 
 def _over(outer: Arg, inner: Arg) -> Arg:
-    """What the outer says, else what the inner does: `Annotated[NodeName, Arg(short="-t")]` keeps the pattern."""
+    """What the outer says, else the inner: `Annotated[NodeName, Arg(short="-t")]` keeps the pattern."""
     said = {
         one.name: getattr(outer, one.name) for one in fields(Arg) if getattr(outer, one.name) != one.default
     }
