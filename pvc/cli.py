@@ -386,10 +386,12 @@ class Command:
         return self._transport
 
     def _text(self, result: Any) -> str:
+        from pvc.parser import columns
+
         return output.render(
             result,
             format=self.options["format"],
-            columns=self.found.columns,
+            columns=columns(self.found),
             chosen=[name for name in self.options.get("columns", "").split(",") if name],
             sort=self.options.get("sort", ""),
         )

@@ -253,7 +253,8 @@ def _object(result: dict[str, Any], format: str, columns: Sequence[str], chosen:
     if format == "csv":
         return _csv([result], names)
     if format == "short":
-        return _plain(value_of(result, names[0])) if names else ""
+        words = [name for name in ("health", "state", "domain_state") if name in names] if not chosen else []
+        return _plain(value_of(result, [*words, *names][0])) if names else ""
     if format == "raw":
         if chosen:
             return "\t".join(_plain(value_of(result, name)) for name in names)
@@ -339,6 +340,8 @@ def _plain(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
         return ",".join(_plain(one) for one in value)
+    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+        return ",".join(_plain(one["name"]) for one in value)
     if isinstance(value, list | dict):
         return _json(value, pretty=False)
     return str(value).replace("\t", " ").replace("\n", " ")

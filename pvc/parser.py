@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pvc.cli import GLOBALS, OVERRIDABLE
 from pvc.commands.registry import Operation, Param
-from pvc.errors import Invalid, NotFound
+from pvc.errors import Invalid, NotFound, PVCError
 
 ARGUMENT = "argument "
 """Before the name of an argument in the namespace, so that none meets an option of ours."""
@@ -95,7 +95,7 @@ def _completed(found: Operation, given: dict[str, Any]) -> dict[str, Any]:
         name = param.name
         if name not in given:
             if param.positional and param.arg.complete == "node" and not param.required:
-                given[name] = os.uname().nodename.partition(".")[0]
+                given[name] = this_node()
             elif param.required:
                 what = _placeholder(param) if param.positional else param.option
                 raise Invalid(
@@ -107,6 +107,18 @@ def _completed(found: Operation, given: dict[str, Any]) -> dict[str, Any]:
         elif param.many and param.arg.complete in LISTED and not param.positional:
             given[name] = [one for value in given[name] for one in value.split(",") if one]
     return given
+
+
+def this_node() -> str:
+    """The node that this machine is: as its configuration says, else by its host name."""
+    from pvc import config
+
+    if os.path.exists(config.path()):
+        try:
+            return config.load().node.name
+        except PVCError:
+            pass  # not for this user's eyes, or wrong, which the verb itself will tell
+    return os.uname().nodename.partition(".")[0]
 
 
 def _contents(path: str) -> str:
@@ -210,6 +222,13 @@ def automatic(found: Operation) -> Iterable[tuple[str, str, dict[str, Any]]]:
 
 def is_list(found: Operation) -> bool:
     return typing.get_origin(found.returns) in (list, tuple)
+
+
+def columns(found: Operation) -> tuple[str, ...]:
+    """Of the table: as declared, else by the type of a list's rows: an empty one has its titles too."""
+    if found.columns or not is_list(found):
+        return found.columns
+    return tuple(getattr(typing.get_args(found.returns)[0], "__dataclass_fields__", ()))
 
 
 def is_text(found: Operation) -> bool:

@@ -146,9 +146,14 @@ def test_a_double_dash_ends_the_options() -> None:
     assert transport.calls[0].arguments == {"limit": "-x"}
 
 
-def test_a_node_that_is_not_named_is_this_machine() -> None:
+def test_a_node_that_is_not_named_is_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PVC_CONFIG", str(tmp_path / "pvc.toml"))
     _, transport = pvc("thing", "at")
     assert transport.calls[0].arguments == {"node": os.uname().nodename.partition(".")[0]}
+    (tmp_path / "pvc.toml").write_text('[node]\nname = "n3"\n')
+    assert pvc("thing", "at")[1].calls[0].arguments == {"node": "n3"}
+    (tmp_path / "pvc.toml").write_text("[node\n")
+    assert pvc("thing", "at")[1].calls[0].arguments == {"node": os.uname().nodename.partition(".")[0]}
     _, transport = pvc("thing", "at", "n7")
     assert transport.calls[0].arguments == {"node": "n7"}
 
@@ -366,6 +371,19 @@ def test_a_change_without_a_result_says_so_on_stderr(capsys: pytest.CaptureFixtu
     assert tuple(capsys.readouterr()) == ("", "pvc thing forget: done\n")
     pvc("thing", "forget", "t1", "-y", "-q", answers=[None])
     assert tuple(capsys.readouterr()) == ("", "")
+
+
+def test_an_empty_list_has_its_titles(capsys: pytest.CaptureFixture[str]) -> None:
+    pvc("thing", "list", answers=[[]])
+    assert capsys.readouterr().out == "NAME  STATE  MEMORY\n"
+
+
+def test_what_may_be_old_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    transport = FakeTransport([THING], stale=True)
+    assert main(["thing", "info", "t1"], transport.pick) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("name:")
+    assert "may be old" in err
 
 
 def test_a_text_goes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,12 @@ def test_raw_is_names_or_the_columns_asked_for() -> None:
     assert render(ROWS, "raw", columns=COLUMNS, chosen=["memory", "tags"]) == "4096\ta,b\n512\t\n"
 
 
+def test_named_things_are_their_names_in_raw_and_csv() -> None:
+    tags = [{"name": "a", "protected": True}, {"name": "b", "protected": False}]
+    assert render([{"tags": tags}], "raw") == "a,b\n"
+    assert render({"nested": [{"x": 1}]}, "csv") == 'nested\n"[{""x"": 1}]"\n'
+
+
 def test_csv() -> None:
     assert render(ROWS, "csv", columns=COLUMNS) == (
         'name,state,tags,memory_mib,node\nweb1,start,"a,b",4096,n1\ndb,fail,,512,\n'
@@ -117,7 +123,8 @@ def test_an_object_shows_what_there_is_and_everything_on_demand() -> None:
 def test_object_raw_short_and_chosen() -> None:
     assert render(INFO, "raw", chosen=["load.memory.used_mib", "name"]) == "1536\tweb1"
     assert render(INFO, "raw").splitlines()[0] == "name\tweb1"
-    assert render(INFO, "short", columns=("state",)) == "start"
+    assert render(INFO, "short") == "start"
+    assert render(INFO, "short", columns=("autostart",)) == "true"
     assert render(INFO, "table", chosen=["state"]) == "state: start"
     assert render(INFO, "csv", columns=("name", "percent")) == "name,percent\nweb1,43\n"
 

@@ -149,6 +149,7 @@ class FakeTransport:
     calls: list[Call] = field(default_factory=list)
     options: Mapping[str, Any] = field(default_factory=dict)
     closed: bool = False
+    stale: bool = False
     on_call: Callable[[Call], None] = lambda call: None
 
     def pick(self, options: Mapping[str, Any]) -> FakeTransport:
