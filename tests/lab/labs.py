@@ -15,7 +15,7 @@ from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
 PVC = ROOT / "dist/pvc"
-DIRECTORY = Path("/var/lib/pvc-lab-test")
+DIRECTORY = Path(os.environ.get("PVC_LAB_DIR", "/var/lib/pvc-lab-test"))
 HOURGLASS_S = 180.0
 
 
