@@ -60,6 +60,7 @@ Coordinators = Annotated[
 ImageFile = Annotated[
     str, Arg("another node image than the one that ./build.py image made", metavar="FILE", complete="file")
 ]
+Cable = Annotated[bool, Arg("as if its cable were unplugged, which the node sees")]
 Networks = Annotated[tuple[NetworkName, ...], Arg("which cable; all of them unless given")]
 Command = Annotated[
     tuple[str, ...], Arg("the command and its arguments; a shell unless given", metavar="CMD")
@@ -126,7 +127,7 @@ def exec_(ctx: LocalContext, node: NodeName, cmd: Command = ()) -> int:
 
 
 @local()
-def cut(ctx: LocalContext, node: NodeName, *, network: Networks = (), cable: bool = False) -> None:
+def cut(ctx: LocalContext, node: NodeName, *, network: Networks = (), cable: Cable = False) -> None:
     """Cut a node off from its networks, silently; with --cable it sees that its cable is unplugged."""
     from pvc.lab import network as switch
     from pvc.lab.common import existing
