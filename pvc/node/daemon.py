@@ -52,6 +52,8 @@ class Daemon:
         wake: Callable[[], None] = lambda: None,
         bridges: Callable[[], frozenset[str]] = lambda: frozenset(),
         alive_tick: Callable[[], None] = lambda: None,
+        planner: Callable[[Picture], Plan] = plan,
+        executor: type[Executor] = Executor,
     ) -> None:
         self.config = config
         self.name = config.node.name
@@ -61,6 +63,7 @@ class Daemon:
         self.wake = wake
         self.bridges = bridges
         self.alive_tick = alive_tick
+        self.planner = planner
         self.capabilities = hypervisor.capabilities()
         self.notes: dict[str, Note] = {}
         self.notes_lock = threading.Lock()
@@ -72,7 +75,7 @@ class Daemon:
         self.me = Owner(self.name, self._register())
         self.mirror = Mirror(store, one_node(self.name), expand_one_node, wake)
         self.view = View(self.mirror)
-        self.executor = Executor(
+        self.executor = executor(
             me=self.me,
             store=store,
             mirror=self.mirror,
@@ -216,7 +219,7 @@ class Daemon:
         with self.notes_lock:
             self.notes = remember(replace(picture, notes=self.notes))
             picture = replace(picture, notes=self.notes)
-        planned = plan(picture)
+        planned = self.planner(picture)
         for action in planned.actions:
             self.lanes.submit(action)
         self._publish_load(picture, now)
