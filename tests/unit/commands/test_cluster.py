@@ -1,0 +1,202 @@
+"""init, status, maintenance, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pvc.cluster import paths
+from pvc.cluster.view import View
+from pvc.cluster.vm import Owner, State
+from tests.unit.commands.test_vm import failed
+from tests.unit.commands.world import UUID, World, a_world, with_vm
+
+
+def test_init_makes_everything_at_once() -> None:
+    world = World()
+    world.call("cluster.init", name="home")
+    documents = world.documents()
+    assert set(documents) == {*paths.LAYOUT, paths.SCHEMA, paths.CLUSTER, paths.AUTHORITY}
+    assert View(world.store).cluster().name == "home"
+    assert documents[paths.SCHEMA] == b"1"
+
+
+def test_init_again_with_the_same_name_changes_nothing() -> None:
+    world = with_vm()
+    before = world.documents()
+    assert world.call("cluster.init", name="test")["vms"]["total"] == 1
+    assert world.documents() == before
+
+
+def test_status_counts() -> None:
+    world = with_vm("running")
+    world.call("vm.create", name="web2")
+    world.kill_node("n3")
+    shown = world.call("cluster.status")
+    assert shown["nodes"] == {"total": 3, "dead,ready": 1, "run,ready": 2}
+    assert shown["vms"] == {"total": 2, "start": 1, "stop": 1}
+    assert shown["resources"]["memory_total_mib"] == 2 * 8192
+    assert (shown["health"], shown["name"], shown["maintenance"]) == ("problems", "test", False)
+
+
+def test_a_well_cluster_has_no_problems() -> None:
+    shown = with_vm("running").call("cluster.status")
+    assert (shown["health"], shown["problems"]) == ("ok", [])
+
+
+def test_the_version_of_status_changes_with_what_it_says() -> None:
+    world = a_world()
+    first = world.call("cluster.status")["version"]
+    assert world.call("cluster.status")["version"] == first
+    world.kill_node("n1")
+    assert world.call("cluster.status")["version"] != first
+
+
+def test_status_says_every_problem() -> None:
+    world = failed()
+    world.call("vm.create", name="lost", target="n2")
+    world.call("vm.start", vm="lost")
+    world.runs("lost", "n2")
+    world.call("vm.create", name="homeless", target="n2")
+    world.call("vm.start", vm="homeless")
+    world.kill_node("n2")
+    world.call("node.flush", node="n3")
+    world.edit(paths.load("n1"), problem="web7 fits nowhere")
+    world.add_node("n4", version="1.1")
+    problems = world.call("cluster.status")["problems"]
+    assert [problem.partition(" (")[0] for problem in problems] == [
+        "node n1: web7 fits nowhere",
+        "node n2 is dead: its daemon does not run",
+        "node n3 is flush and takes no VMs",
+        "the nodes run different versions of pvc: 1.0, 1.1",
+        "VMs that failed: web1",
+        "VMs that belong to a node whose daemon does not run: lost",
+        "VMs that are to run and have no node that could run them: homeless",
+    ]
+
+
+def test_status_names_only_some_of_many_vms() -> None:
+    world = with_vm("running")
+    for number in range(12):
+        world.call("vm.create", name=f"m{number:02}", target="n1")
+        world.call("vm.start", vm=f"m{number:02}")
+        world.runs(f"m{number:02}", "n1")
+    world.kill_node("n1")
+    problems = world.call("cluster.status")["problems"]
+    assert any("m09 and 3 more" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_maintenance(switch: str) -> None:
+    world = a_world()
+    world.edit(paths.CLUSTER, maintenance=switch != "on")
+    assert world.call("cluster.maintenance", switch=switch)["maintenance"] is (switch == "on")
+    assert View(world.store).cluster().maintenance is (switch == "on")
+    before = world.documents()
+    world.call("cluster.maintenance", switch=switch)
+    assert world.documents() == before
+
+
+# Why
+
+
+def why(world: World, noun: str, name: str) -> list[str]:
+    given: dict[str, Any] = {noun: name}
+    lines = world.call(f"why.{noun}", **given)["because"]
+    assert isinstance(lines, list)
+    return lines
+
+
+def test_why_a_vm_runs() -> None:
+    assert why(with_vm("running"), "vm", "web1") == [
+        "it is wanted running on n1",
+        "n1 runs it",
+        "nothing is going on: it is as wanted",
+    ]
+
+
+def test_why_a_vm_does_not_start() -> None:
+    world = with_vm()
+    world.call("vm.start", vm="web1")
+    world.kill_node("n1")
+    world.call("node.flush", node="n2")
+    assert why(world, "vm", "web1") == [
+        "it is wanted running on n1",
+        "no node runs it",
+        "it is not there yet: starting on n1",
+        "n1 cannot take it: its daemon is dead",
+        "n2 cannot take it: it is flushed",
+        "n3 can take it",
+    ]
+
+
+def test_why_a_vm_failed() -> None:
+    lines = why(failed(), "vm", "web1")
+    assert "its node says: no such disk" in lines
+    assert "it ended badly 5 times in a row, 5 are the limit" in lines
+    assert "it is not tried again by itself: pvc vm start web1 does" in lines
+    assert "nothing is going on: it is as wanted" not in lines
+
+
+def test_why_a_vm_is_moving() -> None:
+    world = with_vm("running")
+    world.call("vm.migrate", vm="web1", target="n2")
+    lines = why(world, "vm", "web1")
+    assert "it is not there yet: waiting for n2 to prepare" in lines
+    assert "n2 has not answered yet whether it can take it" in lines
+    assert any(line.startswith("it is away from its home n1") for line in lines)
+
+
+def test_why_a_vm_on_a_dead_node() -> None:
+    world = with_vm("running")
+    world.kill_node("n1")
+    assert any(line.startswith("the daemon of n1 is dead") for line in why(world, "vm", "web1"))
+
+
+def test_why_a_vm_whose_daemon_was_restarted() -> None:
+    world = with_vm("running")
+    world.status_is("web1", owner=Owner("n1", 7))
+    assert any("was restarted" in line for line in why(world, "vm", "web1"))
+
+
+def test_why_a_change_is_not_seen() -> None:
+    world = with_vm("running")
+    world.call("vm.memory-set", vm="web1", memory="1G")
+    assert any("pvc vm restart web1 runs the new one" in line for line in why(world, "vm", "web1"))
+
+
+def test_why_a_node_is_not_flushed() -> None:
+    world = with_vm("running")
+    world.call("node.flush", node="n1")
+    world.call("node.flush", node="n2")
+    world.edit(paths.load("n3"), memory_free_mib=1)
+    world.edit(paths.load("n1"), problem="web1 fits nowhere")
+    assert why(world, "node", "n1") == [
+        "it is wanted flushed: pvc node ready n1 changes that",
+        "its daemon is run, version 1.0",
+        "it says: web1 fits nowhere",
+        "it runs: web1",
+        "web1 cannot go to n2: it is flushed",
+        "web1 cannot go to n3: 512 MiB do not fit its free 1 MiB",
+    ]
+
+
+def test_why_a_node_has_vms_away() -> None:
+    world = with_vm("running")
+    world.call("vm.migrate", vm="web1", target="n2")
+    world.status_is("web1", state=State.MIGRATE)
+    world.call("node.flush", node="n1")
+    lines = why(world, "node", "n1")
+    assert "at home here and away: web1" in lines
+    assert "web1 is on its way: migrating to n2" in lines
+
+
+def test_why_a_node_is_dead() -> None:
+    world = a_world()
+    world.kill_node("n2")
+    assert any(line.startswith("its daemon is dead") for line in why(world, "node", "n2"))
+
+
+def test_why_takes_a_uuid() -> None:
+    assert with_vm().call("why.vm", vm=UUID)["name"] == "web1"
