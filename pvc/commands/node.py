@@ -271,7 +271,8 @@ def log(
 @local()
 def run(ctx: LocalContext) -> None:
     """Run the daemon of this node in the foreground, as its service does."""
-    from pvc import config
+    from pvc import config, log
     from pvc.node.daemon import main
 
+    log.setup(daemon=True, debug=bool(ctx.options.get("debug")))
     main(config.load())

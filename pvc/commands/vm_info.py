@@ -77,6 +77,8 @@ class VMInfo:
     node_limit: tuple[str, ...]
     method: Method
     max_downtime_ms: int
+    migration_timeout_s: int
+    shutdown_timeout_s: int
     autostart: bool
     disks: tuple[DiskInfo, ...]
     networks: tuple[NicInfo, ...]
@@ -171,6 +173,8 @@ def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
         node_limit=spec.node_limit,
         method=spec.method,
         max_downtime_ms=spec.max_downtime_ms,
+        migration_timeout_s=spec.migration_timeout_s,
+        shutdown_timeout_s=spec.shutdown_timeout_s,
         autostart=spec.autostart,
         disks=disks,
         networks=nics,
@@ -244,7 +248,7 @@ def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = 
     before, after = (index_nodes(spec, vm.status.owner) for spec in (vm.spec, new))
     moved = (new.node, new.home) != (vm.spec.node, vm.spec.home)
     ops: list[Op] = [Put(paths.vm(new.uuid), dumps(new), vm.spec_version)]
-    if (moved or relies_on_status) and vm.status_version is not None:
+    if moved and vm.status_version is not None:
         ops.append(Check(paths.vm_status(new.uuid), vm.status_version))
     ctx.commit(*ops, *index_ops(new.uuid, before, after), *more)
     return replace(vm, spec=new, spec_version=vm.spec_version + 1)

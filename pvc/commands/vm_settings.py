@@ -111,6 +111,21 @@ def meta(
     autostart: Autostart | None = None,
     method: Annotated[Method, Arg("how it changes nodes while it runs", short="-m")] | None = None,
     max_downtime: MaxDowntime | None = None,
+    shutdown_timeout: Annotated[
+        int,
+        Arg(
+            "before a guest that does not shut down is powered off; 0: the cluster's",
+            metavar="SECONDS",
+            minimum=0,
+            maximum=86_400,
+        ),
+    ]
+    | None = None,
+    migration_timeout: Annotated[
+        int,
+        Arg("before a live migration is given up", metavar="SECONDS", minimum=10, maximum=86_400),
+    ]
+    | None = None,
     profile: Annotated[
         str, Arg("the profile it was provisioned with; empty: none", short="-p", pattern=r"[\w .:-]{0,63}")
     ]
@@ -124,6 +139,8 @@ def meta(
         "autostart": autostart,
         "method": method,
         "max_downtime_ms": max_downtime,
+        "shutdown_timeout_s": shutdown_timeout,
+        "migration_timeout_s": migration_timeout,
         "profile": profile,
     }
     changes = {name: value for name, value in given.items() if value is not None}

@@ -85,7 +85,7 @@ class Cluster:
         """Off and forgotten, whatever state it is in."""
         if self.pvc("vm", "info", name, check=False).code != 0:
             return
-        self.pvc("vm", "stop", name, "--force", "--yes", "--wait", "--timeout", "60", check=False)
+        self.pvc("vm", "stop", name, "--yes", "--wait", "--timeout", "60", check=False)
         self.pvc("vm", "undefine", name, "--yes")
 
     @contextmanager
