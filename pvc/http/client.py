@@ -15,6 +15,7 @@ from pvc.errors import Invalid, PVCError, Unavailable, from_code
 
 PREFIX = "/api/v1"
 PORT = 7370
+CONNECT_S = 10.0
 DROPPED = (
     http.client.RemoteDisconnected,
     BrokenPipeError,
@@ -88,13 +89,12 @@ class HttpTransport:
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         connection = self._connection
         if connection is None:
-            connection = _connection(self.address, self.ca, timeout_s)
+            connection = _connection(self.address, self.ca, min(self.timeout_s, CONNECT_S))
             try:
                 connection.connect()
             except OSError as error:
                 raise self._unavailable(error, changes=False) from error
             self._connection = connection
-        connection.timeout = timeout_s
         if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
         return connection
@@ -202,6 +202,8 @@ def _way_out(address: str, error: Exception) -> str:
         return "name the certificate to trust: pvc connection add … --ca FILE"
     if "WRONG_VERSION_NUMBER" in str(error):
         return "this port speaks plain HTTP: pvc connection add … -S"
+    if isinstance(error, TimeoutError) and address.startswith("https:"):
+        return "is the host up, and does this port speak TLS? -S of pvc connection add is without"
     if isinstance(error, PermissionError):
         return "run as root, or as a member of the group that owns the socket"
     if address.startswith("/"):
