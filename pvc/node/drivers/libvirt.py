@@ -419,7 +419,7 @@ def _run_events() -> None:
 
 
 def _error(error: libvirt.libvirtError) -> DriverError:
-    message = error.get_error_message() or str(error)
+    message = " ".join((error.get_error_message() or str(error)).split())  # QEMU speaks in lines
     if _is_gone(error):
         return NoSuchDomain(message)
     lost = error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_RPC

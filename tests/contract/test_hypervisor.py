@@ -1,0 +1,525 @@
+"""One suite for every Hypervisor: the fake hosts and two real libvirts with QEMU keep the same promises."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import pytest
+
+from pvc.cluster import domainxml
+from pvc.cluster.domainxml import NewDisk
+from pvc.errors import PVCError, TimedOut, Unavailable
+from pvc.node.drivers import (
+    Cancelled,
+    DomainEvent,
+    DomainState,
+    DriverError,
+    Emulation,
+    Ended,
+    EventKind,
+    Hypervisor,
+    MigrationResult,
+    MigrationSettings,
+    MigrationTarget,
+    NoSuchDomain,
+    Progress,
+)
+from pvc.node.drivers.libvirt import LibvirtHypervisor
+from tests.fakes.hypervisor import FakeWorld
+from tests.libvirtd import Host, libvirt_hosts
+from tests.support import eventually
+
+WITHIN_S = 20.0
+NOWHERE = "0a1b2c3d-0000-4000-8000-ffffffffffff"
+SLOW = MigrationSettings(bandwidth_mib_s=1)
+BIG_MIB = 2048  # takes 5 s at that bandwidth
+
+_numbers = itertools.count(1)
+
+
+class Guest(Enum):
+    """A boot sector each: 16-bit code that ticks on the serial port, and what it does besides."""
+
+    # mov dx, 0x602; mov ax, 0x100; out dx, ax: let the power button be seen
+    OBEDIENT = bytes.fromhex("ba0206 b80001 ef")
+    DEAF = b""
+    # mov dx, 0x604; mov ax, 0x2000; out dx, ax: power off
+    LEAVES = bytes.fromhex("ba0406 b80020 ef")
+    # mov dx, 0x505; mov al, 1; out dx, al: panic
+    PANICS = bytes.fromhex("ba0505 b001 ee")
+
+    def boot_sector(self) -> bytes:
+        """Its own part, then: wait for the timer, print a dot, power off once the power button is pressed."""
+        loop = bytes.fromhex("fb f4 baf803 b02e ee ba0006 ed f6c401 74ef") + bytes.fromhex(
+            "ba0406 b80020 ef f4"
+        )
+        return (self.value + loop).ljust(510, b"\0") + b"\x55\xaa"
+
+
+class Bench(Protocol):
+    """Two hosts under test, and what can happen to them from outside."""
+
+    @property
+    def hosts(self) -> tuple[Hypervisor, Hypervisor]: ...
+    def target(self, number: int) -> MigrationTarget: ...
+    def image(self, uuid: str, guest: Guest) -> str: ...
+    def kill_emulator(self, number: int, uuid: str) -> None: ...
+    def terminate_emulator(self, number: int, uuid: str) -> None: ...
+    def restart_libvirt(self, number: int) -> None: ...
+    def another(self, number: int) -> Hypervisor: ...
+    def close(self) -> None: ...
+
+
+class FakeBench:
+    def __init__(self) -> None:
+        self.world = FakeWorld()
+        self.hosts = (self.world.add("n1"), self.world.add("n2"))
+
+    def target(self, number: int) -> MigrationTarget:
+        return self.world.target(f"n{number + 1}")
+
+    def image(self, uuid: str, guest: Guest) -> str:
+        ends = {Guest.LEAVES: Ended.SHUTDOWN, Guest.PANICS: Ended.CRASHED}
+        self.world.guest(uuid).ignores_acpi = guest is Guest.DEAF
+        self.world.guest(uuid).ends = ends.get(guest)
+        return f"/{uuid}"
+
+    def kill_emulator(self, number: int, uuid: str) -> None:
+        self.hosts[number].kill(uuid)
+
+    def terminate_emulator(self, number: int, uuid: str) -> None:
+        self.hosts[number].terminate(uuid)
+
+    def restart_libvirt(self, number: int) -> None:
+        self.hosts[number].restart_libvirt()
+
+    def another(self, number: int) -> Hypervisor:
+        return self.hosts[number]
+
+    def close(self) -> None:
+        return
+
+
+class LibvirtBench:
+    def __init__(self, machines: tuple[Host, Host], directory: Path) -> None:
+        self.machines = machines
+        self.directory = directory
+        self.opened: list[LibvirtHypervisor] = []
+        self.hosts = (self.another(0), self.another(1))
+
+    def target(self, number: int) -> MigrationTarget:
+        return self.machines[number].target
+
+    def image(self, uuid: str, guest: Guest) -> str:
+        file = self.directory / f"{uuid}.img"
+        file.write_bytes(guest.boot_sector().ljust(1024 * 1024, b"\0"))
+        return str(file)
+
+    def _signal(self, number: int, uuid: str, signal: str) -> None:
+        pid_files = f"/run/libvirt/qemu/{name_of(uuid)}.pid"
+        self.machines[number].run("sh", "-c", f"kill -{signal} $(cat {pid_files})")
+
+    def kill_emulator(self, number: int, uuid: str) -> None:
+        self._signal(number, uuid, "KILL")
+
+    def terminate_emulator(self, number: int, uuid: str) -> None:
+        self._signal(number, uuid, "TERM")
+
+    def restart_libvirt(self, number: int) -> None:
+        self.machines[number].restart_libvirtd()
+
+    def another(self, number: int) -> LibvirtHypervisor:
+        hypervisor = LibvirtHypervisor(self.machines[number].uri, emulation=lambda: Emulation.QEMU)
+        self.opened.append(hypervisor)
+        return hypervisor
+
+    def close(self) -> None:
+        for number in (0, 1):
+            for uuid in self.hosts[number].domains():
+                self.hosts[number].destroy(uuid)
+        for hypervisor in self.opened:
+            hypervisor.close()
+
+
+@pytest.fixture(scope="module")
+def libvirts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
+    with libvirt_hosts(tmp_path_factory.mktemp("libvirt")) as hosts:
+        yield hosts
+
+
+@pytest.fixture(params=["fake", "libvirt"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    found: Bench
+    if request.param == "fake":
+        found = FakeBench()
+    else:
+        found = LibvirtBench(request.getfixturevalue("libvirts"), tmp_path)
+    yield found
+    found.close()
+
+
+# The paths are the same in every test, hence the short names.
+
+
+def name_of(uuid: str) -> str:
+    return f"vm-{uuid[-4:]}"
+
+
+def new_uuid() -> str:
+    return f"0a1b2c3d-0000-4000-8000-{next(_numbers):012x}"
+
+
+def definition(bench: Bench, uuid: str, guest: Guest, memory_mib: int = 32) -> str:
+    disk = NewDisk(bench.image(uuid, guest), "raw")
+    return domainxml.create(name_of(uuid), uuid, memory_mib=memory_mib, vcpus=2, disks=[disk])
+
+
+def render(xml: str) -> str:
+    return domainxml.render(
+        xml,
+        emulation="qemu",
+        emulator="/usr/bin/qemu-system-x86_64",
+        console_log=f"/var/log/console/{domainxml.parse(xml).uuid}.log",
+    )
+
+
+def started(bench: Bench, guest: Guest = Guest.DEAF, memory_mib: int = 32) -> str:
+    uuid = new_uuid()
+    bench.hosts[0].start(render(definition(bench, uuid, guest, memory_mib)))
+    return uuid
+
+
+def is_running(host: Hypervisor, uuid: str) -> bool:
+    domain = host.domains().get(uuid)
+    return domain is not None and domain.state is DomainState.RUNNING and not domain.migrating
+
+
+@contextmanager
+def events_of(host: Hypervisor) -> Iterator[list[DomainEvent]]:
+    seen: list[DomainEvent] = []
+    host.watch(seen.append)
+    host.domains()  # connects
+    yield seen
+
+
+def endings(events: list[DomainEvent], uuid: str) -> list[Ended | None]:
+    return [event.ended for event in events if event.kind is EventKind.ENDED and event.uuid == uuid]
+
+
+def migrate(
+    bench: Bench,
+    uuid: str,
+    settings: MigrationSettings = MigrationSettings(),  # noqa: B008  # frozen
+    *,
+    progress: Callable[[Progress], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    target: MigrationTarget | None = None,
+) -> MigrationResult:
+    where = target or bench.target(1)
+    return bench.hosts[0].migrate(uuid, where, settings, progress=progress, cancelled=cancelled)
+
+
+def test_a_host_says_what_it_is(bench: Bench) -> None:
+    can, load = bench.hosts[0].capabilities(), bench.hosts[0].load()
+    assert can.cpus >= 1
+    assert can.memory_mib > 256
+    assert can.emulation is Emulation.QEMU
+    assert can.emulator.endswith("qemu-system-x86_64")
+    assert can.qemu_version.count(".") == 2
+    assert load.memory_free_mib > 0
+
+
+def test_a_started_domain_is_listed_with_what_it_was_started_with(bench: Bench) -> None:
+    uuid = new_uuid()
+    xml = definition(bench, uuid, Guest.DEAF)
+    with events_of(bench.hosts[0]) as events:
+        bench.hosts[0].start(render(xml))
+        domain = bench.hosts[0].domains()[uuid]
+        assert (domain.uuid, domain.name, domain.state) == (uuid, name_of(uuid), DomainState.RUNNING)
+        assert (domain.memory_mib, domain.vcpus, domain.migrating) == (32, 2, False)
+        assert domain.digest == domainxml.digest(xml)
+        eventually(lambda: DomainEvent(EventKind.STARTED, uuid) in events, within=WITHIN_S)
+    assert uuid not in bench.hosts[1].domains()
+
+
+def test_a_domain_cannot_be_started_twice(bench: Bench) -> None:
+    uuid = new_uuid()
+    xml = render(definition(bench, uuid, Guest.DEAF))
+    bench.hosts[0].start(xml)
+    with pytest.raises(DriverError, match="already"):
+        bench.hosts[0].start(xml)
+    assert is_running(bench.hosts[0], uuid)
+
+
+def test_what_libvirt_refuses_leaves_nothing(bench: Bench) -> None:
+    before = bench.hosts[0].domains().keys()
+    with pytest.raises(DriverError):
+        bench.hosts[0].start("<domain type='qemu'><name>x</name></domain>")
+    assert bench.hosts[0].domains().keys() == before
+
+
+def test_a_destroyed_domain_is_gone_when_the_call_returns(bench: Bench) -> None:
+    uuid = started(bench)
+    with events_of(bench.hosts[0]) as events:
+        bench.hosts[0].destroy(uuid)
+        assert uuid not in bench.hosts[0].domains()
+        assert eventually(lambda: endings(events, uuid), within=WITHIN_S) == [Ended.DESTROYED]
+    bench.hosts[0].destroy(uuid)
+
+
+def test_a_domain_can_be_started_again_with_another_definition(bench: Bench) -> None:
+    uuid = started(bench)
+    bench.hosts[0].domains()
+    bench.hosts[0].destroy(uuid)
+    xml = definition(bench, uuid, Guest.DEAF, memory_mib=48)
+    bench.hosts[0].start(render(xml))
+    domain = bench.hosts[0].domains()[uuid]
+    assert (domain.memory_mib, domain.digest) == (48, domainxml.digest(xml))
+
+
+def test_a_guest_that_listens_powers_off(bench: Bench) -> None:
+    uuid = started(bench, Guest.OBEDIENT)
+    with events_of(bench.hosts[0]) as events:
+
+        def asked() -> bool:
+            with suppress(DriverError):
+                bench.hosts[0].shutdown(uuid)  # until its loop has begun it does not listen
+            return uuid not in bench.hosts[0].domains()
+
+        eventually(asked, within=WITHIN_S)
+        assert eventually(lambda: endings(events, uuid), within=WITHIN_S) == [Ended.SHUTDOWN]
+
+
+def test_a_deaf_guest_ignores_the_request(bench: Bench) -> None:
+    uuid = started(bench, Guest.DEAF)
+    bench.hosts[0].shutdown(uuid)
+    bench.hosts[0].shutdown(uuid)
+    assert is_running(bench.hosts[0], uuid)
+
+
+@pytest.mark.parametrize(
+    ("guest", "ended"),
+    [(Guest.LEAVES, Ended.SHUTDOWN), (Guest.PANICS, Ended.CRASHED)],
+    ids=["leaves", "panics"],
+)
+def test_how_a_guest_ended_is_told(bench: Bench, guest: Guest, ended: Ended) -> None:
+    with events_of(bench.hosts[0]) as events:
+        uuid = started(bench, guest)
+        assert eventually(lambda: endings(events, uuid), within=WITHIN_S) == [ended]
+        assert uuid not in bench.hosts[0].domains()
+
+
+def test_a_killed_emulator_is_a_failure_and_a_terminated_one_is_not_the_guests_wish(bench: Bench) -> None:
+    killed, terminated = started(bench), started(bench)
+    with events_of(bench.hosts[0]) as events:
+        bench.kill_emulator(0, killed)
+        bench.terminate_emulator(0, terminated)
+        assert eventually(lambda: endings(events, killed), within=WITHIN_S) == [Ended.FAILED]
+        assert eventually(lambda: endings(events, terminated), within=WITHIN_S) == [Ended.DESTROYED]
+
+
+@pytest.mark.parametrize("call", ["shutdown", "resume"])
+def test_no_such_domain(bench: Bench, call: str) -> None:
+    with pytest.raises(NoSuchDomain):
+        getattr(bench.hosts[0], call)(NOWHERE)
+    with pytest.raises(NoSuchDomain):
+        migrate(bench, NOWHERE)
+    bench.hosts[0].destroy(NOWHERE)
+    bench.hosts[0].abort_job(NOWHERE)
+
+
+def test_a_migrated_domain_runs_there_and_is_gone_here(bench: Bench) -> None:
+    uuid = started(bench, Guest.OBEDIENT)
+    digest = bench.hosts[0].domains()[uuid].digest
+    with events_of(bench.hosts[0]) as here, events_of(bench.hosts[1]) as there:
+        result = migrate(bench, uuid)
+        assert uuid not in bench.hosts[0].domains()
+        assert is_running(bench.hosts[1], uuid)
+        arrived = bench.hosts[1].domains()[uuid]
+        assert (arrived.digest, arrived.memory_mib, arrived.vcpus) == (digest, 32, 2)
+        assert result.elapsed_s > 0
+        assert result.downtime_ms is not None
+        assert eventually(lambda: endings(here, uuid), within=WITHIN_S) == [Ended.MIGRATED]
+        eventually(lambda: DomainEvent(EventKind.STARTED, uuid) in there, within=WITHIN_S)
+
+
+def test_both_sides_show_a_migration_under_way(bench: Bench) -> None:
+    uuid = started(bench, memory_mib=BIG_MIB)
+    watcher = bench.another(0)
+    seen: list[tuple[bool, bool, DomainState | None]] = []
+    reports: list[Progress] = []
+
+    def look(progress: Progress) -> None:
+        reports.append(progress)
+        there = bench.hosts[1].domains().get(uuid)
+        here, also_here = (host.domains()[uuid].migrating for host in (bench.hosts[0], watcher))
+        seen.append((here, also_here, there.state if there else None))
+
+    with pytest.raises(Cancelled):
+        migrate(bench, uuid, SLOW, progress=look, cancelled=lambda: len(seen) > 4)
+    assert (True, True, DomainState.INCOMING) in seen
+    assert reports[-1].total_mib >= BIG_MIB
+    assert reports[-1].remaining_mib < reports[-1].total_mib
+    assert 0 <= reports[-1].percent < 100
+
+
+def test_a_cancelled_migration_leaves_the_domain_where_it_was(bench: Bench) -> None:
+    uuid = started(bench, memory_mib=BIG_MIB)
+    with pytest.raises(Cancelled, match=name_of(uuid)):
+        migrate(bench, uuid, SLOW, cancelled=lambda: True)
+    assert is_running(bench.hosts[0], uuid)
+    eventually(lambda: uuid not in bench.hosts[1].domains(), within=WITHIN_S)
+    migrate(bench, uuid)
+    assert is_running(bench.hosts[1], uuid)
+
+
+def test_a_migration_that_takes_too_long_is_given_up(bench: Bench) -> None:
+    uuid = started(bench, memory_mib=BIG_MIB)
+    with pytest.raises(TimedOut, match="within 1 s"):
+        migrate(bench, uuid, MigrationSettings(bandwidth_mib_s=1, timeout_s=1.0))
+    assert is_running(bench.hosts[0], uuid)
+    eventually(lambda: uuid not in bench.hosts[1].domains(), within=WITHIN_S)
+
+
+def test_a_target_that_cannot_be_reached(bench: Bench) -> None:
+    uuid = started(bench)
+    nobody = MigrationTarget("qemu+tls://192.0.2.77/system", "tcp://192.0.2.77")
+    with pytest.raises(DriverError) as refusal:
+        migrate(bench, uuid, target=nobody)
+    assert not isinstance(refusal.value, NoSuchDomain)
+    assert is_running(bench.hosts[0], uuid)
+
+
+def test_a_target_that_runs_it_already(bench: Bench) -> None:
+    uuid = new_uuid()
+    # Without a disk: QEMU would not open the same one twice.
+    xml = render(domainxml.create(name_of(uuid), uuid, memory_mib=32, vcpus=1))
+    for host in bench.hosts:
+        host.start(xml)
+    with pytest.raises(DriverError, match="already"):
+        migrate(bench, uuid)
+    assert is_running(bench.hosts[0], uuid)
+    assert is_running(bench.hosts[1], uuid)
+
+
+def test_one_migration_at_a_time(bench: Bench) -> None:
+    uuid = started(bench, memory_mib=BIG_MIB)
+    refused: list[PVCError] = []
+
+    def again(_: Progress) -> None:
+        try:
+            migrate(bench, uuid)
+        except DriverError as error:
+            refused.append(error)
+
+    with pytest.raises(Cancelled):
+        migrate(bench, uuid, SLOW, progress=again, cancelled=lambda: bool(refused))
+    assert "already" in refused[0].message
+    assert is_running(bench.hosts[0], uuid)
+
+
+def test_a_store_that_is_away_does_not_stop_a_migration(bench: Bench) -> None:
+    uuid = started(bench)
+
+    def away(*_: object) -> NoReturn:
+        raise Unavailable("no quorum")
+
+    migrate(bench, uuid, progress=away, cancelled=away)
+    assert is_running(bench.hosts[1], uuid)
+
+
+def test_a_domain_that_dies_while_it_migrates(bench: Bench) -> None:
+    uuid = started(bench, memory_mib=BIG_MIB)
+    reports = itertools.count()
+
+    def kill(_: Progress) -> None:
+        if next(reports) == 2:
+            bench.kill_emulator(0, uuid)
+
+    with pytest.raises(NoSuchDomain):
+        migrate(bench, uuid, SLOW, progress=kill)
+    assert uuid not in bench.hosts[0].domains()
+    eventually(lambda: uuid not in bench.hosts[1].domains(), within=WITHIN_S)
+
+
+def test_a_receiver_that_dies_leaves_the_domain_where_it_was(bench: Bench) -> None:
+    uuid = started(bench, memory_mib=BIG_MIB)
+    reports = itertools.count()
+
+    def kill(_: Progress) -> None:
+        if next(reports) == 2:
+            bench.kill_emulator(1, uuid)
+
+    with pytest.raises(DriverError) as failure:
+        migrate(bench, uuid, SLOW, progress=kill)
+    assert not isinstance(failure.value, NoSuchDomain)
+    assert is_running(bench.hosts[0], uuid)
+
+
+def test_a_job_can_be_aborted_by_another_daemon(bench: Bench) -> None:
+    uuid = started(bench, memory_mib=BIG_MIB)
+    other = bench.another(0)
+    reports = itertools.count()
+
+    def abort(_: Progress) -> None:
+        if next(reports) == 2:
+            other.abort_job(uuid)
+
+    with pytest.raises(DriverError) as failure:
+        migrate(bench, uuid, SLOW, progress=abort)
+    assert not isinstance(failure.value, NoSuchDomain)
+    assert is_running(bench.hosts[0], uuid)
+    other.abort_job(uuid)
+
+
+def test_domains_outlive_libvirt(bench: Bench) -> None:
+    uuid = started(bench)
+    before = bench.hosts[0].domains()[uuid]
+    with events_of(bench.hosts[0]) as events:
+        bench.restart_libvirt(0)
+        eventually(lambda: DomainEvent(EventKind.DISCONNECTED) in events, within=WITHIN_S)
+
+        def listed() -> bool:
+            try:
+                return uuid in bench.hosts[0].domains()
+            except DriverError as error:
+                assert error.retryable  # noqa: PT017
+                return False
+
+        eventually(listed, within=WITHIN_S)
+        assert bench.hosts[0].domains()[uuid] == before
+        eventually(lambda: DomainEvent(EventKind.CONNECTED) in events, within=WITHIN_S)
+        bench.hosts[0].destroy(uuid)
+        assert eventually(lambda: endings(events, uuid), within=WITHIN_S) == [Ended.DESTROYED]
+
+
+def test_a_closed_driver_says_so(libvirts: tuple[Host, Host]) -> None:
+    closed = LibvirtHypervisor(libvirts[0].uri, emulation=lambda: Emulation.QEMU)
+    closed.domains()
+    closed.close()
+    with pytest.raises(DriverError, match="closed"):
+        closed.domains()
+
+
+def test_the_console_goes_on_where_the_domain_goes(libvirts: tuple[Host, Host], tmp_path: Path) -> None:
+    """The ticks of a real guest are in the log of each host it ran on."""
+    bench = LibvirtBench(libvirts, tmp_path)
+    try:
+        uuid = started(bench)
+        log = f"/var/log/console/{uuid}.log"
+
+        def ticks(host: Host) -> int:
+            return host.run("sh", "-c", f"cat {log} 2> /dev/null || true").count(".")
+
+        eventually(lambda: ticks(libvirts[0]) > 3, within=WITHIN_S)
+        migrate(bench, uuid)
+        at_the_end = ticks(libvirts[0])
+        eventually(lambda: ticks(libvirts[1]) > 3, within=WITHIN_S)
+        assert ticks(libvirts[0]) == at_the_end
+    finally:
+        bench.close()
