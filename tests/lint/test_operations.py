@@ -32,19 +32,19 @@ def test_generated_files_are_fresh(name: str) -> None:
 def phrases(path: Path) -> Iterator[str]:
     """Strings, and the words of each list, tuple and call in a line: `vm`, `tag`, `add` → "vm tag add".
 
-    A call begins with what is called: `run_lab("cut", "n1")` and `lab.lab("cut", "n1")` say "lab cut n1".
+    A call begins with what is called: `run_lab("cut", "n1")` and `lab.lab("cut", "n1")` say "lab cut n1". In
+    tests/lab and in test_NOUN.py the noun goes without saying.
     """
+    noun = "lab" if "lab" in path.parts else path.stem.removeprefix("test_")
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Constant(value=str(text)):
                 yield text
             case ast.List(elts=parts) | ast.Tuple(elts=parts):
-                yield words(parts)
-                if "lab" in path.parts:  # where the noun goes without saying
-                    yield f"lab {words(parts)}"
+                yield from (words(parts), f"{noun} {words(parts)}")
             case ast.Call(func=function, args=parts):
-                yield words(parts)
-                yield f"{ast.unparse(function).replace('_', '.').rpartition('.')[2]} {words(parts)}"
+                name = ast.unparse(function).replace("_", ".").rpartition(".")[2]
+                yield from (words(parts), f"{noun} {words(parts)}", f"{name} {words(parts)}")
 
 
 def words(parts: Sequence[ast.expr]) -> str:

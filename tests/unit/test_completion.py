@@ -131,9 +131,9 @@ def test_script_of_bash_works_in_bash(tmp_path: Path) -> None:
     assert set(done.stdout.split()) >= {"start", "stop"}
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_scripts_call_the_program_back(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", ["completion bash", "completion zsh", "completion fish"])
+def test_scripts_call_the_program_back(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     from pvc.__main__ import main
 
-    assert main(["completion", shell]) == 0
+    assert main(words.split()) == 0
     assert "pvc completion complete -- " in capsys.readouterr().out
