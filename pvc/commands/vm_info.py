@@ -248,7 +248,7 @@ def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = 
     before, after = (index_nodes(spec, vm.status.owner) for spec in (vm.spec, new))
     moved = (new.node, new.home) != (vm.spec.node, vm.spec.home)
     ops: list[Op] = [Put(paths.vm(new.uuid), dumps(new), vm.spec_version)]
-    if moved and vm.status_version is not None:
+    if (moved or relies_on_status) and vm.status_version is not None:
         ops.append(Check(paths.vm_status(new.uuid), vm.status_version))
     ctx.commit(*ops, *index_ops(new.uuid, before, after), *more)
     return replace(vm, spec=new, spec_version=vm.spec_version + 1)

@@ -170,15 +170,26 @@ def test_what_needs_a_stopped_vm_loses_against_a_start(verb: str) -> None:
     world.check_invariants()
 
 
-def test_undefine_loses_against_a_claim_that_leaves_the_spec_alone() -> None:
-    """The claim of a start changes only the status: that version counts too."""
+@pytest.mark.parametrize("verb", ["vm.undefine", "vm.rename", "vm.disable"])
+def test_a_claim_that_leaves_the_spec_alone_counts_too(verb: str) -> None:
+    """It changes only the status: that version is checked as well."""
     world = with_vm()
     world.call("vm.start", vm="web1")
     world.status_is("web1", state=State.FAIL, attempts=world.spec("web1").attempts)
     reader = Interrupted(world.store, paths.vm(UUID), lambda: claim(world))
-    with pytest.raises(Conflict, match="needs it stopped"):
-        world.call("vm.undefine", reader=reader, vm="web1")
+    given: dict[str, Any] = {"new": "web2"} if verb == "vm.rename" else {}
+    with pytest.raises(Conflict, match=r"needs it stopped|web1 runs"):
+        world.call(verb, reader=reader, vm="web1", **given)
     assert world.vm("web1").status.owner == Owner("n1", 1)
+
+
+def test_a_start_that_meets_a_claim_is_no_new_attempt() -> None:
+    world = with_vm()
+    world.call("vm.start", vm="web1")
+    world.status_is("web1", state=State.STARTING, attempts=1, failures=1)
+    reader = Interrupted(world.store, paths.vm(UUID), lambda: claim(world))
+    world.call("vm.start", reader=reader, vm="web1")
+    assert world.spec("web1").attempts == 1
 
 
 def test_restart_loses_against_a_guest_that_powers_itself_off() -> None:
