@@ -34,7 +34,7 @@ FILES = 8192
 """File descriptors, when the system allows: each waiting client is one."""
 GROUP = "pvc"
 """Its members may use the unix socket, which is as much as being administrator of the cluster."""
-CONNECT_S = 10.0
+CONNECT_S = 4.0
 RETRY_S = 1.0
 LOOK_S = 5.0
 """The mirror is looked after at least this often; and half a watchdog period is what it may be late."""
