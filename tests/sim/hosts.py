@@ -1,0 +1,309 @@
+"""Hosts of the simulation: libvirt and QEMU as they go on by themselves, whatever becomes of daemons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pvc.cluster import domainxml
+from pvc.errors import TimedOut
+from pvc.node.drivers import (
+    Cancelled,
+    Capabilities,
+    Domain,
+    DomainEvent,
+    DomainState,
+    DriverError,
+    Emulation,
+    Ended,
+    EventKind,
+    HostLoad,
+    MigrationResult,
+    MigrationSettings,
+    MigrationTarget,
+    NoSuchDomain,
+    Progress,
+)
+
+if TYPE_CHECKING:
+    from tests.sim.world import Life, World
+
+MEMORY_MIB = 8192
+DOWN = "libvirt does not answer"
+
+
+@dataclass(eq=False)
+class Job:
+    """A live migration: libvirt's own, so it goes on when the daemon that began it has died."""
+
+    uuid: str
+    source: Host
+    target: Host
+    fails: bool
+    ended: str = ""
+    """Empty while it goes on; then `done`, or why not."""
+    switched: bool = False
+    """The target runs it: there is no way back."""
+
+
+@dataclass(eq=False)
+class Host:
+    world: World
+    name: str
+    is_up: bool = True
+    has_libvirt: bool = True
+    domains: dict[str, Domain] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """Outgoing."""
+    watchers: dict[Life, Callable[[DomainEvent], None]] = field(default_factory=dict)
+    deaf: set[str] = field(default_factory=set)
+    """VMs whose guest ignores ACPI."""
+    by_hand: set[str] = field(default_factory=set)
+    """Domains that an administrator started behind the cluster's back."""
+
+    # What happens to domains
+
+    def put(self, domain: Domain, event: EventKind | None = None) -> None:
+        self.domains[domain.uuid] = domain
+        self.world.check_copies(domain.uuid)
+        if event:
+            self.tell(DomainEvent(event, domain.uuid))
+
+    def change(self, uuid: str, state: DomainState, *, migrating: bool = False) -> None:
+        if uuid in self.domains:
+            self.put(replace(self.domains[uuid], state=state, migrating=migrating), EventKind.RESUMED)
+
+    def end(self, uuid: str, how: Ended) -> None:
+        if self.domains.pop(uuid, None) is None:
+            return
+        self.by_hand.discard(uuid)
+        self.world.trace(f"{self.name}: {uuid[:2]} ended, {how}")
+        self.tell(DomainEvent(EventKind.ENDED, uuid, how))
+        job = self.jobs.pop(uuid, None)
+        if job is not None and not job.ended:
+            job.ended = "the domain ended"
+            if not job.switched:
+                self.world.later(self.world.rng.random(), lambda: job.target.drop_incoming(uuid))
+
+    def drop_incoming(self, uuid: str) -> None:
+        domain = self.domains.get(uuid)
+        if domain is not None and domain.state is DomainState.INCOMING:
+            self.end(uuid, Ended.FAILED)
+
+    def tell(self, event: DomainEvent) -> None:
+        """The event reaches who watches, a little later; nobody when libvirt or the watcher is away."""
+        for life, callback in list(self.watchers.items()):
+
+            def deliver(life: Life = life, callback: Callable[[DomainEvent], None] = callback) -> None:
+                if not life.dead and self.has_libvirt:
+                    callback(event)
+
+            self.world.later(self.world.rng.choice((0.0, 0.0, 0.01, 0.4)), deliver)
+
+    # Faults
+
+    def power_cut(self) -> None:
+        self.is_up = False
+        self.domains.clear()
+        self.by_hand.clear()
+        self.watchers.clear()
+        for job in list(self.jobs.values()):
+            self._break(job)
+        self.jobs.clear()
+        for host in self.world.hosts.values():
+            for job in [job for job in host.jobs.values() if job.target is self and not job.ended]:
+                host.fail(job, "the target does not answer")
+
+    def _break(self, job: Job) -> None:
+        if not job.ended:
+            job.ended = "the source is gone"
+            if not job.switched:
+                self.world.later(1 + 4 * self.world.rng.random(), lambda: job.target.drop_incoming(job.uuid))
+
+    def libvirt_down(self) -> None:
+        self.has_libvirt = False
+        for job in [job for job in self.jobs.values() if not job.ended]:
+            self.fail(job, "libvirt was restarted")
+
+    def libvirt_up(self) -> None:
+        self.has_libvirt = True
+        self.tell(DomainEvent(EventKind.CONNECTED))
+
+    # Migration
+
+    def migrate(self, uuid: str, target: Host, *, fails: bool, seconds: float) -> Job:
+        domain = self._domain(uuid)
+        if uuid in self.jobs or domain.state is not DomainState.RUNNING:
+            raise DriverError(f"{uuid} cannot be migrated now")
+        if not target.is_up or not target.has_libvirt:
+            raise DriverError(f"{target.name} does not answer", retryable=True)
+        if uuid in target.domains:
+            raise DriverError(f"{target.name} has such a domain already")
+        job = Job(uuid, self, target, fails)
+        self.jobs[uuid] = job
+        target.put(replace(domain, state=DomainState.INCOMING, migrating=True, reason="migrated"))
+        self.put(replace(domain, migrating=True))
+        self.world.later(seconds, lambda: self._pause_for_switch(job))
+        return job
+
+    def _pause_for_switch(self, job: Job) -> None:
+        if job.ended:
+            return
+        if job.fails:
+            self.fail(job, "the migration failed")
+            return
+        self.change(job.uuid, DomainState.OUTGOING, migrating=True)
+        self.world.later(0.1, lambda: self._switch(job))
+
+    def _switch(self, job: Job) -> None:
+        if job.ended:
+            return
+        job.switched = True
+        job.target.change(job.uuid, DomainState.RUNNING)
+        self.world.trace(f"{self.name}: {job.uuid[:2]} runs on {job.target.name}")
+        self.world.later(self.world.rng.choice((0.0, 0.1, 0.5)), lambda: self._leave(job))
+
+    def _leave(self, job: Job) -> None:
+        if not job.ended:
+            job.ended = "done"
+            self.jobs.pop(job.uuid, None)
+            self.end(job.uuid, Ended.MIGRATED)
+
+    def fail(self, job: Job, why: str) -> None:
+        if job.ended:
+            return
+        if job.switched:
+            self._leave(job)
+            return
+        job.ended = why
+        self.jobs.pop(job.uuid, None)
+        job.target.drop_incoming(job.uuid)
+        self.change(job.uuid, DomainState.RUNNING)
+
+    def _domain(self, uuid: str) -> Domain:
+        domain = self.domains.get(uuid)
+        if domain is None:
+            raise NoSuchDomain(f"no domain {uuid} on {self.name}")
+        return domain
+
+
+class SimHypervisor:
+    """A host's libvirt as one life of a daemon reaches it."""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self.host = life.host
+        self.world = life.world
+        self._before: dict[str, Domain] = {}
+
+    def _reach(self, *, least: float | None = None) -> None:
+        self.life.point(least)
+        if not self.host.has_libvirt:
+            raise DriverError(DOWN, retryable=True)
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(8, MEMORY_MIB, Emulation.QEMU, "/usr/bin/qemu-system-x86_64", "max", "9.0", "7.2")
+
+    def load(self) -> HostLoad:
+        used = sum(domain.memory_mib for domain in self.host.domains.values())
+        return HostLoad(used, MEMORY_MIB - used, 0.0, 0.0, 0.0)
+
+    def domains(self) -> Mapping[str, Domain]:
+        if self.world.mutant.old_lists:  # of before the store was read
+            listed, self._before = self._before, dict(self.host.domains)
+            self._reach()
+            return listed
+        self._reach()
+        return dict(self.host.domains)
+
+    def watch(self, callback: Callable[[DomainEvent], None]) -> None:
+        self.host.watchers[self.life] = callback
+
+    def start(self, xml: str) -> None:
+        rng = self.world.rng
+        self._reach(least=rng.choice((0.0, 0.2, 2.0)))
+        facts = domainxml.parse(xml)
+        if self.world.faulty and rng.random() < 0.05:
+            raise DriverError("QEMU did not start", retryable=rng.random() < 0.7)
+        if facts.uuid in self.host.domains:
+            raise DriverError(f"{facts.name} runs already")
+        digest = domainxml.running_digest(xml)
+        self.world.trace(f"{self.host.name}: {facts.uuid[:2]} started")
+        self.host.put(
+            Domain(
+                facts.uuid,
+                facts.name,
+                DomainState.RUNNING,
+                "booted",
+                migrating=False,
+                digest=digest,
+                memory_mib=facts.memory_mib,
+                vcpus=facts.vcpus,
+            ),
+            EventKind.STARTED,
+        )
+        self._reach()  # the answer may not come back
+
+    def shutdown(self, uuid: str) -> None:
+        self._reach()
+        if uuid not in self.host.domains:
+            raise NoSuchDomain(f"no domain {uuid} on {self.host.name}")
+        if uuid in self.host.deaf:
+            return
+        domain = self.host.domains[uuid]
+
+        def off() -> None:
+            if self.host.domains.get(uuid) is domain:
+                self.host.end(uuid, Ended.SHUTDOWN)
+
+        self.world.later(self.world.rng.choice((0.1, 2.0, 15.0)), off)
+
+    def destroy(self, uuid: str) -> None:
+        self._reach(least=self.world.rng.choice((0.0, 0.3)))
+        self.host.end(uuid, Ended.DESTROYED)
+        self._reach()
+
+    def resume(self, uuid: str) -> None:
+        self._reach()
+
+    def migrate(
+        self,
+        uuid: str,
+        target: MigrationTarget,
+        settings: MigrationSettings,
+        *,
+        progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> MigrationResult:
+        self._reach()
+        world = self.world
+        fails = world.faulty and world.rng.random() < 0.3
+        seconds = world.rng.choice((0.5, 3.0, 20.0, 1000.0) if world.faulty else (0.5, 3.0))
+        other = world.hosts[target.uri.split("//")[1].split("/")[0].replace("10.0.0.", "n")]
+        begun = world.now
+        job = self.host.migrate(uuid, other, fails=fails, seconds=seconds)
+        asked_for: type[DriverError] | type[TimedOut] | None = None
+        while not job.ended:
+            self._reach(least=0.5)
+            progress(Progress(world.now - begun, 512, 100))
+            if cancelled():
+                asked_for = Cancelled
+            elif world.now - begun > settings.timeout_s:
+                asked_for = TimedOut
+            if asked_for and not job.switched:
+                self.host.fail(job, "aborted")
+        if job.ended == "done":
+            return MigrationResult(world.now - begun, 10)
+        if uuid not in self.host.domains:
+            raise NoSuchDomain(f"{uuid} ended while it migrated")
+        raise (asked_for or DriverError)(job.ended)
+
+    def abort_job(self, uuid: str) -> None:
+        self._reach()
+        job = self.host.jobs.get(uuid)
+        if job is not None and not job.switched:
+            self.host.fail(job, "aborted")
+
+    def close(self) -> None:
+        self.host.watchers.pop(self.life, None)

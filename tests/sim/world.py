@@ -1,0 +1,774 @@
+"""A whole cluster in one process: real daemons and real operations over a store in memory, simulated hosts,
+a virtual clock, and faults from a seed.
+
+At every step: no VM runs twice, and ownership changes only as the design says. After the faults: everything that
+users asked for is so or has failed with a reason, and nobody does anything any more.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Any
+
+from pvc.cluster import domainxml, paths
+from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.codec import dumps, loads
+from pvc.cluster.store import Create, Op, Put, Session, SessionState, Stored, Watch
+from pvc.cluster.view import VM, View
+from pvc.cluster.vm import Method, Owner, Power, State, VMSpec, VMStatus, settled
+from pvc.commands import node as node_commands
+from pvc.commands import vm_life, vm_place
+from pvc.commands.context import Caller, Context, Stale
+from pvc.commands.registry import Role
+from pvc.config import ClusterConfig, Config, NodeConfig, PathsConfig
+from pvc.errors import Conflict, NotFound, PVCError, Unavailable
+from pvc.node.actions import Action, NodeAction, key
+from pvc.node.daemon import Daemon
+from pvc.node.drivers import Domain, DomainState, DriverError, Ended, EventKind
+from pvc.node.execute import Executor
+from pvc.node.lanes import REST_AFTER_CONFLICT_S, REST_S
+from pvc.node.plan import Picture, Plan, plan
+from tests.fakes.store import MemoryCluster, MemoryStore
+from tests.sim.hosts import Host, SimHypervisor
+from tests.sim.tasks import Crashed, Task
+
+FAULTS_S = 60.0
+SETTLE_S = 900.0
+"""The longest chain after the last fault: no answer, a migration that times out, its fallback, back-offs."""
+QUIET_S = 30.0
+RUNS = (DomainState.RUNNING, DomainState.PAUSED, DomainState.SHUTTING_DOWN, DomainState.CRASHED)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """The product as it is; test_bites.py breaks one rule at a time."""
+
+    planner: Callable[[Picture], Plan] = plan
+    executor: type[Executor] = Executor
+    old_lists: bool = False
+
+
+class Violation(AssertionError):
+    """A rule was broken; the message says which, the world's log how it came to it."""
+
+
+class Actor:
+    """A process of the simulation: a life of a daemon, or a user's command."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.dead = False
+        self.tasks: dict[Task, None] = {}
+        self.committed: Callable[[], None] = lambda: None
+
+    def holds_lock(self) -> bool:
+        return False
+
+    def point(self, least: float | None = None) -> None:
+        """Others may go on here, and the process may die here."""
+        if self.dead:
+            raise Crashed
+        world, task = self.world, self.world.current
+        if task is None or self.holds_lock():
+            return
+        if least is None:
+            if world.rng.random() >= 0.3:
+                return
+            least = world.rng.choice((0.0, 0.0, 0.0, 0.02, 0.3))
+        world.later(least, partial(world.resume, self, task))
+        task.pause()
+        if self.dead:
+            raise Crashed
+
+    def kill(self) -> None:
+        self.dead = True
+        for task in list(self.tasks):
+            task.kill()
+        self.tasks.clear()
+
+
+class SimStore:
+    """A client of the store as one process uses it: others act between its calls, and it may die between them."""
+
+    def __init__(self, actor: Actor, inner: MemoryStore) -> None:
+        self.actor = actor
+        self.inner = inner
+
+    @property
+    def session(self) -> Session:
+        return self.inner.session
+
+    def on_session(self, listener: Callable[[Session], None]) -> None:
+        self.inner.on_session(listener)
+
+    def get(self, path: str) -> Stored | None:
+        return self.get_many([path])[0]
+
+    def get_many(self, paths: Sequence[str]) -> tuple[Stored | None, ...]:
+        self.actor.point()
+        return self.inner.get_many(paths)
+
+    def children(self, path: str) -> tuple[str, ...]:
+        self.actor.point()
+        return self.inner.children(path)
+
+    def read(
+        self, paths: Sequence[str], listings: Sequence[str], watch: Watch | None = None
+    ) -> tuple[tuple[Stored | None, ...], tuple[tuple[str, ...], ...]]:
+        if self.actor.dead:
+            raise Crashed
+        return self.inner.read(paths, listings, watch)  # no pause: the mirror holds a lock
+
+    def commit(self, *ops: Op) -> None:
+        self.actor.point()
+        world = self.actor.world
+        before = world.owners(ops)
+        try:
+            self.inner.commit(*ops)
+            self.actor.committed()
+        finally:
+            world.check_owners(self.actor.name, before, world.owners(ops))
+        self.actor.point()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class SimLanes:
+    """Lanes on the scheduler of the world."""
+
+    def __init__(
+        self, life: Life, carry_out: Callable[[Action | NodeAction], None], done: Callable[[], None]
+    ) -> None:
+        self._life = life
+        self._carry_out = carry_out
+        self._done = done
+        self._busy: dict[str, Action | NodeAction] = {}
+
+    @property
+    def busy(self) -> Mapping[str, Action | NodeAction]:
+        busy = dict(self._busy)
+        self._life.point()
+        return busy
+
+    def submit(self, action: Action | NodeAction) -> None:
+        lane, world = key(action), self._life.world
+        assert lane not in self._busy, f"lane {lane} is busy"
+        self._busy[lane] = action
+        world.last_action_at = world.now
+        world.trace(f"{self._life.name}: {_told(action)}")
+        delay = world.rng.choice((0.0, 0.0, 0.0, 0.05, 1.0))
+        world.spawn(self._life, partial(self._carry_out, action), partial(self._ended, lane), delay)
+
+    def _ended(self, lane: str, error: BaseException | None) -> None:
+        world = self._life.world
+        if error is None:
+            self._open(lane)
+            return
+        world.trace(f"{self._life.name}: {lane[:2]}: {error!r}")
+        if not isinstance(error, PVCError):
+            world.fail(f"a bug in an action: {error!r}", error)
+        world.later(
+            REST_AFTER_CONFLICT_S if isinstance(error, Conflict) else REST_S, partial(self._open, lane)
+        )
+
+    def _open(self, lane: str) -> None:
+        del self._busy[lane]
+        self._done()
+
+    def close(self) -> None:
+        pass
+
+
+def _told(action: Action | NodeAction) -> str:
+    name = type(action).__name__
+    why = getattr(action, "why", "")
+    return f"{name} {key(action)[:2]} {why}"
+
+
+class Life(Actor):
+    """A daemon from its start to its death."""
+
+    def __init__(self, world: World, host: Host) -> None:
+        super().__init__(world, host.name)
+        self.host = host
+        self.client = world.cluster.connect()
+        self.store = SimStore(self, self.client)
+        self.daemon: Daemon | None = None
+        self.stepping = False
+        self.woken = False
+        self.due = 0
+        world.spawn(self, self._boot, self._booted)
+
+    def holds_lock(self) -> bool:
+        return self.daemon is not None and self.daemon.status_lock.locked()
+
+    def _boot(self) -> None:
+        mutant = self.world.mutant
+        self.daemon = Daemon(
+            self.world.config(self.name),
+            self.store,
+            SimHypervisor(self),
+            self.world,
+            lanes=lambda carry_out, done: SimLanes(self, carry_out, done),
+            wake=self.wake,
+            bridges=lambda: frozenset({"br0"}),
+            planner=mutant.planner,
+            executor=mutant.executor,
+        )
+
+    def _booted(self, error: BaseException | None) -> None:
+        if error is None:
+            self.next_step(0.0)
+        elif isinstance(error, PVCError):
+            self.world.restart_daemon(self.name)
+        else:
+            self.world.fail(f"a bug at the start of the daemon: {error!r}", error)
+
+    def wake(self) -> None:
+        if self.stepping or self.daemon is None:
+            self.woken = True
+        else:
+            self.next_step(self.world.rng.choice((0.0, 0.0, 0.05)))
+
+    def next_step(self, delay: float) -> None:
+        self.due += 1
+        self.world.later(delay, partial(self._step, self.due))
+
+    def _step(self, due: int) -> None:
+        if due != self.due or self.stepping or self.dead or self.daemon is None:
+            return
+        self.stepping, self.woken = True, False
+        task = self.world.begin(self, self.daemon.step, self._stepped)
+        self.world.resume(self, task)
+
+    def _stepped(self, error: BaseException | None, wait: float = 5.0) -> None:
+        """As Process.loop in daemon.py does."""
+        self.stepping = False
+        if error is None:
+            self.next_step(0.0 if self.woken else wait)
+        elif isinstance(error, Conflict):
+            self.next_step(0.1)
+        elif isinstance(error, Unavailable | DriverError):
+            self.next_step(1.0)
+        elif isinstance(error, PVCError):
+            self.world.trace(f"{self.name}: the daemon ends: {error!r}")
+            self.world.restart_daemon(self.name)
+        else:
+            self.world.fail(f"a bug in a round of the daemon: {error!r}", error)
+
+    def kill(self) -> None:
+        super().kill()
+        self.host.watchers.pop(self, None)
+
+
+@cache
+def _definition(name: str, uuid: str, memory_mib: int) -> str:
+    nics = [domainxml.NewNic("br0")]
+    return domainxml.create(name, uuid, memory_mib=memory_mib, vcpus=1, nics=nics)
+
+
+@cache
+def _config(name: str) -> Config:
+    return Config(
+        node=NodeConfig(name=name, address=f"10.0.0.{name[1:]}"),
+        cluster=ClusterConfig(coordinators=("10.0.0.1:2181",)),
+        paths=PathsConfig(console=tempfile.gettempdir()),
+    )
+
+
+@dataclass
+class World:
+    seed: int
+    mutant: Mutant = field(default_factory=Mutant)
+    keep_log: bool = False
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.now = 1000.0
+        self.log: list[str] = []
+        self.fingerprint = 0
+        self.violation: Violation | None = None
+        self.current: Task | None = None
+        self.ended: dict[Task, Callable[..., None]] = {}
+        self.events: list[tuple[float, float, int, Callable[[], None]]] = []
+        self.count = 0
+        self.faulty = True
+        self.last_action_at = 0.0
+        self.expected: dict[str, str] = {}
+        """What users last wanted of a VM's power: started, stopped, or any where nobody can know."""
+        self.cluster = MemoryCluster(queued=True, monotonic=self.monotonic)
+        self.truth = self.cluster.connect()
+        names = [f"n{number}" for number in range(1, self.rng.choice((2, 3, 3)) + 1)]
+        self.hosts = {name: Host(self, name) for name in names}
+        self.lives: dict[str, Life] = {}
+        self.users: list[Actor] = []
+        self._lay_out()
+        for name in names:
+            self.boot(name)
+
+    # Time, and who runs
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+    def later(self, delay: float, event: Callable[[], None]) -> None:
+        self.count += 1
+        heapq.heappush(self.events, (self.now + delay, self.rng.random(), self.count, event))
+
+    def begin(self, actor: Actor, function: Callable[[], Any], ended: Callable[..., None]) -> Task:
+        task = Task(function)
+        actor.tasks[task] = None
+        self.ended[task] = ended
+        return task
+
+    def spawn(
+        self, actor: Actor, function: Callable[[], Any], ended: Callable[..., None], delay: float = 0.0
+    ) -> None:
+        task = self.begin(actor, function, ended)
+        self.later(delay, partial(self.resume, actor, task))
+
+    def resume(self, actor: Actor, task: Task) -> None:
+        if task.done or actor.dead:
+            return
+        self.current = task
+        task.resume()
+        self.current = None
+        if not task.done:
+            return
+        actor.tasks.pop(task, None)
+        ended = self.ended.pop(task)
+        if isinstance(task.error, Crashed):
+            return
+        if task.error is None and isinstance(task.result, float):
+            ended(None, task.result)
+        else:
+            ended(task.error)
+
+    def run(self) -> None:
+        """Faults, then peace, then everything must be as it was wanted. Raises Violation."""
+        try:
+            self._plan_faults()
+            self._run_until(lambda: self.now >= 1000.0 + FAULTS_S)
+            self._heal()
+            end = self.now + SETTLE_S
+            self._run_until(lambda: self._is_at_rest() or self.now > end)
+            self._check_end()
+        finally:
+            for actor in [*self.lives.values(), *self.users]:
+                actor.kill()
+
+    def _run_until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            self.now, _, _, event = heapq.heappop(self.events)
+            event()
+            if self.rng.random() < 0.8:
+                self.cluster.deliver()
+            if self.violation:
+                raise self.violation
+
+    def trace(self, line: str) -> None:
+        text = f"{self.now:9.3f} {line}"
+        self.fingerprint = zlib.crc32(text.encode(), self.fingerprint)
+        if self.keep_log:
+            self.log.append(text)
+
+    def fail(self, why: str, cause: BaseException | None = None) -> None:
+        if self.violation is None:
+            self.trace(f"VIOLATION {why}")
+            self.violation = Violation(f"seed {self.seed} at {self.now:.3f}: {why}")
+            self.violation.__cause__ = cause
+
+    # The cluster
+
+    def config(self, name: str) -> Config:
+        return _config(name)
+
+    def _lay_out(self) -> None:
+        self.truth.commit(*(Create(path) for path in paths.LAYOUT))
+        spec = ClusterSpec(
+            "sim",
+            shutdown_timeout_s=30,
+            restart_limit=3,
+            migrations_at_once=self.rng.choice((1, 3)),
+            starts_at_once=self.rng.choice((1, 4)),
+        )
+        self.truth.commit(Create(paths.CLUSTER, dumps(spec)))
+        for number in range(self.rng.choice((1, 2, 3, 4))):
+            self._define(number)
+
+    def _define(self, number: int) -> None:
+        uuid = f"{'abcdef'[number]}{number:07d}-0000-4000-8000-000000000000"
+        memory_mib = self.rng.choice((512, 512, 3000, 5000))
+        name = f"vm{number}"
+        spec = VMSpec(
+            uuid,
+            name,
+            _definition(name, uuid, memory_mib),
+            memory_mib,
+            1,
+            method=self.rng.choice((Method.NONE, Method.NONE, Method.LIVE, Method.SHUTDOWN)),
+            migration_timeout_s=40,
+            autostart=self.rng.random() < 0.3,
+        )
+        self.truth.commit(
+            Create(paths.vm(uuid), dumps(spec)),
+            Create(paths.vm_status(uuid), dumps(VMStatus())),
+            Create(paths.vm_name(name), uuid.encode()),
+        )
+        self.expected[uuid] = "stopped"
+
+    def boot(self, name: str) -> None:
+        host = self.hosts[name]
+        if host.is_up and (name not in self.lives or self.lives[name].dead):
+            self.lives[name] = Life(self, host)
+
+    def kill_daemon(self, name: str) -> None:
+        life = self.lives[name]
+        if not life.dead:
+            self.trace(f"{name}: kill -9")
+            life.kill()
+            self.later(6.0, lambda: self.cluster.expire(life.client))
+
+    def restart_daemon(self, name: str, after: float = 2.0) -> None:
+        self.kill_daemon(name)
+        self.later(after, lambda: self.boot(name))
+
+    # The rules that hold at every step
+
+    def check_copies(self, uuid: str) -> None:
+        where = [
+            host.name
+            for host in self.hosts.values()
+            if uuid in host.domains and host.domains[uuid].state in RUNS and uuid not in host.by_hand
+        ]
+        if len(where) > 1:
+            self.fail(f"{uuid[:2]} runs on {' and '.join(where)}")
+
+    def owners(self, ops: Iterable[Op]) -> dict[str, Owner | None]:
+        found: dict[str, Owner | None] = {}
+        for op in ops:
+            parts = op.path.split("/")
+            if len(parts) == 5 and parts[4] == "status" and parts[2] == "vms":
+                stored = self.cluster.document(op.path)
+                found[parts[3]] = loads(VMStatus, stored.data).owner if stored else None
+        return found
+
+    def check_owners(
+        self, writer: str, before: Mapping[str, Owner | None], after: Mapping[str, Owner | None]
+    ) -> None:
+        for uuid, was in before.items():
+            now = after.get(uuid)
+            if was == now or (was and now and was.node == now.node == writer):
+                continue
+            self.trace(f"{writer}: {uuid[:2]} owner {was} -> {now}")
+            if was is None and now is not None and now.node == writer:
+                continue
+            if was is None or was.node != writer:
+                self.fail(f"{writer} changed the owner of {uuid[:2]} from {was} to {now}")
+            elif uuid in self.hosts[writer].domains and uuid not in self.hosts[writer].by_hand:
+                self.fail(f"{writer} gave up {uuid[:2]} while it has its QEMU")
+            elif now is None and self._runs_anywhere(uuid):
+                self.fail(f"{writer} gave up {uuid[:2]} to nobody while it runs elsewhere")
+
+    def _runs_anywhere(self, uuid: str) -> bool:
+        return any(
+            uuid in host.domains and host.domains[uuid].state in RUNS and uuid not in host.by_hand
+            for host in self.hosts.values()
+        )
+
+    # Faults and users
+
+    def _plan_faults(self) -> None:
+        kinds = self.rng.sample(FAULTS, self.rng.randint(0, len(FAULTS)))
+        for uuid in self.expected:
+            if self.rng.random() < 0.8:
+                self.later(self.rng.random() * 3 + 1, partial(self.command, "start", uuid))
+        at = 2.0
+        while at < FAULTS_S:
+            at += self.rng.expovariate(0.5)
+            kind = self.rng.choice(kinds) if kinds and self.rng.random() < 0.4 else _user
+            self.later(at, partial(self._disturb, kind))
+
+    def _disturb(self, kind: Callable[[World], None]) -> None:
+        if self.faulty:
+            kind(self)
+
+    def command(self, verb: str, what: str, **options: Any) -> None:
+        """A user's command, as the API server would carry it out."""
+        actor = Actor(self, f"user {verb}")
+        self.users = [user for user in self.users if user.tasks]
+        self.users.append(actor)
+        wanted = {"start": "started", "shutdown": "stopped", "stop": "stopped", "disable": "stopped"}.get(verb)
+
+        def committed() -> None:
+            self.trace(f"{actor.name} {what[:2]} {options}")
+            if wanted:
+                self.expected[what] = wanted
+
+        def carry_out() -> None:
+            store = SimStore(actor, self.cluster.connect())
+            for _ in range(8):
+                ctx = Context(store, store, Caller("someone", Role.ADMIN), clock=self)
+                try:
+                    COMMANDS[verb](ctx, what, **options)
+                    return
+                except Stale:
+                    continue
+                except (Conflict, NotFound):
+                    return
+
+        def ended(error: BaseException | None) -> None:
+            if error is not None and not isinstance(error, PVCError):
+                self.fail(f"a bug in {actor.name}: {error!r}", error)
+
+        actor.committed = committed
+        self.spawn(actor, carry_out, ended)
+
+    def power_cut(self, name: str) -> None:
+        self.trace(f"{name}: power cut")
+        self.kill_daemon(name)
+        for uuid in self.hosts[name].domains:
+            self._excuse(uuid, only_stop=True)
+        self.hosts[name].power_cut()
+
+    def power_on(self, name: str) -> None:
+        self.hosts[name].is_up = True
+        self.boot(name)
+
+    def _excuse(self, uuid: str, *, only_stop: bool) -> None:
+        """What becomes of it is not decided by users alone."""
+        if not only_stop and self.expected[uuid] == "started":
+            self.expected[uuid] = "any"
+
+    # The end
+
+    def _heal(self) -> None:
+        self.faulty = False
+        self.trace("the faults are over")
+        for name, host in self.hosts.items():
+            if not host.has_libvirt:
+                host.libvirt_up()
+            if not host.is_up:
+                self.power_on(name)
+            self.boot(name)
+            client = self.lives[name].client
+            if client.session.state is not SessionState.CONNECTED:
+                self.cluster.resume(client)
+        if self.rng.random() < 0.7:
+            for name in self.hosts:
+                self.later(8.0, partial(self.command, "ready", name))
+
+    def vms(self) -> dict[str, VM]:
+        return View(self.truth).vms()
+
+    def _is_at_rest(self) -> bool:
+        quiet_since = max(self.last_action_at, 1000.0 + FAULTS_S + 10)
+        return self.now > quiet_since + QUIET_S and not self._unrest()
+
+    def _unrest(self) -> str:
+        """What is not as it should be in the end; empty when all is."""
+        view = View(self.truth)
+        nodes = view.nodes()
+        for uuid, vm in self.vms().items():
+            wants_node = nodes[vm.spec.node].spec.wanted if vm.spec.node else "ready"
+            if not settled(vm.spec, vm.status) and wants_node == "ready":
+                return f"{vm.spec.name} is not settled: {vm}"
+            if self.expected[uuid] == "started" and vm.spec.power is not Power.STARTED:
+                return f"{vm.spec.name} was to be started: {vm}"
+            if self.expected[uuid] == "stopped" and vm.spec.power is Power.STARTED and not vm.spec.autostart:
+                return f"{vm.spec.name} was to be stopped: {vm}"
+            if vm.status.state is State.FAIL and not vm.status.reason:
+                return f"{vm.spec.name} failed without a reason"
+            runs = [host.name for host in self.hosts.values() if uuid in host.domains]
+            owned = [vm.status.owner.node] if vm.status.owner else []
+            if runs != owned:
+                return f"{vm.spec.name} runs on {runs} and is owned by {owned}"
+            indexed = {name for name in nodes if uuid in self.truth.children(paths.node_vms(name))}
+            if indexed != {name for name in (vm.spec.node, vm.spec.home, *owned) if name}:
+                return f"the index of {vm.spec.name} is wrong: {sorted(indexed)}"
+        for name, node in nodes.items():
+            if not node.is_running:
+                return f"{name} is {node.daemon_state}"
+            if node.spec.wanted == "ready" and node.status.flushed:
+                return f"{name} is ready and has not fetched its VMs"
+        return ""
+
+    def _check_end(self) -> None:
+        why = self._unrest()
+        busy_until = self.last_action_at + QUIET_S
+        if not why and self.now <= busy_until and not self._flush_goes_on():
+            why = "actions never end"
+        if why:
+            self.fail(f"after the faults: {why}")
+            assert self.violation is not None
+            raise self.violation
+
+    def _flush_goes_on(self) -> bool:
+        """A node that cannot be emptied tries again for ever, slowly."""
+        return any(node.spec.wanted == "flushed" and node.load.vms for node in View(self.truth).nodes().values())
+
+
+COMMANDS: dict[str, Callable[..., object]] = {
+    "start": vm_life.start,
+    "shutdown": vm_life.shutdown,
+    "stop": vm_life.stop,
+    "restart": vm_life.restart,
+    "disable": vm_life.disable,
+    "move": vm_place.move_,
+    "migrate": vm_place.migrate,
+    "unmigrate": vm_place.unmigrate,
+    "flush": node_commands.flush,
+    "ready": node_commands.ready,
+}
+
+
+def _user(world: World) -> None:
+    rng = world.rng
+    verb = rng.choice(
+        ("start", "start", "shutdown", "stop", "restart", "disable", "move", "move", "move", "migrate")
+        + ("migrate", "unmigrate", "flush", "ready", "ready")
+    )
+    if verb in ("flush", "ready"):
+        world.command(verb, rng.choice(list(world.hosts)))
+        return
+    options: dict[str, Any] = {}
+    if verb in ("move", "migrate") and rng.random() < 0.7:
+        options["target"] = rng.choice(list(world.hosts))
+    if verb in ("move", "migrate") and rng.random() < 0.2:
+        options["force_live"] = True
+    if verb == "disable":
+        options["force"] = rng.random() < 0.5
+    world.command(verb, rng.choice(list(world.expected)), **options)
+
+
+def _some_node(world: World) -> str:
+    return world.rng.choice(list(world.hosts))
+
+
+def _kill(world: World) -> None:
+    world.restart_daemon(_some_node(world), world.rng.choice((0.2, 3.0, 10.0)))
+
+
+def _power_cut(world: World) -> None:
+    name = _some_node(world)
+    if world.hosts[name].is_up:
+        world.power_cut(name)
+        world.later(world.rng.choice((2.0, 8.0, 20.0)), lambda: world.power_on(name))
+
+
+def _suspend(world: World) -> None:
+    names = list(world.hosts) if world.rng.random() < 0.3 else [_some_node(world)]
+    expires, seconds = world.rng.random() < 0.5, world.rng.choice((0.3, 3.0, 10.0))
+    for life in [world.lives[name] for name in names]:
+        if life.dead or life.client.session.state is not SessionState.CONNECTED:
+            continue
+        world.trace(f"{life.name}: loses the store for {seconds} s")
+        world.cluster.suspend(life.client)
+        if expires:
+            world.later(seconds / 2, partial(world.cluster.expire, life.client))
+        world.later(seconds, partial(_reconnect, world, life))
+
+
+def _reconnect(world: World, life: Life) -> None:
+    if not life.dead and life.client.session.state is not SessionState.CONNECTED:
+        world.cluster.resume(life.client)
+
+
+def _lose_reply(world: World) -> None:
+    world.cluster.lose_next_reply(world.lives[_some_node(world)].client)
+
+
+def _lose_request(world: World) -> None:
+    world.cluster.drop_next_request(world.lives[_some_node(world)].client)
+
+
+def _libvirt(world: World) -> None:
+    host = world.hosts[_some_node(world)]
+    if host.has_libvirt and host.is_up:
+        world.trace(f"{host.name}: libvirt goes away")
+        host.libvirt_down()
+        world.later(world.rng.choice((0.5, 4.0)), host.libvirt_up)
+
+
+def _guest(world: World) -> None:
+    host = world.hosts[_some_node(world)]
+    running = [uuid for uuid, domain in host.domains.items() if domain.state is DomainState.RUNNING]
+    if not running:
+        return
+    uuid = world.rng.choice(running)
+    kind = world.rng.choice(("crash", "hang", "off", "pause", "die"))
+    world.trace(f"{host.name}: {uuid[:2]} {kind}")
+    domain = host.domains[uuid]
+    if kind == "crash" and not domain.migrating:
+        host.change(uuid, DomainState.CRASHED)
+    elif kind == "hang":
+        for every in world.hosts.values():
+            every.deaf ^= {uuid}
+    elif kind == "off":
+        world._excuse(uuid, only_stop=False)
+        host.end(uuid, Ended.SHUTDOWN)
+    elif kind == "pause" and not domain.migrating:
+        host.put(replace(domain, state=DomainState.PAUSED, reason="ioerror"), EventKind.PAUSED)
+        world.later(5.0, lambda: _go_on(host, uuid))
+    elif kind == "die":
+        host.end(uuid, world.rng.choice((Ended.FAILED, Ended.CRASHED, Ended.DESTROYED)))
+
+
+def _go_on(host: Host, uuid: str) -> None:
+    domain = host.domains.get(uuid)
+    if domain is not None and domain.state is DomainState.PAUSED:
+        host.change(uuid, DomainState.RUNNING)
+
+
+def _by_hand(world: World) -> None:
+    """An administrator starts a VM with virsh where it does not belong."""
+    host = world.hosts[_some_node(world)]
+    uuid = world.rng.choice(list(world.expected))
+    if not host.is_up or any(uuid in every.domains for every in world.hosts.values()):
+        return
+    spec = world.vms()[uuid].spec
+    world.trace(f"{host.name}: {uuid[:2]} is started by hand")
+    host.by_hand.add(uuid)
+    running = Domain(
+        uuid, spec.name, DomainState.RUNNING, "booted", migrating=False, digest="d", memory_mib=512, vcpus=1
+    )
+    host.put(running, EventKind.STARTED)
+
+
+def _change_spec(world: World) -> None:
+    """Something else of the VM changes, so that commits of nodes conflict."""
+    uuid = world.rng.choice(list(world.expected))
+    vm = world.vms()[uuid]
+    new = replace(vm.spec, max_downtime_ms=vm.spec.max_downtime_ms + 1)
+    world.truth.commit(Put(paths.vm(uuid), dumps(new), vm.spec_version))
+
+
+FAULTS: list[Callable[[World], None]] = [
+    _kill,
+    _power_cut,
+    _suspend,
+    _lose_reply,
+    _lose_request,
+    _libvirt,
+    _guest,
+    _by_hand,
+    _change_spec,
+]
+
+
+def simulate(seed: int, mutant: Mutant | None = None, *, keep_log: bool = False) -> World:
+    """One whole history. Raises Violation; the world is left to be looked at."""
+    world = World(seed, mutant or Mutant(), keep_log)
+    world.run()
+    return world
