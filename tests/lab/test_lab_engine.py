@@ -151,7 +151,7 @@ def test_power_cut_sends_no_goodbye(lab: RunningLab) -> None:
     address = lab.states()["n3"]["address"]
     lab.sh("n3", "echo kept >/root/kept; systemd-run -q socat TCP-LISTEN:9999,fork PIPE")
     eventually(lambda: "9999" in lab.sh("n3", "ss -ltn"), within=5)
-    argv = ["exec", "n1", "--", "sh", "-c", f"(echo hello; sleep 60) | timeout 5 socat - TCP:{address}:9999"]
+    argv = ["exec", "n1", "--", "sh", "-c", f"(echo hello; sleep 6) | timeout 5 socat - TCP:{address}:9999"]
     peer = subprocess.Popen(
         [str(PVC), "lab", *argv],
         env={**os.environ, "PVC_LAB_DIR": str(lab.directory)},
