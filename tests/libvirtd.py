@@ -1,7 +1,8 @@
 """Two real libvirt hosts in namespaces of their own, with TLS between them.
 
 Each has processes, mounts, network and host name to itself, and its own /etc, /run, /var and /dev, so that
-nothing of the machine's libvirt is touched and everything ends with the test. No /dev/kvm: nested, it may hang.
+nothing of the machine's libvirt is touched and everything ends with the test. There is no /dev/kvm in them:
+nested, it may hang.
 """
 
 from __future__ import annotations
