@@ -518,13 +518,18 @@ def make_tests(arguments: Sequence[str]) -> Callable[[], None]:
     chosen = any((ROOT / argument.split("::")[0]).exists() for argument in arguments)
     layers = [] if chosen else [f"tests/{layer}" for layer in LAYERS if (ROOT / "tests" / layer).is_dir()]
 
-    def test() -> None:
-        """Becomes pytest, so that signals and the exit code are its own."""
-        os.chdir(ROOT)
-        python = os.fspath(VENV / "bin/python")
-        os.execv(python, [python, "-m", "pytest", "--durations=15", *layers, *arguments])
+    return lambda: become("pytest", "--durations=15", *layers, *arguments)
 
-    return test
+
+def make_sim(arguments: Sequence[str]) -> Callable[[], None]:
+    return lambda: become("tests.sim", *arguments)
+
+
+def become(module: str, *arguments: str) -> None:
+    """Go on as that Python module, so that signals and the exit code are its own."""
+    os.chdir(ROOT)
+    python = os.fspath(VENV / "bin/python")
+    os.execv(python, [python, "-m", module, *arguments])
 
 
 def needs_image(arguments: Sequence[str]) -> bool:
@@ -584,6 +589,9 @@ def steps(verb: str, arguments: Sequence[str]) -> list[Step]:
             sets = ("zipapp", "test", "image", "lab") if needs_image(arguments) else ("zipapp", "test")
             boots = [image()] if needs_image(arguments) else []
             return [packages(*sets), venv(), zipapp(), *boots, test]
+        case "sim":
+            search = Step("sim", lambda: "search seeded faults for broken promises", make_sim(arguments))
+            return [packages("zipapp"), venv(), search]
         case "docs":
             return [
                 Step("docs", lambda: "write docs/cli.md and the man page from the operations", write_docs)
@@ -597,12 +605,17 @@ def steps(verb: str, arguments: Sequence[str]) -> list[Step]:
 VERBS = {
     "lab": "set up everything and show a three-node cluster with a VM that moves while it runs",
     "test": "set up everything and run every layer of tests; what follows -- goes to pytest",
+    "sim": "set up the tools and simulate clusters under faults; what follows -- goes to tests.sim",
     "zipapp": "build dist/pvc, the one file",
     "image": "build the node image",
     "docs": "write the generated documentation",
     "lock": "pin the newest dependencies",
     "clean": "remove what was built",
 }
+
+
+LAST = ("test", "sim")
+"""Steps that build nothing: others may build meanwhile, and tests do."""
 
 
 @contextmanager
@@ -624,13 +637,14 @@ def show_plan(todo: Sequence[Step]) -> None:
 
 
 def carry_out(todo: Sequence[Step]) -> None:
+    *before, last = todo
     with alone():
-        for step in todo[:-1]:
+        for step in before:
             carry_out_one(step)
-        if todo[-1].name != "test":
-            carry_out_one(todo[-1])
-    if todo[-1].name == "test":  # outside: its tests build too
-        carry_out_one(todo[-1])
+        if last.name not in LAST:
+            carry_out_one(last)
+    if last.name in LAST:
+        carry_out_one(last)
 
 
 def carry_out_one(step: Step) -> None:
@@ -665,8 +679,8 @@ def main(argv: Sequence[str]) -> int:
         help="say what would be installed and done; do nothing",
     )
     options = parser.parse_args(list(argv[:split]))
-    if passed and options.verb != "test":
-        parser.error("only the verb test takes arguments after --")
+    if passed and options.verb not in LAST:
+        parser.error(f"only {' and '.join(LAST)} take arguments after --")
     signal.signal(signal.SIGTERM, interrupt)
     try:
         todo = steps(options.verb, passed)

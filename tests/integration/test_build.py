@@ -53,7 +53,7 @@ def without_pycache(tree: Path) -> set[Path]:
 def test_help_names_every_verb(tree: Path) -> None:
     code, said = finish(start(tree, "--help"))
     assert code == 0
-    for verb in ("lab", "test", "zipapp", "image", "docs", "lock", "clean"):
+    for verb in ("lab", "test", "sim", "zipapp", "image", "docs", "lock", "clean"):
         assert re.search(rf"^  {verb} ", said, re.MULTILINE)
 
 
