@@ -9,7 +9,7 @@ import os
 import pwd
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -143,6 +143,23 @@ def is_issued_by(cert: str, ca_cert: str) -> bool:
         return run(["openssl", "verify", "-CAfile", ca.name], stdin=cert, check=False).code == 0
 
 
+def is_for(cert: str, names: Iterable[str]) -> bool:
+    """Whether all these names and addresses are in it: a node may have got another address."""
+    return all(_is_for(cert, name) for name in names)
+
+
+def _is_for(cert: str, name: str) -> bool:
+    option = "-checkip" if _alternative_name(name).startswith("IP:") else "-checkhost"
+    return " does match " in run(["openssl", "x509", "-noout", option, name], stdin=cert).stdout
+
+
+def _fits(certificate: Certificate) -> bool:
+    """Whether certificate and key belong together: a crash may have come between writing one and the other."""
+    key = run(["openssl", "pkey", "-pubout"], stdin=certificate.key, check=False)
+    cert = run(["openssl", "x509", "-noout", "-pubkey"], stdin=certificate.cert, check=False)
+    return key.code == cert.code == 0 and key.stdout == cert.stdout
+
+
 _EC = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
 
 
@@ -200,12 +217,13 @@ def install(certificate: Certificate, *, root: str = "/", own: str = "/etc/pvc/t
 
 
 def installed(*, root: str = "/", own: str = "/etc/pvc/tls") -> Certificate | None:
-    """What install() wrote last; None if there is nothing yet."""
+    """What install() wrote last; None if there is nothing yet, or only half of it."""
     where = Path(root, own.lstrip("/"))
     try:
-        return Certificate(*(_read(str(where / name)) for name in ("ca.pem", "cert.pem", "key.pem")))
+        found = Certificate(*(_read(str(where / name)) for name in ("ca.pem", "cert.pem", "key.pem")))
     except FileNotFoundError:
         return None
+    return found if _fits(found) else None
 
 
 def _put(path: Path, text: str, mode: int, user: str) -> bool:

@@ -31,7 +31,7 @@ def ensure(config: Config, store: Reader) -> bool:
         raise NotFound("the cluster has no certificate authority", hint="pvc --direct cluster init made it")
     authority = loads(Authority, stored.data, stored.path)
     certificate = pki.installed(own=config.paths.tls)
-    if certificate is None or not _is_good(certificate, authority):
+    if certificate is None or not _is_good(config, certificate, authority):
         certificate = _issue(config, authority)
         log.info("issued a certificate for %s", config.node.name)
     changed = pki.install(certificate, own=config.paths.tls)
@@ -39,21 +39,24 @@ def ensure(config: Config, store: Reader) -> bool:
     return changed
 
 
-def _is_good(certificate: pki.Certificate, authority: Authority) -> bool:
+def _is_good(config: Config, certificate: pki.Certificate, authority: Authority) -> bool:
     same_authority = certificate.ca.strip() == authority.certificate.strip()
     return (
         same_authority
+        and pki.is_for(certificate.cert, _names(config))
         and pki.is_issued_by(certificate.cert, authority.certificate)
         and not pki.needs_renewal(certificate.cert)
     )
 
 
 def _issue(config: Config, authority: Authority) -> pki.Certificate:
+    own, *addresses = _names(config)
+    return pki.issue(authority.certificate, authority.encrypted_key, config.cluster.key_file, own, addresses)
+
+
+def _names(config: Config) -> list[str]:
     own = config.node
-    addresses = [address for address in (own.address, own.storage_address) if address]
-    return pki.issue(
-        authority.certificate, authority.encrypted_key, config.cluster.key_file, own.name, addresses
-    )
+    return [name for name in (own.name, own.address, own.storage_address) if name]
 
 
 @dataclass(slots=True)

@@ -106,6 +106,22 @@ def test_install_writes_what_differs(certificate: Certificate, tmp_path: Path) -
     assert not list(tmp_path.rglob("*.new"))
 
 
+def test_half_an_installation_is_none(certificate: Certificate, key_file: str, tmp_path: Path) -> None:
+    pki.install(certificate, root=str(tmp_path))
+    own = tmp_path / "etc/pvc/tls"
+    other = pki.issue(*pki.create_ca(key_file), key_file, "n1")
+    (own / "key.pem").write_text(other.key)
+    assert pki.installed(root=str(tmp_path)) is None
+    (own / "key.pem").write_text("")
+    assert pki.installed(root=str(tmp_path)) is None
+
+
+def test_a_certificate_is_for_its_names_only(certificate: Certificate) -> None:
+    assert pki.is_for(certificate.cert, ["n1", "10.251.1.1", "fd00::1", "n1.example.org"])
+    assert not pki.is_for(certificate.cert, ["n1", "10.251.1.2"])
+    assert not pki.is_for(certificate.cert, ["n2"])
+
+
 def test_both_sides_of_a_connection_accept_it(certificate: Certificate, tmp_path: Path) -> None:
     pki.install(certificate, root=str(tmp_path))
     own = tmp_path / "etc/pvc/tls"
