@@ -52,7 +52,6 @@ class NodeStatus:
     kernel: str = ""
     bridges: tuple[str, ...] = ()
     console_port: int = 0
-    boot_id: str = ""
     flushed: bool = False
     """It was told to flush, and has not yet fetched its VMs back."""
     extra: Mapping[str, Any] = field(default_factory=dict)

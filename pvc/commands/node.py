@@ -49,7 +49,8 @@ class NodeInfo:
     libvirt: str
     qemu: str
     kernel: str
-    boot_id: str
+    incarnation: int
+    """Counts the starts of its daemon."""
     version: str
     settled: bool
     goal: Goal | None = None
@@ -82,7 +83,7 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
         libvirt=status.libvirt,
         qemu=status.qemu,
         kernel=status.kernel,
-        boot_id=status.boot_id,
+        incarnation=node.status.incarnation,
         version=node.version,
         settled=state in (types.DomainState.READY, types.DomainState.FLUSHED),
         goal=goal,

@@ -171,15 +171,15 @@ def test_vm_that_cannot_start_fails_with_the_reason(cluster: Cluster) -> None:
 
 def test_qemu_killed_is_started_again_then_given_up(cluster: Cluster) -> None:
     with cluster.vm("fragile") as vm:
-        node = vm["node"]
-        pid = cluster.qemu_pid("fragile", node)
-        cluster.run(node, "kill", "-9", str(pid))
-        eventually(lambda: cluster.qemu_pid("fragile", node) not in (0, pid), within=30)
-        eventually(lambda: cluster.info("fragile")["state"] == "start", within=30)
-        for _ in range(4):
-            pid = eventually(lambda: cluster.qemu_pid("fragile", node), within=40)
-            cluster.run(node, "kill", "-9", str(pid))
-            cluster.gone("fragile", node, pid)
+        node, killed = vm["node"], 0
+
+        def runs_anew() -> bool:
+            return cluster.info("fragile")["state"] == "start" and cluster.qemu_pid("fragile", node) != killed
+
+        for _ in range(5):
+            eventually(runs_anew, within=60)
+            killed = cluster.qemu_pid("fragile", node)
+            cluster.run(node, "kill", "-9", str(killed))
         eventually(lambda: cluster.info("fragile")["state"] == "fail", within=40)
         assert "5 times" in cluster.info("fragile")["reason"]
         assert cluster.qemus("fragile") == []
