@@ -154,7 +154,7 @@ def _is_for(cert: str, name: str) -> bool:
 
 
 def _fits(certificate: Certificate) -> bool:
-    """Whether certificate and key belong together: a crash may have come between writing one and the other."""
+    """Whether certificate and key belong together: a crash may have come between writing the two."""
     key = run(["openssl", "pkey", "-pubout"], stdin=certificate.key, check=False)
     cert = run(["openssl", "x509", "-noout", "-pubkey"], stdin=certificate.cert, check=False)
     return key.code == cert.code == 0 and key.stdout == cert.stdout
