@@ -29,7 +29,7 @@ def launch(lab: Lab, name: str, argv: Sequence[str], log_file: Path) -> None:
     )
     run(
         [
-            *("systemd-run", "--quiet", "--collect", f"--unit={unit}"),
+            *("systemd-run", "--quiet", "--collect", f"--unit={unit}", f"--description=PVC lab: {name}"),
             *(f"--property={one}" for one in properties),
             "--",
             *argv,
