@@ -256,7 +256,12 @@ def log_text(ctx: Context, node: NodeName, *, lines: Lines = 1000, cursor: Curso
         raise Unavailable(f"{node} does not serve texts: its daemon is {found.daemon_state}")
     known = parse_cursor(cursor).get(node)
     text, offset = ctx.console(
-        found.spec.address, found.status.console_port, "journal", lines=lines, cursor=known, wait_s=0
+        found.spec.address,
+        found.status.console_port,
+        "journal",
+        lines=lines,
+        cursor=known,
+        wait_s=0 if known is None else 1,
     )
     return Text(text, f"{node}:{offset}", node)
 

@@ -11,18 +11,22 @@ import re
 import ssl
 import threading
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from pvc.config import Config
 from pvc.errors import Failed, Invalid, PVCError
-from pvc.proc import run
+from pvc.proc import Completed, run
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 10.0
 POLL_S = 0.1
+JOURNAL_POLL_S = 1.0
+"""Reading the journal is a process each time."""
 MOST_BYTES = 256 * 1024
 """Of one answer; a follower comes back for the rest."""
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -43,6 +47,34 @@ def read_console(path: Path, *, lines: int, cursor: int | None) -> tuple[str, in
             return data.decode(errors="replace"), file.tell()
     except FileNotFoundError:
         return "", 0
+
+
+def read_journal(
+    *, lines: int, cursor: int | None, journalctl: Callable[..., Completed] = run
+) -> tuple[str, int]:
+    """The daemon's log and the cursor after it, the time of its last entry in microseconds."""
+    which = ["-n", str(lines)] if cursor is None else ["--since", f"@{cursor // 1_000_000}"]
+    form = ["-o", "json", "--output-fields=MESSAGE", "--no-pager", "-q"]
+    entries = [
+        json.loads(line)
+        for line in journalctl(["journalctl", "-u", "pvc-node", *which, *form]).stdout.splitlines()
+    ]
+    last = cursor or 0
+    text = []
+    for entry in entries:
+        at = int(entry["__REALTIME_TIMESTAMP"])
+        if cursor is None or at > cursor:
+            text.append(_journal_line(at, entry.get("MESSAGE")))
+            last = max(last, at)
+    return "".join(text), last
+
+
+def _journal_line(at: int, message: object) -> str:
+    """The journal gives a message that is no UTF-8 as a list of bytes."""
+    if isinstance(message, list):
+        message = bytes(message).decode(errors="replace")
+    when = datetime.fromtimestamp(at // 1_000_000, UTC).isoformat()
+    return f"{when} {message or ''}\n"
 
 
 def _last_lines(path: Path, lines: int) -> str:
@@ -77,11 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(rf"/console/({UUID})", url.path):
             return self._console(found[1], lines, query)
         if url.path == "/journal":
-            done = run(
-                ["journalctl", "-u", "pvc-node", "-n", str(lines), "--no-pager", "-o", "short-iso"],
-                check=False,
-            )
-            return {"text": done.stdout, "cursor": 0}
+            return self._journal(lines, query)
         raise Invalid(f"no such path {url.path}")
 
     def _console(self, uuid: str, lines: int, query: dict[str, str]) -> dict[str, object]:
@@ -95,6 +123,14 @@ class _Handler(BaseHTTPRequestHandler):
             # Growth of a file wakes nobody: look again shortly, or end with the server.
             if self.server.ending.wait(POLL_S):
                 return {"text": "", "cursor": after}
+
+    def _journal(self, lines: int, query: dict[str, str]) -> dict[str, object]:
+        cursor = _number(query, "cursor", 0) if "cursor" in query else None
+        text, after = read_journal(lines=lines, cursor=cursor)
+        if not text and cursor is not None and query.get("wait", "0") != "0":
+            self.server.ending.wait(JOURNAL_POLL_S)
+            text, after = read_journal(lines=lines, cursor=cursor)
+        return {"text": text, "cursor": after}
 
     def log_message(self, format: str, *arguments: object) -> None:
         log.debug(format, *arguments)
