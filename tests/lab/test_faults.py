@@ -58,8 +58,10 @@ def test_whole_store_down_and_back(cluster: Cluster) -> None:
 def test_node_loses_power_and_comes_back(cluster: Cluster) -> None:
     with cluster.vm("phoenix", "--target", "n3"):
         cluster.ticking("phoenix", "n3", more_than=3)
-        cluster.lab.lab("power", "n3", "reset")
+        cluster.lab.power("n3", "off")
         eventually(lambda: cluster.json("node", "info", "n3")["daemon_state"] == "dead", within=20)
+        assert cluster.info("phoenix")["node"] == "n3", "without proof that n3 is off, its VMs are its own"
+        cluster.lab.power("n3", "on")
         eventually(lambda: cluster.json("node", "info", "n3")["daemon_state"] == "run", within=60)
         eventually(lambda: cluster.qemus("phoenix") == ["n3"], within=30)
         eventually(lambda: cluster.info("phoenix")["state"] == "start", within=30)
