@@ -44,6 +44,9 @@ GLOBALS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
 OVERRIDABLE = frozenset({"-f", "-s"})
 """Short globals that a verb may use for itself; before the verb they still mean the global."""
 
+FIRST = frozenset({"list", "info", "status"})
+"""Verbs that help lists before the others: what one looks for first."""
+
 NOUN_ALIASES: dict[str, tuple[str, ...]] = {"status": ("cluster", "status")}
 
 EXIT_CODES = (
@@ -217,7 +220,7 @@ def noun_help(prefix: Sequence[str]) -> str:
     start = "".join(f"{word} " for word in group)
     verbs = {
         verb.removeprefix(start): found.help
-        for verb, found in operations(noun).items()
+        for verb, found in sorted(operations(noun).items(), key=lambda one: (one[0] not in FIRST, one[0]))
         if verb.startswith(start)
     }
     name = " ".join(["pvc", *prefix])

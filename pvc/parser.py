@@ -32,10 +32,13 @@ class Parser(argparse.ArgumentParser):
 
 def parse(found: Operation, argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """(help text if that was asked for, arguments as given, options)."""
-    if _command(found) is not None:
+    command = _command(found)
+    if command is not None:
         parser = build(found)
         namespace, words = parser.parse_known_args(list(argv))
         given = _given(namespace)
+        if given.get(command.name, [])[:1] == ["--"]:
+            given[command.name] = given[command.name][1:]
     else:
         # argparse gives up on arguments with options between them and on `--`: it gets the options alone.
         end = argv.index("--") if "--" in argv else len(argv)
@@ -187,13 +190,16 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def usage(found: Operation) -> str:
     words = [f"pvc {found.noun} {found.verb}"]
+    # Everything after the arguments belongs to a command: our own options go before them.
+    before, after = (["[options]"], []) if _command(found) else ([], ["[options]"])
+    words += before
     for param in found.params:
         if param.positional:
             word = _placeholder(param) + ("…" if param.many else "")
             words.append(word if param.required else f"[{word}]")
         elif param.required:
             words.append(f"{param.option} {_placeholder(param)}")
-    return " ".join([*words, "[options]"])
+    return " ".join([*words, *after])
 
 
 def automatic(found: Operation) -> Iterable[tuple[str, str, dict[str, Any]]]:
@@ -210,7 +216,8 @@ def automatic(found: Operation) -> Iterable[tuple[str, str, dict[str, Any]]]:
     if found.confirm:
         yield "-y", "--yes", {"action": "store_true", "help": "do not ask"}
     if shows_fields(found):
-        yield "", "--columns", {"metavar": "A,B", "help": "only these fields, in this order"}
+        known = f": {', '.join(fields(found))}" if is_list(found) else ""
+        yield "", "--columns", {"metavar": "A,B", "help": f"only these fields, in this order{known}"}
     if is_text(found):
         text = "write it into this file instead of to the terminal"
         yield "-f", "--file", {"metavar": "FILE", "help": text}
@@ -228,6 +235,11 @@ def columns(found: Operation) -> tuple[str, ...]:
     """Of the table: as declared, else by the type of a list's rows: an empty one has its titles too."""
     if found.columns or not is_list(found):
         return found.columns
+    return fields(found)
+
+
+def fields(found: Operation) -> tuple[str, ...]:
+    """Of the rows of a list."""
     return tuple(getattr(typing.get_args(found.returns)[0], "__dataclass_fields__", ()))
 
 

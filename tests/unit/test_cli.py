@@ -171,6 +171,8 @@ def test_another_program_gets_all_its_options(capsys: pytest.CaptureFixture[str]
     code, _ = pvc("thing", "exec", "t1", "ls", "-l", "--help", "-q")
     assert code == 4, "the exit code is that of the verb: the number of words"
     assert not capsys.readouterr().out
+    assert pvc("thing", "exec", "t1", "--", "ls", "-l")[0] == 2
+    assert pvc("thing", "exec", "-q", "t1")[0] == 0
 
 
 def test_status_is_the_status_of_the_cluster() -> None:
@@ -266,6 +268,9 @@ def test_direct_and_a_connection_exclude_each_other(capsys: pytest.CaptureFixtur
         ("thing forget -h", "-y, --yes"),
         ("thing list -h", "-t, --node NODE"),
         ("thing list -h", "--sort FIELD"),
+        ("thing list -h", "in this order: name, state"),
+        ("thing exec -h", "usage: pvc thing exec [options] THING [CMD…]"),
+        ("thing --help", "things of tests\n\nusage: pvc thing VERB [arguments] [options]\n\n  info "),
         ("thing at -h", "[NODE]"),
         ("thing text -h", "-f, --file FILE"),
         ("--version", "pvc "),
