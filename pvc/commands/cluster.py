@@ -39,11 +39,11 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
+    health: str
+    """ok, or problems. The first field, so that `-f short` is this word."""
+    problems: tuple[str, ...]
     name: str
     pvc_version: str
-    health: str
-    """ok, or problems."""
-    problems: tuple[str, ...]
     maintenance: bool
     nodes: Mapping[str, int]
     """How many are in which state, as `run,ready`; and in total."""

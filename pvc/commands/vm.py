@@ -21,11 +21,11 @@ from pvc.cluster.vm import (
     shown_state,
 )
 from pvc.commands import types, vm_life, vm_log, vm_place, vm_settings  # noqa: F401
-from pvc.commands.context import Context
-from pvc.commands.registry import Arg, Role, operation
+from pvc.commands.context import Context, LocalContext
+from pvc.commands.registry import Arg, Role, local, operation
 from pvc.commands.types import Autostart, Limit, MaxDowntime, NewName, NodeLimit, NodeName, TagName, VMName
 from pvc.commands.vm_info import VMInfo, VMRow, describe, place, row, save, with_definition
-from pvc.errors import Conflict, NotFound
+from pvc.errors import Conflict, Failed, NotFound
 
 if TYPE_CHECKING:
     from pvc.cluster import domainxml
@@ -272,9 +272,28 @@ def list_(
 
 
 @operation("GET", "/vm/{vm}/definition")
-def dump(ctx: Context, vm: VMName) -> str:
-    """Print a VM's libvirt domain XML."""
+def definition(ctx: Context, vm: VMName) -> str:
+    """The libvirt domain XML of a VM as data; `vm dump` is the verb for people."""
     return ctx.view.vm(vm).spec.definition
+
+
+@local()
+def dump(
+    ctx: LocalContext,
+    vm: VMName,
+    *,
+    file: Annotated[str, Arg("write it there instead of printing it", short="-f", metavar="FILE")] = "",
+) -> str | None:
+    """Print a VM's libvirt domain XML."""
+    xml = ctx.call("vm.definition", vm=vm)
+    if not file:
+        return str(xml)
+    try:
+        with open(file, "w", encoding="utf-8") as opened:
+            opened.write(xml)
+    except OSError as error:
+        raise Failed(f"cannot write {file}: {error.strerror}") from None
+    return None
 
 
 # Renaming and forgetting

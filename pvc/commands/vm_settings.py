@@ -84,7 +84,7 @@ def modify(
     from pvc.commands.editing import difference, edited
 
     digest = ctx.call("vm.info", vm=vm)["digest"]
-    now = ctx.call("vm.dump", vm=vm)
+    now = ctx.call("vm.definition", vm=vm)
     new = edited(now) if editor else file
     shown = difference(now, domainxml.pretty(new))
     if not shown:

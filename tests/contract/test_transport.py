@@ -79,7 +79,7 @@ def test_answers_are_plain_json(transport: Transport) -> None:
     create(transport)
     assert transport.call("vm.info", {"vm": VM})["name"] == VM
     assert [row["name"] for row in transport.call("vm.list", {})] == [VM]
-    assert transport.call("vm.dump", {"vm": VM}).startswith("<")
+    assert transport.call("vm.definition", {"vm": VM}).startswith("<")
 
 
 def test_own_write_is_seen_at_once(transport: Transport) -> None:

@@ -46,7 +46,7 @@ def test_define_gives_a_uuid_and_addresses_where_there_are_none() -> None:
     </domain>"""
     shown = world.call("vm.define", xml=xml)
     assert len(shown["uuid"]) == len(UUID)
-    facts = domainxml.parse(world.call("vm.dump", vm="old"))
+    facts = domainxml.parse(world.call("vm.definition", vm="old"))
     assert facts.uuid == shown["uuid"]
     assert facts.nics[0].mac
     assert world.spec("old").node is None
@@ -180,7 +180,7 @@ def test_rename_moves_the_name_in_spec_definition_and_index() -> None:
 def test_rename_by_uuid_leaves_the_uuid_alone() -> None:
     world = with_vm()
     world.call("vm.rename", vm=UUID, new="web2")
-    assert domainxml.parse(world.call("vm.dump", vm="web2")).uuid == UUID
+    assert domainxml.parse(world.call("vm.definition", vm="web2")).uuid == UUID
     world.check_invariants()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pvc.cluster import domainxml
 from pvc.cluster.vm import Method, Selector, Tag
 from pvc.commands.context import LocalContext, Transport
 from pvc.commands.registry import find
-from pvc.errors import Conflict, Invalid
+from pvc.errors import Conflict, Failed, Invalid
 from tests.unit.commands.world import UUID, World, with_vm, xml_of
 
 
@@ -126,7 +127,7 @@ def test_set_definition_keeps_uuid_and_addresses() -> None:
     world = with_vm()
     xml = xml_of(memory_mib=1024).replace(f"<uuid>{UUID}</uuid>", "")
     world.call("vm.set-definition", vm="web1", xml=xml)
-    assert domainxml.parse(world.call("vm.dump", vm="web1")).uuid == UUID
+    assert domainxml.parse(world.call("vm.definition", vm="web1")).uuid == UUID
     assert world.spec("web1").memory_mib == 1024
     world.check_invariants()
 
@@ -188,7 +189,7 @@ def test_modify_without_a_terminal_and_without_yes_changes_nothing() -> None:
 def test_modify_with_the_same_text_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     world = with_vm()
     version = world.vm("web1").spec_version
-    modify(world, file=world.call("vm.dump", vm="web1"))
+    modify(world, file=world.call("vm.definition", vm="web1"))
     assert world.vm("web1").spec_version == version
     assert "nothing changed" in capsys.readouterr().err
 
@@ -204,3 +205,14 @@ def test_modify_with_an_editor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISUAL", "sed -i s/512/640/")
     modify(world, editor=True, yes=True)
     assert world.spec("web1").memory_mib == 640
+
+
+def test_dump_prints_or_writes_a_file(tmp_path: Path) -> None:
+    world = with_vm()
+    context = LocalContext(connect=lambda: ToWorld(world))
+    dump = find("vm.dump").function
+    assert dump(context, vm="web1") == world.spec("web1").definition
+    assert dump(context, vm="web1", file=str(tmp_path / "web1.xml")) is None
+    assert (tmp_path / "web1.xml").read_text() == world.spec("web1").definition
+    with pytest.raises(Failed, match="Is a directory"):
+        dump(context, vm="web1", file=str(tmp_path))
