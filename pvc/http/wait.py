@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -26,6 +26,8 @@ DEFAULT_S = 25.0
 """Below the usual timeouts of proxies; a client asks again."""
 SETTLE_S = 0.02
 """Changes in this time are looked at together."""
+REST = 4
+"""The room looks for at most a fifth of the time: where looking takes long, changes gather for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class WaitingRoom(Generic[G]):
     _guests: dict[G, Ticket] = field(default_factory=dict)
     _condition: threading.Condition = field(default_factory=threading.Condition)
     _seen: int = 0
+    _took_s: float = 0.0
     _closed: bool = False
 
     def __len__(self) -> int:
@@ -128,7 +131,7 @@ class WaitingRoom(Generic[G]):
                     break
                 self._condition.wait(left)
             if not self._closed and self._seen != self.changes:
-                self._condition.wait_for(lambda: self._closed, SETTLE_S)
+                self._condition.wait_for(lambda: self._closed, max(SETTLE_S, REST * self._took_s))
             return not self._closed
 
     def _time_left(self) -> float | None:
@@ -142,12 +145,7 @@ class WaitingRoom(Generic[G]):
             self._seen = self.changes
             waiting = dict(self._guests)
         now = time.monotonic()
-        ready: dict[str, bool] = {}
-        if look:
-            # The latest ticket of each key would do as well as the first: their `after` is part of the key.
-            for ticket in waiting.values():
-                if ticket.key not in ready:
-                    ready[ticket.key] = ticket.is_ready()
+        ready = self._look(waiting.values()) if look else {}
         done = [
             guest
             for guest, ticket in waiting.items()
@@ -155,3 +153,10 @@ class WaitingRoom(Generic[G]):
         ]
         with self._condition:
             return [guest for guest in done if self._guests.pop(guest, None) is not None]
+
+    def _look(self, tickets: Iterable[Ticket]) -> dict[str, bool]:
+        """By key; any ticket of a key stands for all of them."""
+        began = time.monotonic()
+        ready = {key: ticket.is_ready() for key, ticket in {ticket.key: ticket for ticket in tickets}.items()}
+        self._took_s = time.monotonic() - began
+        return ready

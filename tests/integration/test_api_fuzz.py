@@ -1,4 +1,4 @@
-"""The API asked from its own description, with what that allows and what not: no 5xx, answers as described."""
+"""The API asked from its own description, with what that allows and what not: never a 5xx."""
 
 from __future__ import annotations
 
