@@ -427,7 +427,7 @@ class Command:
         except KeyboardInterrupt:
             output.error(f"pvc: no longer waiting, it goes on; to see how: {again}")
             return EXIT_INTERRUPTED
-        self._show({**result, **{key: last[key] for key in last if key in result}})
+        self._show({**result, **{key: last[key] for key in last if key in result}, "goal": goal})
         return 0
 
     def _shown_by(self, result: Mapping[str, Any]) -> dict[str, Any]:
