@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 from typing import Annotated
 
 from pvc.cluster.view import VM
@@ -14,19 +13,6 @@ from pvc.commands.types import VMName
 from pvc.commands.vm_info import VMInfo, describe, is_moving, save
 from pvc.commands.vm_place import called_back, choose, placement_of, refusal, without_size
 from pvc.errors import Conflict
-
-
-class ShownState(StrEnum):
-    """The one word users see (vm.shown_state)."""
-
-    START = "start"
-    STARTING = "starting"
-    STOP = "stop"
-    SHUTDOWN = "shutdown"
-    RESTART = "restart"
-    MIGRATE = "migrate"
-    DISABLE = "disable"
-    FAIL = "fail"
 
 
 @operation("POST", "/vm/{vm}/start", role=Role.OPERATE, noun="vm", waits="vm.info")
