@@ -19,7 +19,7 @@ from pvc.commands.types import Limit, Lines, NodeName
 from pvc.commands.vm_info import Goal, bridges_of
 from pvc.commands.vm_log import Cursor, Follow, Text, parse_cursor, show
 from pvc.commands.vm_place import placement_of
-from pvc.errors import Conflict, Unavailable
+from pvc.errors import Conflict, Invalid, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,12 @@ def _check_all_fit_elsewhere(ctx: Context, node: str) -> None:
     for vm in vms_of(ctx, node):
         if vm.spec.node != node or vm.spec.power is not Power.STARTED:
             continue
-        choice = placement.choose(vm.spec, avoid=[node], bridges=bridges_of(vm.spec))
+        try:
+            bridges = bridges_of(vm.spec)
+        except Invalid as error:
+            nowhere.append(f"{vm.spec.name} (its definition is unreadable: {error.message})")
+            continue
+        choice = placement.choose(vm.spec, avoid=[node], bridges=bridges)
         if choice.node is None:
             nowhere.append(f"{vm.spec.name} ({explained(choice)})")
         else:

@@ -81,6 +81,13 @@ def test_flush_names_the_vms_that_fit_nowhere() -> None:
     world.call("node.flush", node="n1")
 
 
+def test_flush_names_a_vm_whose_definition_is_unreadable() -> None:
+    world = with_vm("running")
+    world.edit(paths.vm(UUID), definition="<domain")
+    with pytest.raises(Conflict, match=r"web1 \(its definition is unreadable"):
+        world.call("node.flush", node="n1")
+
+
 def test_flush_of_the_last_node_that_is_ready() -> None:
     world = with_vm("running")
     world.call("node.flush", node="n2")
