@@ -36,6 +36,8 @@ from pvc.node.plan import Note, Picture, Plan, plan, remember
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
+DRAIN_S = 60.0
+"""For what lanes have begun (a start, a migration) to end before the daemon leaves; less than systemd waits."""
 
 
 class Daemon:
@@ -360,6 +362,13 @@ class Process:
             self.notify("WATCHDOG=1")
             self.wait(wait)
 
+    def drain(self, daemon: Daemon) -> None:
+        """Begin nothing more, and let what goes on end: it would be taken up again, but cleaner is better."""
+        until = daemon.clock.monotonic() + DRAIN_S
+        while daemon.lanes.busy and daemon.clock.monotonic() < until:
+            self.notify("WATCHDOG=1")
+            self.wait(LONGEST_WAIT_S)
+
 
 def main(config: Config) -> None:
     """Run until SIGTERM; raises what the preflight finds wrong."""
@@ -391,6 +400,7 @@ def main(config: Config) -> None:
         try:
             process.loop(daemon)
             notify("STOPPING=1")
+            process.drain(daemon)
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
         finally:
