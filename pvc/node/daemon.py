@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
 DRAIN_S = 60.0
-"""For what lanes have begun (a start, a migration) to end before the daemon leaves; less than systemd waits."""
+"""For what lanes have begun (a start, a migration) to end before it leaves: less than systemd waits."""
 
 
 class Daemon:
