@@ -127,9 +127,8 @@ def waiting(api: ApiServer, count: int) -> Iterator[None]:
 
 
 def show(loads: Iterator[Load]) -> None:
-    print(
-        f"{'request':<30} {'clients':>7} {'per second':>11} {'median ms':>10} {'worst ms':>9} {'to healthz':>11}"
-    )
+    figures = f"{'per second':>11} {'median ms':>10} {'worst ms':>9} {'to healthz':>11}"
+    print(f"{'request':<30} {'clients':>7} {figures}")
     bare: dict[int, float] = {}
     for one in loads:
         bare.setdefault(one.clients, one.per_s)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A whole cluster: lab up, start of the daemon, live migration against libvirt's own, flush against one by one.
+"""A whole cluster: lab up, daemon start, live migration against libvirt's own, flush against one by one.
 
 Runs as root, in a lab of its own. Guests are emulated where KVM does not work: the ratios are what counts.
 """
