@@ -334,7 +334,7 @@ class Executor:
             )
             try:
                 return self.write(vm, None, status)
-            except Conflict:
+            except (Conflict, NotFound):
                 continue
 
     # The node

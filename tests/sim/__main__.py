@@ -1,4 +1,4 @@
-"""python -m tests.sim --seeds N --start S: simulate many histories; PVC_SIM_SEED=… replays one, with its log."""
+"""python -m tests.sim --seeds N --start S simulates histories; PVC_SIM_SEED=… replays one with its log."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Real blocking code under a scheduler: threads of which exactly one runs, until it hands the baton back.
 
-What a run does depends only on its seed, and code that blocks (an action, a round of the daemon) can be held up,
-or end as by kill -9, between any two calls to the world outside.
+What a run does depends only on its seed, and code that blocks (an action, a round of the daemon) can be held
+up, or end as by kill -9, between any two calls to the world outside.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A whole cluster in one process: real daemons and real operations over a store in memory, simulated hosts,
 a virtual clock, and faults from a seed.
 
-At every step: no VM runs twice, and ownership changes only as the design says. After the faults: everything that
-users asked for is so or has failed with a reason, and nobody does anything any more.
+At every step: no VM runs twice, and ownership changes only as the design says. After the faults: everything
+that users asked for is so or has failed with a reason, and nobody does anything any more.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from pvc.cluster.codec import dumps, loads
 from pvc.cluster.store import Create, Op, Put, Session, SessionState, Stored, Watch
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Owner, Power, State, VMSpec, VMStatus, settled
-from pvc.commands import node as node_commands
-from pvc.commands import vm_life, vm_place
-from pvc.commands.context import Caller, Context, Stale
-from pvc.commands.registry import Role
+from pvc.commands.context import Caller, Context, invoke
+from pvc.commands.registry import Role, find
 from pvc.config import ClusterConfig, Config, NodeConfig, PathsConfig
-from pvc.errors import Conflict, NotFound, PVCError, Unavailable
+from pvc.errors import Conflict, Invalid, PVCError, Unavailable
 from pvc.node.actions import Action, NodeAction, key
 from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain, DomainState, DriverError, Ended, EventKind
@@ -95,7 +93,7 @@ class Actor:
 
 
 class SimStore:
-    """A client of the store as one process uses it: others act between its calls, and it may die between them."""
+    """A client of the store as one process uses it: others act between its calls, it may die between them."""
 
     def __init__(self, actor: Actor, inner: MemoryStore) -> None:
         self.actor = actor
@@ -289,6 +287,9 @@ class World:
     seed: int
     mutant: Mutant = field(default_factory=Mutant)
     keep_log: bool = False
+    nodes: int = 0
+    """How many; 0 leaves it to the seed."""
+    vms: int = 0
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -306,7 +307,7 @@ class World:
         """What users last wanted of a VM's power: started, stopped, or any where nobody can know."""
         self.cluster = MemoryCluster(queued=True, monotonic=self.monotonic)
         self.truth = self.cluster.connect()
-        names = [f"n{number}" for number in range(1, self.rng.choice((2, 3, 3)) + 1)]
+        names = [f"n{number}" for number in range(1, (self.nodes or self.rng.choice((2, 3, 3))) + 1)]
         self.hosts = {name: Host(self, name) for name in names}
         self.lives: dict[str, Life] = {}
         self.users: list[Actor] = []
@@ -365,8 +366,20 @@ class World:
             self._run_until(lambda: self._is_at_rest() or self.now > end)
             self._check_end()
         finally:
-            for actor in [*self.lives.values(), *self.users]:
-                actor.kill()
+            self.end()
+
+    def until(self, condition: Callable[[], Any], within: float = 120.0) -> None:
+        """Let the world go on until the condition holds. Raises Violation when it does not in time."""
+        end = self.now + within
+        self._run_until(lambda: self.now > end or condition())
+        if not condition():
+            self.fail(f"not within {within} s; unrest: {self._unrest() or 'none'}")
+            assert self.violation is not None
+            raise self.violation
+
+    def end(self) -> None:
+        for actor in [*self.lives.values(), *self.users]:
+            actor.kill()
 
     def _run_until(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -404,12 +417,12 @@ class World:
             starts_at_once=self.rng.choice((1, 4)),
         )
         self.truth.commit(Create(paths.CLUSTER, dumps(spec)))
-        for number in range(self.rng.choice((1, 2, 3, 4))):
+        for number in range(self.vms or self.rng.choice((1, 2, 3, 4))):
             self._define(number)
 
     def _define(self, number: int) -> None:
         uuid = f"{'abcdef'[number]}{number:07d}-0000-4000-8000-000000000000"
-        memory_mib = self.rng.choice((512, 512, 3000, 5000))
+        memory_mib = 512 if self.vms else self.rng.choice((512, 512, 3000, 5000))
         name = f"vm{number}"
         spec = VMSpec(
             uuid,
@@ -421,6 +434,11 @@ class World:
             migration_timeout_s=40,
             autostart=self.rng.random() < 0.3,
         )
+        if self.vms:
+            spec = replace(spec, method=Method.NONE, autostart=False)
+        elif self.rng.random() < 0.3:
+            for host in self.hosts.values():
+                host.deaf.add(uuid)
         self.truth.commit(
             Create(paths.vm(uuid), dumps(spec)),
             Create(paths.vm_status(uuid), dumps(VMStatus())),
@@ -494,10 +512,10 @@ class World:
         for uuid in self.expected:
             if self.rng.random() < 0.8:
                 self.later(self.rng.random() * 3 + 1, partial(self.command, "start", uuid))
-        at = 2.0
+        at, per_second, share = 2.0, self.rng.choice((0.2, 0.5, 1.5)), self.rng.choice((0.2, 0.4, 0.6))
         while at < FAULTS_S:
-            at += self.rng.expovariate(0.5)
-            kind = self.rng.choice(kinds) if kinds and self.rng.random() < 0.4 else _user
+            at += self.rng.expovariate(per_second)
+            kind = self.rng.choice(kinds) if kinds and self.rng.random() < share else _user
             self.later(at, partial(self._disturb, kind))
 
     def _disturb(self, kind: Callable[[World], None]) -> None:
@@ -509,7 +527,9 @@ class World:
         actor = Actor(self, f"user {verb}")
         self.users = [user for user in self.users if user.tasks]
         self.users.append(actor)
-        wanted = {"start": "started", "shutdown": "stopped", "stop": "stopped", "disable": "stopped"}.get(verb)
+        wanted = {"start": "started", "shutdown": "stopped", "stop": "stopped", "disable": "stopped"}.get(
+            verb
+        )
 
         def committed() -> None:
             self.trace(f"{actor.name} {what[:2]} {options}")
@@ -518,18 +538,12 @@ class World:
 
         def carry_out() -> None:
             store = SimStore(actor, self.cluster.connect())
-            for _ in range(8):
-                ctx = Context(store, store, Caller("someone", Role.ADMIN), clock=self)
-                try:
-                    COMMANDS[verb](ctx, what, **options)
-                    return
-                except Stale:
-                    continue
-                except (Conflict, NotFound):
-                    return
+            ctx = Context(store, store, Caller("someone", Role.ADMIN), clock=self)
+            noun = "node" if what in self.hosts else "vm"
+            invoke(find(f"{noun}.{verb}"), ctx, {noun: what, **options})
 
         def ended(error: BaseException | None) -> None:
-            if error is not None and not isinstance(error, PVCError):
+            if error is not None and (not isinstance(error, PVCError) or isinstance(error, Invalid)):
                 self.fail(f"a bug in {actor.name}: {error!r}", error)
 
         actor.committed = committed
@@ -569,8 +583,11 @@ class World:
             for name in self.hosts:
                 self.later(8.0, partial(self.command, "ready", name))
 
-    def vms(self) -> dict[str, VM]:
+    def found(self) -> dict[str, VM]:
         return View(self.truth).vms()
+
+    def where(self, uuid: str) -> list[str]:
+        return [host.name for host in self.hosts.values() if uuid in host.domains]
 
     def _is_at_rest(self) -> bool:
         quiet_since = max(self.last_action_at, 1000.0 + FAULTS_S + 10)
@@ -580,7 +597,8 @@ class World:
         """What is not as it should be in the end; empty when all is."""
         view = View(self.truth)
         nodes = view.nodes()
-        for uuid, vm in self.vms().items():
+        known = self.found()
+        for uuid, vm in known.items():
             wants_node = nodes[vm.spec.node].spec.wanted if vm.spec.node else "ready"
             if not settled(vm.spec, vm.status) and wants_node == "ready":
                 return f"{vm.spec.name} is not settled: {vm}"
@@ -590,13 +608,16 @@ class World:
                 return f"{vm.spec.name} was to be stopped: {vm}"
             if vm.status.state is State.FAIL and not vm.status.reason:
                 return f"{vm.spec.name} failed without a reason"
-            runs = [host.name for host in self.hosts.values() if uuid in host.domains]
+            runs = self.where(uuid)
             owned = [vm.status.owner.node] if vm.status.owner else []
             if runs != owned:
                 return f"{vm.spec.name} runs on {runs} and is owned by {owned}"
             indexed = {name for name in nodes if uuid in self.truth.children(paths.node_vms(name))}
             if indexed != {name for name in (vm.spec.node, vm.spec.home, *owned) if name}:
                 return f"the index of {vm.spec.name} is wrong: {sorted(indexed)}"
+        for host in self.hosts.values():
+            if unknown := host.domains.keys() - known.keys():
+                return f"{host.name} runs what nobody knows: {sorted(unknown)}"
         for name, node in nodes.items():
             if not node.is_running:
                 return f"{name} is {node.daemon_state}"
@@ -616,29 +637,30 @@ class World:
 
     def _flush_goes_on(self) -> bool:
         """A node that cannot be emptied tries again for ever, slowly."""
-        return any(node.spec.wanted == "flushed" and node.load.vms for node in View(self.truth).nodes().values())
+        return any(
+            node.spec.wanted == "flushed" and node.load.vms for node in View(self.truth).nodes().values()
+        )
 
 
-COMMANDS: dict[str, Callable[..., object]] = {
-    "start": vm_life.start,
-    "shutdown": vm_life.shutdown,
-    "stop": vm_life.stop,
-    "restart": vm_life.restart,
-    "disable": vm_life.disable,
-    "move": vm_place.move_,
-    "migrate": vm_place.migrate,
-    "unmigrate": vm_place.unmigrate,
-    "flush": node_commands.flush,
-    "ready": node_commands.ready,
+VERBS: dict[str, float] = {
+    "start": 4,
+    "shutdown": 1,
+    "stop": 1,
+    "restart": 1,
+    "disable": 1,
+    "move": 4,
+    "migrate": 2,
+    "unmigrate": 1,
+    "undefine": 0.3,
+    "flush": 1,
+    "ready": 2,
 }
+"""With how often users say them."""
 
 
 def _user(world: World) -> None:
     rng = world.rng
-    verb = rng.choice(
-        ("start", "start", "shutdown", "stop", "restart", "disable", "move", "move", "move", "migrate")
-        + ("migrate", "unmigrate", "flush", "ready", "ready")
-    )
+    verb = rng.choices(list(VERBS), list(VERBS.values()))[0]
     if verb in ("flush", "ready"):
         world.command(verb, rng.choice(list(world.hosts)))
         return
@@ -664,7 +686,7 @@ def _power_cut(world: World) -> None:
     name = _some_node(world)
     if world.hosts[name].is_up:
         world.power_cut(name)
-        world.later(world.rng.choice((2.0, 8.0, 20.0)), lambda: world.power_on(name))
+        world.later(world.rng.choice((2.0, 8.0, 40.0)), lambda: world.power_on(name))
 
 
 def _suspend(world: World) -> None:
@@ -737,11 +759,18 @@ def _by_hand(world: World) -> None:
     uuid = world.rng.choice(list(world.expected))
     if not host.is_up or any(uuid in every.domains for every in world.hosts.values()):
         return
-    spec = world.vms()[uuid].spec
+    vm = world.found().get(uuid)
     world.trace(f"{host.name}: {uuid[:2]} is started by hand")
     host.by_hand.add(uuid)
     running = Domain(
-        uuid, spec.name, DomainState.RUNNING, "booted", migrating=False, digest="d", memory_mib=512, vcpus=1
+        uuid,
+        vm.spec.name if vm else "old",
+        DomainState.RUNNING,
+        "booted",
+        migrating=False,
+        digest="d",
+        memory_mib=512,
+        vcpus=1,
     )
     host.put(running, EventKind.STARTED)
 
@@ -749,7 +778,9 @@ def _by_hand(world: World) -> None:
 def _change_spec(world: World) -> None:
     """Something else of the VM changes, so that commits of nodes conflict."""
     uuid = world.rng.choice(list(world.expected))
-    vm = world.vms()[uuid]
+    vm = world.found().get(uuid)
+    if vm is None:
+        return
     new = replace(vm.spec, max_downtime_ms=vm.spec.max_downtime_ms + 1)
     world.truth.commit(Put(paths.vm(uuid), dumps(new), vm.spec_version))
 

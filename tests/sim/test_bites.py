@@ -1,0 +1,157 @@
+"""With one rule of safety taken away the simulation has to fail: else it shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from pvc.cluster.view import VM
+from pvc.cluster.vm import Power, State
+from pvc.errors import PVCError
+from pvc.node.actions import Action, Commit, Migrate, NodeAction, Shutdown, Start, StopStray
+from pvc.node.execute import Executor
+from pvc.node.plan import Picture, Plan, plan
+from tests.sim.world import Mutant, Violation, simulate
+
+WITHIN = 150
+"""Seeds until the simulation has to have noticed."""
+
+
+class StartsWithoutClaim(Executor):
+    """QEMU first, the transaction afterwards."""
+
+    __slots__ = ()
+
+    def start(self, vm: VM) -> None:
+        self._start_domain(vm.spec)
+        claimed = replace(vm.status, owner=self.me, state=State.START, attempts=vm.spec.attempts)
+        self.write(vm, None, claimed)
+
+
+class TrustsEveryFailedMigration(Executor):
+    """That the VM is still here is believed without looking."""
+
+    __slots__ = ()
+
+    def migrate(self, action: Migrate) -> None:
+        try:
+            super().migrate(action)
+        except PVCError:
+            vm = self._fresh(action.vm.spec.uuid)
+            self.write(vm, None, replace(vm.status, owner=None, state=State.STARTING, migration=None))
+            raise
+
+
+def each(
+    change: Callable[[Picture, Action | NodeAction], Action | NodeAction | None],
+) -> Callable[[Picture], Plan]:
+    """The planner with each of its actions changed, or taken away."""
+
+    def planner(picture: Picture) -> Plan:
+        planned = plan(picture)
+        changed = [change(picture, action) for action in planned.actions]
+        return Plan([action for action in changed if action is not None], planned.wake_at)
+
+    return planner
+
+
+def releases_when_asked(picture: Picture, action: Action | NodeAction) -> Action | NodeAction:
+    """A guest that was asked once is taken for gone."""
+    if isinstance(action, Shutdown) and picture.note(action.vm.spec.uuid).asked_first is not None:
+        return Commit(
+            action.vm, None, replace(action.vm.status, owner=None, state=State.STARTING), "as good as gone"
+        )
+    return action
+
+
+def forgets_the_target(picture: Picture, action: Action | NodeAction) -> Action | NodeAction:
+    """A domain that went while it was migrated is nobody's."""
+    if isinstance(action, Commit) and action.why.startswith("it left for") and action.status is not None:
+        return replace(action, status=replace(action.status, owner=None, state=State.STARTING))
+    return action
+
+
+def leaves_strays(picture: Picture, action: Action | NodeAction) -> Action | NodeAction | None:
+    return None if isinstance(action, StopStray) else action
+
+
+def starts_whoever_owns_it(picture: Picture) -> Plan:
+    """What is wanted here is started here."""
+    planned = plan(picture)
+    for uuid, vm in sorted(picture.vms.items()):
+        wanted = vm.spec.node == picture.me.node and vm.spec.power is Power.STARTED
+        foreign = vm.status.owner is not None and vm.status.owner.node != picture.me.node
+        if wanted and foreign and uuid not in picture.busy and uuid not in picture.domains:
+            planned.actions = [a for a in planned.actions if getattr(a, "vm", None) is not vm]
+            planned.actions.append(Start(vm))
+    return planned
+
+
+def expects_everything(picture: Picture, action: Action | NodeAction) -> Action | NodeAction | None:
+    """The exception for a VM that arrives is made for each that is assigned here, or not known here."""
+    if isinstance(action, StopStray):
+        expected = (
+            action.vm is None or action.vm.spec.node == picture.me.node or action.vm.status.owner is None
+        )
+        return None if expected else action
+    return action
+
+
+def forgets_requests(picture: Picture, action: Action | NodeAction) -> Action | NodeAction:
+    """Who powers off while a user wants it started is taken for stopped."""
+    if isinstance(action, Commit) and action.why == "it has stopped to start again":
+        assert action.status is not None
+        stopped = replace(action.vm.spec, power=Power.STOPPED)
+        return replace(action, spec=stopped, status=replace(action.status, state=State.STOP))
+    return action
+
+
+def without_grace(picture: Picture) -> Plan:
+    """A domain that is not listed is gone at once. Safe: no list is older than what the store says."""
+    notes = {
+        uuid: note if note.gone_since is None else replace(note, gone_since=0.0)
+        for uuid, note in picture.notes.items()
+    }
+    return plan(replace(picture, notes=notes))
+
+
+@dataclass(frozen=True)
+class Bite:
+    name: str
+    mutant: Mutant
+
+
+BITES = [
+    Bite("start without a claim", Mutant(executor=StartsWithoutClaim)),
+    Bite("start whoever owns it", Mutant(planner=starts_whoever_owns_it)),
+    Bite("release before it is gone", Mutant(planner=each(releases_when_asked))),
+    Bite("release what may have been moved", Mutant(planner=each(forgets_the_target))),
+    Bite("release after every failed migration", Mutant(executor=TrustsEveryFailedMigration)),
+    Bite("leave strays", Mutant(planner=each(leaves_strays))),
+    Bite("expect everything", Mutant(planner=each(expects_everything))),
+    Bite("list domains before the store is read", Mutant(planner=without_grace, old_lists=True)),
+    Bite("forget requests", Mutant(planner=each(forgets_requests))),
+]
+
+
+def bitten(mutant: Mutant, within: int = WITHIN) -> tuple[int, str]:
+    """The first seed that notices, and what it says."""
+    for seed in range(within):
+        try:
+            simulate(seed, mutant)
+        except Violation as violation:
+            return seed, str(violation)
+    return within, ""
+
+
+@pytest.mark.parametrize("bite", BITES, ids=lambda bite: bite.name)
+def test_simulation_notices(bite: Bite) -> None:
+    _, why = bitten(bite.mutant)
+    assert why, f"{WITHIN} seeds and nobody noticed"
+
+
+def test_order_of_observations_suffices_without_grace() -> None:
+    """The grace is for the reason why a domain ended; safety rests on the order in which a round observes."""
+    assert bitten(Mutant(planner=without_grace), 60) == (60, "")
