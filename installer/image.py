@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -367,7 +368,26 @@ def _clean_leftovers(cache: Path, log: Log) -> None:
     """Whatever an interrupted build left; the lock says that no other build is running."""
     for path in cache.glob("build-*"):
         log(f"node image: removing what an interrupted build left: {path}")
+        _end_processes(path)
         _remove_tree(path)
+
+
+def _end_processes(path: Path) -> None:
+    """A build that was killed leaves its helpers running in the tree."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if str(path) not in words and not os.readlink(entry / "root").startswith(str(path)):
+                continue
+            handle = os.pidfd_open(int(entry.name))
+        except OSError:
+            continue
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        select.select([handle], [], [])
+        os.close(handle)
 
 
 def _remove_tree(path: Path) -> None:
