@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def traces() -> Iterator[Traces]:
     finally:
         run_lab(BROKEN, "down")
         image.unlink()
+        shutil.rmtree(image.with_suffix(".capabilities"), ignore_errors=True)
 
 
 def up(traces: Traces) -> RunningLab:
