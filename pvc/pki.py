@@ -99,7 +99,7 @@ def issue(
     name: str,
     addresses: Sequence[str] = (),
     *,
-    days: int = NODE_DAYS,
+    days: float = NODE_DAYS,
 ) -> Certificate:
     """A certificate for a node under its name and its addresses, good for servers and clients."""
     names = ["localhost", name, *addresses, "127.0.0.1"]
@@ -171,7 +171,7 @@ def _workplace(names: str) -> tempfile.TemporaryDirectory[str]:
     return work
 
 
-def _sign(work: str, extensions: str, days: int, *authority: str) -> str:
+def _sign(work: str, extensions: str, days: float, *authority: str) -> str:
     begin = datetime.now(UTC) - BACKDATED
     validity = ("-startdate", _stamp(begin), "-enddate", _stamp(begin + BACKDATED + timedelta(days=days)))
     paths = ("-config", f"{work}/conf", "-in", f"{work}/request.pem", "-out", f"{work}/cert.pem")
