@@ -21,7 +21,7 @@ def known_seeds() -> Iterator[int]:
             yield int(seed)
 
 
-@pytest.mark.parametrize("seed", known_seeds())
+@pytest.mark.parametrize("seed", list(known_seeds()))
 def test_history_that_once_went_wrong(seed: int) -> None:
     simulate(seed)
 

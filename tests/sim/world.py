@@ -11,6 +11,7 @@ import heapq
 import random
 import tempfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -40,6 +41,10 @@ FAULTS_S = 60.0
 SETTLE_S = 900.0
 """The longest chain after the last fault: no answer, a migration that times out, its fallback, back-offs."""
 QUIET_S = 30.0
+BUSY_ACTIONS, BUSY_S = 100, 10.0
+"""More actions in so short a time are a loop that feeds itself."""
+ROUNDS_AT_REST = 60
+"""Of each node in QUIET_S: as many and it wakes itself."""
 RUNS = (DomainState.RUNNING, DomainState.PAUSED, DomainState.SHUTTING_DOWN, DomainState.CRASHED)
 
 
@@ -63,6 +68,8 @@ class Actor:
         self.world = world
         self.name = name
         self.dead = False
+        self.frozen_until = 0.0
+        """Stopped as by SIGSTOP: then it goes on with what it believed before."""
         self.tasks: dict[Task, None] = {}
         self.committed: Callable[[], None] = lambda: None
 
@@ -160,7 +167,7 @@ class SimLanes:
         lane, world = key(action), self._life.world
         assert lane not in self._busy, f"lane {lane} is busy"
         self._busy[lane] = action
-        world.last_action_at = world.now
+        world.count_action()
         world.trace(f"{self._life.name}: {_told(action)}")
         delay = world.rng.choice((0.0, 0.0, 0.0, 0.05, 1.0))
         world.spawn(self._life, partial(self._carry_out, action), partial(self._ended, lane), delay)
@@ -244,6 +251,7 @@ class Life(Actor):
         if due != self.due or self.stepping or self.dead or self.daemon is None:
             return
         self.stepping, self.woken = True, False
+        self.world.rounds_since_action += 1
         task = self.world.begin(self, self.daemon.step, self._stepped)
         self.world.resume(self, task)
 
@@ -303,6 +311,8 @@ class World:
         self.count = 0
         self.faulty = True
         self.last_action_at = 0.0
+        self.rounds_since_action = 0
+        self.recent_actions: deque[float] = deque(maxlen=BUSY_ACTIONS)
         self.expected: dict[str, str] = {}
         """What users last wanted of a VM's power: started, stopped, or any where nobody can know."""
         self.cluster = MemoryCluster(queued=True, monotonic=self.monotonic)
@@ -341,6 +351,9 @@ class World:
 
     def resume(self, actor: Actor, task: Task) -> None:
         if task.done or actor.dead:
+            return
+        if self.now < actor.frozen_until:
+            self.later(actor.frozen_until - self.now, partial(self.resume, actor, task))
             return
         self.current = task
         task.resume()
@@ -389,6 +402,12 @@ class World:
                 self.cluster.deliver()
             if self.violation:
                 raise self.violation
+
+    def count_action(self) -> None:
+        self.last_action_at, self.rounds_since_action = self.now, 0
+        self.recent_actions.append(self.now)
+        if len(self.recent_actions) == BUSY_ACTIONS and self.now - self.recent_actions[0] < BUSY_S:
+            self.fail(f"{BUSY_ACTIONS} actions within {BUSY_S} s: nodes run in circles")
 
     def trace(self, line: str) -> None:
         text = f"{self.now:9.3f} {line}"
@@ -576,6 +595,7 @@ class World:
             if not host.is_up:
                 self.power_on(name)
             self.boot(name)
+            self.lives[name].frozen_until = 0.0
             client = self.lives[name].client
             if client.session.state is not SessionState.CONNECTED:
                 self.cluster.resume(client)
@@ -630,6 +650,8 @@ class World:
         busy_until = self.last_action_at + QUIET_S
         if not why and self.now <= busy_until and not self._flush_goes_on():
             why = "actions never end"
+        if not why and self.rounds_since_action > ROUNDS_AT_REST * len(self.hosts) and self._is_at_rest():
+            why = f"{self.rounds_since_action} rounds for nothing"
         if why:
             self.fail(f"after the faults: {why}")
             assert self.violation is not None
@@ -680,6 +702,36 @@ def _some_node(world: World) -> str:
 
 def _kill(world: World) -> None:
     world.restart_daemon(_some_node(world), world.rng.choice((0.2, 3.0, 10.0)))
+
+
+def _freeze(world: World) -> None:
+    """SIGSTOP, or a host that swaps: the process goes on later, its session may be over by then."""
+    life = world.lives[_some_node(world)]
+    if life.dead or world.now < life.frozen_until:
+        return
+    seconds = world.rng.choice((1.0, 5.0, 30.0))
+    world.trace(f"{life.name}: frozen for {seconds} s")
+    life.frozen_until = world.now + seconds
+    if seconds > 10:
+        world.later(8.0, partial(world.cluster.expire, life.client))
+        world.later(seconds + 1, partial(_reconnect, world, life))
+
+
+def _leave(world: World) -> None:
+    """systemctl restart."""
+    life = world.lives[_some_node(world)]
+    if life.dead or life.daemon is None or world.now < life.frozen_until:
+        return
+    world.trace(f"{life.name}: is told to end")
+    name = life.name
+
+    def left(error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, PVCError):
+            world.fail(f"a bug at the end of the daemon: {error!r}", error)
+        world.restart_daemon(name, 0.5)
+        world.cluster.expire(life.client)
+
+    world.spawn(life, life.daemon.leave, left)
 
 
 def _power_cut(world: World) -> None:
@@ -787,6 +839,8 @@ def _change_spec(world: World) -> None:
 
 FAULTS: list[Callable[[World], None]] = [
     _kill,
+    _leave,
+    _freeze,
     _power_cut,
     _suspend,
     _lose_reply,
