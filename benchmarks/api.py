@@ -106,6 +106,7 @@ def answer(sock: socket.socket) -> bytes:
     parts, have = [body], len(body)
     while have < length:
         parts.append(sock.recv(1 << 20))
+        assert parts[-1], "the server hung up"
         have += len(parts[-1])
     return b"".join(parts)
 

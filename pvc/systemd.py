@@ -13,6 +13,8 @@ def notify(*states: str) -> bool:
         return False
     name = "\0" + address[1:] if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        # A listener that does not read must not stop the service.
+        sock.setblocking(False)
         try:
             sock.sendto("\n".join(states).encode(), name)
         except OSError:
