@@ -447,7 +447,10 @@ def pick_transport(options: Mapping[str, Any]) -> Transport:
         if options.get("connection"):
             raise Invalid("--direct and --connection exclude each other", hint="leave one of them out")
         from pvc.commands.direct import DirectTransport
+        from pvc.log import setup
 
+        # The store tells in one error what its library would tell in a dozen warnings.
+        setup(daemon=False, debug=debugging)
         return DirectTransport()
     from pvc.commands.connection import pick
 

@@ -35,7 +35,8 @@ from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionSt
 from pvc.errors import Conflict, Failed, Invalid, NotFound, NotPermitted, PVCError, Unavailable
 
 log = logging.getLogger(__name__)
-logging.getLogger("kazoo").setLevel(logging.INFO)  # below that it logs each request, the password included
+_kazoo = logging.getLogger("kazoo")
+_kazoo.setLevel(max(_kazoo.level, logging.INFO))  # below that it logs each request, the password included
 
 USER = "pvc"
 WINDOW = 2000
