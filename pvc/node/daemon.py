@@ -154,14 +154,11 @@ class Daemon:
     def join(self) -> None:
         """Be alive: an ephemeral of this session. One that a killed daemon of ours left behind goes."""
         path, data = paths.alive(self.name), dumps(Alive(self.me.incarnation))
-        session = self.store.session.id
         older = self.store.get(path)
-        if older is not None and older.session == session:
-            self.session_id = session  # the reply to its making was lost
-            return
+        if older is not None and older.session == self.store.session.id:
+            return  # the reply to its making was lost
         ops: list[Op] = [] if older is None else [Delete(path, older.version)]
         self.store.commit(*ops, Create(path, data, ephemeral=True))
-        self.session_id = session
 
     def leave(self) -> None:
         """Leave cleanly: VMs go on, and nobody takes this node for dead."""
@@ -231,12 +228,14 @@ class Daemon:
         return max(0.0, min(planned.wake_at - now, self.load_due - now, LONGEST_WAIT_S))
 
     def _rejoin(self) -> None:
-        if self.store.session.id == self.session_id:
+        session = self.store.session.id
+        if session == self.session_id:
             return
         if self.session_id:
             self.mirror.reset()
         self.join()
         self._change_status(lambda status: replace(status, state=DaemonState.RUN))
+        self.session_id = session  # last: what failed before is done again
         log.info("%s is in the cluster, incarnation %d", self.name, self.me.incarnation)
 
     def _picture(self, busy: Mapping[str, Action | NodeAction], now: float) -> Picture:
