@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -74,15 +75,19 @@ def test_live_migration_never_stops_the_guest(cluster: Cluster, capsys: pytest.C
 def test_console_follows_a_migration(cluster: Cluster) -> None:
     with cluster.vm("told") as vm:
         cluster.ticking("told", vm["node"], more_than=3)
-        with ThreadPoolExecutor() as pool:
-            following = pool.submit(
-                cluster.run, "n1", "timeout", "15", "pvc", "vm", "log", "told", "-f", check=False
-            )
+        following = "timeout 120 pvc vm log told -f >/tmp/told.log 2>&1 </dev/null & echo $!"
+        pid = cluster.lab.sh("n1", following).strip()
+        try:
             cluster.pvc("vm", "migrate", "told", "--target", other(vm["node"]), "--wait", "--timeout", "60")
             last = cluster.ticks("told", vm["node"])[-1].number
-            text = following.result().stdout.replace("\r", "")
-        assert f"tick {last} " in text
-        assert f"tick {last + 5} " in text
+
+            def followed() -> bool:
+                text = cluster.lab.sh("n1", "cat /tmp/told.log").replace("\r", "")
+                return f"tick {last} " in text and f"tick {last + 5} " in text
+
+            eventually(followed, within=30)
+        finally:
+            cluster.run("n1", "kill", pid, check=False)
 
 
 def test_guest_that_ignores_acpi_is_off_before_it_starts_elsewhere(cluster: Cluster) -> None:
@@ -146,6 +151,38 @@ def test_daemon_stops_and_starts_without_touching_vms(cluster: Cluster) -> None:
         eventually(lambda: cluster.json("node", "info", node)["daemon_state"] == "run", within=15)
         assert cluster.qemu_pid("still", node) == pid
         cluster.asked = "n1"
+
+
+def test_disk_and_network_come_along(cluster: Cluster) -> None:
+    options = ("--disk", "64M", "--network", "bridge:br0")
+    with cluster.vm("whole", *options) as vm:
+        source, target = vm["node"], other(vm["node"])
+        assert [nic["network"] for nic in vm["networks"]] == ["br0"]
+        disk = vm["disks"][0]["source"]
+        said = json.loads(cluster.run(source, "qemu-img", "info", "-U", "--output=json", disk).stdout)
+        assert (said["format"], said["virtual-size"]) == ("qcow2", 64 * 1024 * 1024)
+        cluster.ticking("whole", source)
+        cluster.pvc("vm", "migrate", "whole", "--target", target, "--wait", "--timeout", "60")
+        assert "downtime" in cluster.info("whole")["last_migration"]
+        assert cluster.qemus("whole") == [target]
+    again = cluster.pvc(
+        "vm", "create", "bridgeless", "--network", "bridge:none", "--memory", "64M", check=False
+    )
+    try:
+        assert again.code == 0
+        refused = cluster.pvc("vm", "start", "bridgeless", check=False)
+        assert refused.code == 4
+        assert "no bridge none" in refused.stderr
+    finally:
+        cluster.remove("bridgeless")
+
+
+def test_guest_that_crashes_is_started_again(cluster: Cluster) -> None:
+    with cluster.vm("dizzy", cmdline="pvc.crash_after=2") as vm:
+        eventually(lambda: cluster.info("dizzy")["failures"] >= 1, within=60)
+        assert "the guest crashed" in cluster.info("dizzy")["reason"]
+        eventually(lambda: cluster.info("dizzy")["state"] == "start", within=60)
+        assert cluster.qemus("dizzy") == [vm["node"]]
 
 
 def test_guest_powers_itself_off(cluster: Cluster) -> None:
