@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pvc.commands.registry import Arg
 from pvc.errors import Invalid
@@ -156,9 +157,44 @@ def topology(text: str) -> tuple[int, int, int]:
     return sockets, cores, threads
 
 
+MOST_REPEATS, MOST_CHOICES = 3, 6
+
+
 def limit_pattern(text: str) -> re.Pattern[str]:
-    """Raises Invalid when it is no regular expression."""
+    """Raises Invalid when it is no regular expression, or one that may take for ever: (a+)+ stops servers."""
     try:
-        return re.compile(text)
-    except re.error as error:
+        pattern = re.compile(text)
+        ways = list(_ways(re._parser.parse(text), 0))  # type: ignore[attr-defined]
+    except (re.error, OverflowError, RecursionError) as error:
         raise Invalid(f"LIMIT {text!r} is not a regular expression: {error}") from None
+    repeats = [depth for repeats, depth in ways if repeats]
+    if (
+        len(repeats) > MOST_REPEATS
+        or len(ways) - len(repeats) > MOST_CHOICES
+        or any(depth for _, depth in ways)
+    ):
+        raise Invalid(
+            f"LIMIT {text!r} may take too long to match",
+            hint=f"at most {MOST_REPEATS} repetitions, and neither another nor a choice inside of one",
+        )
+    return pattern
+
+
+def _ways(parsed: Any, depth: int) -> Iterator[tuple[bool, int]]:
+    """All that can match in more than one way: whether it is a repetition, and in how many others it is."""
+    for kind, value in parsed:
+        repeats = str(kind).endswith("_REPEAT") and value[1] > 1
+        optional = str(kind).endswith("_REPEAT") and value[:2] == (0, 1)
+        if repeats or optional or str(kind) in ("BRANCH", "GROUPREF", "GROUPREF_EXISTS"):
+            yield repeats, depth
+        for part in _parts(value):
+            yield from _ways(part, depth + repeats)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The expressions inside of a node's value, however deep."""
+    if hasattr(value, "getwidth"):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _parts(one)

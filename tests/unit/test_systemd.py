@@ -26,7 +26,7 @@ def test_states_arrive_in_one_message(listener: socket.socket) -> None:
 
 
 def test_listener_that_reads_nothing_does_not_block(listener: socket.socket) -> None:
-    assert not all([notify("WATCHDOG=1") for _ in range(10_000)])
+    assert not all(notify("WATCHDOG=1") for _ in range(10_000))
     listener.close()
 
 

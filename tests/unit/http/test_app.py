@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pvc import __version__
 from pvc.commands import registry
 from pvc.commands.registry import operation
 from pvc.http.app import make_app
@@ -175,6 +176,17 @@ def test_version_of_an_object_is_its_own_and_of_a_list_follows_it(served: Served
     served.ask("PATCH", "/api/v1/thing/a", json={"colour": "blue"})
     assert served.ask("GET", "/api/v1/thing/a").headers["Etag"] == '"1"'
     assert served.ask("GET", "/api/v1/thing").headers["Etag"] != before
+
+
+def test_every_answer_names_the_version_of_pvc(served: Served) -> None:
+    for path, key in (
+        ("/api/v1/thing", "admin"),
+        ("/api/v1/thing", None),
+        ("/nothing", None),
+        ("/healthz", None),
+    ):
+        assert served.ask("GET", path, key).headers["Pvc-Version"] == __version__
+    assert served.ask("GET", "/api/v1/openapi.json").body["info"]["version"] == __version__
 
 
 def test_health_needs_no_token_and_the_rest_does(served: Served) -> None:
