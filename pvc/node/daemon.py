@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,13 @@ from pvc import __version__
 from pvc.clock import Clock, SystemClock
 from pvc.cluster import paths
 from pvc.cluster.cluster import LAYOUT_VERSION
-from pvc.cluster.codec import dumps
+from pvc.cluster.codec import Unreadable, dumps
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
 from pvc.cluster.store import Create, Delete, Op, Put, Session, SessionState, Store
 from pvc.cluster.view import VM, View, expand_one_node, one_node
-from pvc.cluster.vm import Owner, Power
+from pvc.cluster.vm import Owner, Power, Target
 from pvc.config import Config
 from pvc.errors import Conflict, Failed, NotFound, PVCError, Unavailable
 from pvc.node.actions import Action, NodeAction
@@ -241,7 +241,7 @@ class Daemon:
     def _picture(self, busy: Mapping[str, Action | NodeAction], now: float) -> Picture:
         """What the store says: read before libvirt is asked, and not again after."""
         view = self.view
-        vms = view.vms(self.mirror.children(paths.node_vms(self.name)))
+        vms = self._vms(self.mirror.children(paths.node_vms(self.name)))
         stored = self.mirror.get(paths.node(self.name))
         if stored is None:
             raise NotFound(f"{self.name} was removed from the cluster")
@@ -251,7 +251,7 @@ class Daemon:
             cluster=view.cluster(),
             node=view.decode(NodeSpec, stored),
             vms=vms,
-            targets={uuid: found for uuid in vms if (found := view.target(uuid))},
+            targets=self._targets(vms),
             domains={},
             notes={},
             busy=busy,
@@ -260,6 +260,28 @@ class Daemon:
             bridges=self.bridges(),
             flushed=view.decode(NodeStatus, status).flushed if status else False,
         )
+
+    def _vms(self, uuids: Sequence[str]) -> dict[str, VM]:
+        """A document that is damaged freezes its own VM, not the node."""
+        try:
+            return self.view.vms(uuids)
+        except Unreadable:
+            pass
+        found: dict[str, VM] = {}
+        for uuid in uuids:
+            try:
+                found |= self.view.vms([uuid])
+            except Unreadable as error:
+                log.error("%s", error.message)
+        return found
+
+    def _targets(self, uuids: Iterable[str]) -> dict[str, tuple[Target, int]]:
+        targets = {}
+        for uuid in uuids:
+            with suppress(Unreadable):
+                if found := self.view.target(uuid):
+                    targets[uuid] = found
+        return targets
 
     def _memory_free_mib(self, domains: Mapping[str, Domain]) -> int:
         allocated = sum(domain.memory_mib for domain in domains.values())

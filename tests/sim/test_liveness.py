@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +13,7 @@ from pvc.cluster.store import Put, SessionState
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Power, State
 from pvc.node.drivers import DomainState, Ended
+from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.sim.world import World
 
 SEEDS = range(8)
@@ -262,4 +263,37 @@ def test_fetching_back_is_not_lost_to_a_conflict(seed: int) -> None:
     world.later(0.0, lambda: world.truth.commit(Put(paths.vm(vm.spec.uuid), dumps(vm.spec))))
     stage.at_rest()
     assert stage.runs_on("n1")
+    world.end()
+
+
+@pytest.mark.parametrize("lose", [MemoryCluster.lose_next_reply, MemoryCluster.drop_next_request])
+def test_daemon_joins_whatever_it_says_first_is_lost(
+    lose: Callable[[MemoryCluster, MemoryStore], None],
+) -> None:
+    for after in range(25):
+        world = World(after, nodes=2, vms=1)
+        world.faulty = False
+        some = iter(range(after))
+        world.until(lambda some=some: next(some, None) is None)  # type: ignore[misc]
+        lose(world.cluster, world.lives["n1"].client)
+        Stage(world).at_rest()
+        world.end()
+
+
+def test_damaged_document_freezes_its_own_vm_only() -> None:
+    world = World(0, nodes=2, vms=2)
+    world.faulty = False
+    first, second = world.expected
+    stage = Stage(world)
+    stage.start()
+    world.truth.commit(Put(paths.vm(first), b'{"torn": '))
+    world.command("start", second)
+    world.until(lambda: bool(world.where(second)))
+    world.command("shutdown", second)
+    world.until(lambda: not world.where(second))
+    for name in world.hosts:
+        world.restart_daemon(name)
+    begun = world.now
+    world.until(lambda: world.now > begun + 60)
+    assert world.where(first) == ["n1"]
     world.end()
