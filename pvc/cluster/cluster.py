@@ -25,6 +25,7 @@ class ClusterSpec:
     disk_directory: str = "/srv/share/vms"
     """Where `vm create --disk SIZE` puts its files: a directory that all nodes share."""
     layout: int = LAYOUT_VERSION
+    """Of the documents, as the whole cluster speaks it; raised when every node can."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

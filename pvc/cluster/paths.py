@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 ROOT = "/pvc"
-SCHEMA = f"{ROOT}/schema"
 CLUSTER = f"{ROOT}/cluster"
 AUTHORITY = f"{ROOT}/authority"
 """The cluster's certificate authority: its certificate and its encrypted key."""

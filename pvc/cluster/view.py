@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pvc.cluster import paths
-from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.cluster import LAYOUT_VERSION, ClusterSpec
 from pvc.cluster.codec import loads
 from pvc.cluster.mirror import Follow
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
@@ -90,11 +90,17 @@ class View:
     # Cluster
 
     def cluster(self) -> ClusterSpec:
-        """Raises Unavailable before `pvc cluster init`."""
+        """Raises Unavailable before `pvc cluster init`, and when the cluster has gone ahead of this pvc."""
         stored = self.reader.get(paths.CLUSTER)
         if stored is None:
             raise Unavailable("this cluster is not initialised", hint="pvc --direct cluster init --name NAME")
-        return self.decode(ClusterSpec, stored)
+        spec = self.decode(ClusterSpec, stored)
+        if spec.layout > LAYOUT_VERSION:
+            raise Unavailable(
+                f"the cluster {spec.name} keeps its documents in layout {spec.layout}, this pvc knows {LAYOUT_VERSION}",
+                hint="install the newer pvc here",
+            )
+        return spec
 
     # VMs
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pvc import __version__
 from pvc.cluster import paths
-from pvc.cluster.cluster import LAYOUT_VERSION, ClusterSpec
+from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.node import DaemonState, Wanted
 from pvc.cluster.store import Create, Op, Put
@@ -77,7 +77,7 @@ def init(
     ctx.say(f"the store becomes that of the cluster {name}, with a certificate authority of its own")
     if not ctx.planning:
         ops.append(Create(paths.AUTHORITY, dumps(ctx.new_authority())))
-    ctx.commit(*ops, Create(paths.SCHEMA, str(LAYOUT_VERSION).encode()), Create(paths.CLUSTER, dumps(spec)))
+    ctx.commit(*ops, Create(paths.CLUSTER, dumps(spec)))
     return _status(spec, {}, ())
 
 
