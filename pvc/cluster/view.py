@@ -97,7 +97,7 @@ class View:
         spec = self.decode(ClusterSpec, stored)
         if spec.layout > LAYOUT_VERSION:
             raise Unavailable(
-                f"the cluster {spec.name} keeps its documents in layout {spec.layout}, this pvc knows {LAYOUT_VERSION}",
+                f"the documents of {spec.name} are in layout {spec.layout}, this pvc knows {LAYOUT_VERSION}",
                 hint="install the newer pvc here",
             )
         return spec

@@ -17,9 +17,8 @@ def test_init_makes_everything_at_once() -> None:
     world = World()
     world.call("cluster.init", name="home")
     documents = world.documents()
-    assert set(documents) == {*paths.LAYOUT, paths.SCHEMA, paths.CLUSTER, paths.AUTHORITY}
+    assert set(documents) == {*paths.LAYOUT, paths.CLUSTER, paths.AUTHORITY}
     assert View(world.store).cluster().name == "home"
-    assert documents[paths.SCHEMA] == b"1"
 
 
 def test_init_again_with_the_same_name_changes_nothing() -> None:
