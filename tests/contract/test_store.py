@@ -755,6 +755,24 @@ def test_commits_go_on_when_one_of_three_servers_dies(three: Ensemble, victim: s
     three.heal()
 
 
+def test_five_servers_survive_the_loss_of_two(tmp_path: Path) -> None:
+    with zookeeper(tmp_path, servers=5) as ensemble, ExitStack() as stack:
+        store = open_store(stack, ensemble.addresses)
+        store.commit(Create("/five", b"0"))
+        for dying in ensemble.servers[:2]:
+            dying.kill()
+
+        def committed() -> bool:
+            try:
+                store.commit(Put("/five", b"1"))
+            except Unavailable:
+                return False
+            return True
+
+        eventually(committed, within=WITHIN_S)
+        assert data(store.get("/five")) == b"1"
+
+
 def test_one_of_three_servers_alone_serves_nobody(three: Ensemble) -> None:
     three.heal()
     last, *dying = three.servers
