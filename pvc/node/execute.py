@@ -372,7 +372,9 @@ class Executor:
     def _fetched(self, vm: VM) -> VMSpec:
         if vm.spec.node == self.me.node:
             return replace(vm.spec, power=Power.STARTED, attempts=vm.spec.attempts + 1)
-        return move(vm.spec, self.me.node, home=None, method=vm.spec.method)
+        # One that runs forgets its home when it has come there: if it cannot, it is away still.
+        home = self.me.node if vm.status.owner is not None else None
+        return move(vm.spec, self.me.node, home=home, method=vm.spec.method)
 
 
 def _status_check(vm: VM, version: int) -> Op:

@@ -274,7 +274,14 @@ def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Acti
                 vm, None, replace(status, failures=0), "it has run long enough to forget its failures"
             )
         result.wake(note.running_since + GOOD_RUN_S)
-    return None
+    return _came_home(vm, picture.me)
+
+
+def _came_home(vm: VM, me: Owner) -> Commit | None:
+    """A home is written down only for one that is away."""
+    if vm.spec.home != me.node or vm.spec.node != me.node:
+        return None
+    return Commit(vm, replace(vm.spec, home=None), None, "it is at home again")
 
 
 def _leaves_by_shutdown(vm: VM, me: Owner) -> bool:
@@ -473,6 +480,8 @@ def missing_bridge(spec: VMSpec, bridges: frozenset[str]) -> str:
 def _plan_idle(picture: Picture, vm: VM, result: Plan) -> Action | None:
     """Nobody runs it."""
     spec, status, note = vm.spec, vm.status, picture.note(vm.spec.uuid)
+    if came_home := _came_home(vm, picture.me):
+        return came_home
     if not _is_wanted_here(vm, picture.me) or picture.node.wanted is not Wanted.READY:
         return None  # of a node that is flushed it is evacuated instead
     if status.state is State.FAIL and status.attempts == spec.attempts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -11,7 +11,7 @@ from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.store import Put, SessionState
 from pvc.cluster.view import VM, View
-from pvc.cluster.vm import Power, State
+from pvc.cluster.vm import Method, Power, State
 from pvc.node.drivers import DomainState, Ended
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.sim.world import World
@@ -297,3 +297,28 @@ def test_damaged_document_freezes_its_own_vm_only() -> None:
     world.until(lambda: world.now > begun + 60)
     assert world.where(first) == ["n1"]
     world.end()
+
+
+def test_vm_that_cannot_come_home_remembers_where_that_is(stage: Stage) -> None:
+    stage.start()
+    world = stage.world
+    world.command("migrate", stage.uuid, target="n2")
+    world.until(lambda: stage.runs_on("n2"))
+    assert stage.vm().spec.home == "n1"
+    world.command("flush", "n1")
+    world.until(lambda: View(world.truth).node("n1").status.flushed)
+    for host in world.hosts.values():
+        host.deaf.add(stage.uuid)
+    vm = stage.vm()
+    only_live = replace(vm.spec, method=Method.LIVE)
+    world.truth.commit(Put(paths.vm(stage.uuid), dumps(only_live), vm.spec_version))
+    world.command("ready", "n1")
+    world.until(lambda: stage.uuid in world.hosts["n2"].jobs)
+    world.hosts["n2"].fail(world.hosts["n2"].jobs[stage.uuid], "the network is too slow")
+    stage.at_rest()
+    assert stage.runs_on("n2")
+    assert stage.vm().spec.home == "n1"
+    world.command("unmigrate", stage.uuid)
+    world.until(lambda: stage.runs_on("n1"))
+    stage.at_rest()
+    assert stage.vm().spec.home is None

@@ -626,6 +626,8 @@ class World:
                 return f"{vm.spec.name} was to be started: {vm}"
             if self.expected[uuid] == "stopped" and vm.spec.power is Power.STARTED and not vm.spec.autostart:
                 return f"{vm.spec.name} was to be stopped: {vm}"
+            if vm.spec.home is not None and vm.spec.home == vm.spec.node:
+                return f"{vm.spec.name} is at home and does not know: {vm}"
             if vm.status.state is State.FAIL and not vm.status.reason:
                 return f"{vm.spec.name} failed without a reason"
             runs = self.where(uuid)

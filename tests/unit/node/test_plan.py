@@ -68,6 +68,12 @@ ROWS = [
     Row("backs off", status=FREE, note=Note(not_before=NOW + 3)),
     Row("backed off", status=FREE, note=Note(not_before=NOW), then="start"),
     Row("backs off, asked again", spec(attempts=1), FREE, note=Note(not_before=NOW + 3), then="start"),
+    Row(
+        "stopped at home",
+        spec(home="n1", power=Power.STOPPED),
+        status(None, State.STOP),
+        then="commit power=stopped node=n1",
+    ),
     # nobody owns it, and a domain is here
     Row("runs already: adopt", status=FREE, domain=RUNS, then="commit start owner=me"),
     Row("runs and is not wanted", STOPPED, status(None, State.STOP), RUNS, then="stray"),
@@ -97,6 +103,8 @@ ROWS = [
         then="commit start owner=me",
     ),
     Row("short good run", status=status(failures=2), domain=RUNS, note=Note(NOW - 299, failures=2)),
+    Row("at home again", spec(home="n1"), domain=RUNS, then="commit power=started node=n1"),
+    Row("away from home", spec(home="n2"), domain=RUNS),
     # ours, runs, and is to end
     Row("ask", STOPPED, domain=RUNS, then="ask shutdown"),
     Row("ask, disabled", spec(power=Power.DISABLED), domain=RUNS, then="ask shutdown"),

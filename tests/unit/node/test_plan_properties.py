@@ -210,6 +210,8 @@ def check_rest(seen: Picture, world: World, found: VM) -> None:
     """Nothing that this node could do is left."""
     here = seen.domains.get(found.spec.uuid)
     owner = found.status.owner
+    if owner is None or owner.node == ME.node:
+        assert found.spec.node != ME.node or found.spec.home != ME.node
     if owner is not None and owner.node == ME.node:
         assert here is not None
         assert found.spec.node in (None, ME.node)
@@ -257,7 +259,7 @@ def acted(seen: Picture, world: World, action: Action | NodeAction) -> Picture:
 def fetched(wanted: VMSpec) -> VMSpec:
     if wanted.node == ME.node:
         return replace(wanted, power=Power.STARTED, attempts=wanted.attempts + 1)
-    return move(wanted, ME.node, home=None)
+    return move(wanted, ME.node, home=ME.node)
 
 
 def with_vm(seen: Picture, found: VM, new_spec: VMSpec | None, new_status: VMStatus | None) -> Picture:
