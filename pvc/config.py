@@ -8,6 +8,7 @@ import re
 import socket
 import tomllib
 import typing
+import zlib
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
@@ -54,8 +55,7 @@ class PathsConfig:
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
     keepalive_s: float = 5.0
-    resync_s: float = 30.0
-    """Look at libvirt at least this often, whatever its events say."""
+    """Between two reports of the node's load."""
     console_port: int = 7371
     libvirt_uri: str = "qemu:///system"
 
@@ -69,9 +69,14 @@ class Config:
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
 
     def servers(self) -> tuple[str, ...]:
-        """ZooKeeper servers, this node's own first: a dead one in front would cost its connect timeout."""
+        """ZooKeeper servers, this node's own first: a dead one in front would cost its connect timeout.
+
+        The others follow in an order that differs between nodes, so that they do not all lean on one server.
+        """
         every = [name if re.search(r":\d+$", name) else f"{name}:2181" for name in self.cluster.coordinators]
-        return tuple(sorted(every, key=lambda server: server.rpartition(":")[0] != self.node.address))
+        first = zlib.crc32(self.node.name.encode()) % len(every)
+        turned = every[first:] + every[:first]
+        return tuple(sorted(turned, key=lambda server: server.rpartition(":")[0] != self.node.address))
 
     def secret(self) -> str:
         """The cluster key. Raises NotFound or Invalid naming the file."""
