@@ -387,6 +387,31 @@ def test_gone_counts_only_while_ours_and_idle() -> None:
     assert after(picture(mine, domain(), GONE)).gone_since is None
 
 
+def test_run_begins_when_it_is_first_seen_and_ends_when_it_is_not() -> None:
+    mine = vm(spec(), status())
+    begun = after(picture(mine, domain()))
+    assert begun.running_since == NOW
+    going_on = after(picture(mine, domain(), begun, now=NOW + 7))
+    assert going_on.running_since == NOW
+    assert after(picture(mine, None, going_on)).running_since is None
+    assert after(picture(vm(AWAY, OTHERS), None, going_on)).running_since is None
+    assert after(picture(mine, None, going_on, busy={UUID: Start(mine)})).running_since is None
+
+
+def test_end_of_a_vm_that_is_expected_is_kept_until_it_is_handed_over() -> None:
+    """It powered itself off right after it arrived: not a failure, once it is ours."""
+    note = Note(ended=Ended.SHUTDOWN, ended_at=NOW)
+    assert after(picture(vm(spec(), OTHERS), None, note)).ended is Ended.SHUTDOWN
+
+
+def test_what_was_asked_and_awaited_is_forgotten_with_the_vm() -> None:
+    old = Note(asked_first=NOW - 5, asked_last=NOW - 4, waiting_since=NOW - 3, waiting_for=0)
+    seen = after(picture(vm(AWAY, OTHERS), None, old))
+    assert (seen.asked_first, seen.asked_last, seen.waiting_since, seen.waiting_for) == (None, None, None, -1)
+    seen = after(picture(vm(spec(), status()), domain(), old))
+    assert (seen.asked_first, seen.asked_last, seen.waiting_since, seen.waiting_for) == (None, None, None, -1)
+
+
 def test_shutdown_that_is_withdrawn_before_it_was_asked_is_forgotten() -> None:
     asked = Note(asked_first=NOW - 5, asked_last=NOW - 5)
     assert after(picture(vm(STOPPED, status()), domain(), asked)).asked_first == NOW - 5
