@@ -10,7 +10,7 @@ import os
 import sys
 
 from pvc import output
-from pvc.commands import NOUNS
+from pvc.commands import NOUNS, verbs_of
 from pvc.errors import EXIT_INTERRUPTED, Failed, Invalid
 
 TYPE_CHECKING = False  # importing typing is not worth its time in `pvc --help`
@@ -143,15 +143,13 @@ def resolve(words: Sequence[str], rest: list[str]) -> tuple[Operation | None, li
     if noun in NOUN_ALIASES:
         noun, *verb = NOUN_ALIASES[noun]
         given = [*verb, *given]
-    from pvc.commands.registry import operations
-
-    verbs = operations(noun)
+    verbs = verbs_of(noun)
     between: list[str] = []
     while True:
         for count in (2, 1):
-            found = verbs.get(" ".join(given[:count]))
-            if found is not None and len(given) >= count:
-                return found, [], [*between, *given[count:], *rest]
+            named = " ".join(given[:count])
+            if named in verbs and len(given) >= count:
+                return _operation(noun, named), [], [*between, *given[count:], *rest]
         prefixes = {verb.partition(" ")[0] for verb in verbs if " " in verb}
         if given and given[0] not in prefixes:
             hint = f"pvc {noun} --help lists them"
@@ -166,6 +164,12 @@ def resolve(words: Sequence[str], rest: list[str]) -> tuple[Operation | None, li
         between += leading
         given += more
         rest = after
+
+
+def _operation(noun: str, verb: str) -> Operation:
+    from pvc.commands.registry import find, named
+
+    return find(named(noun, verb))
 
 
 def _unknown(message: str, given: str, known: Iterable[str], otherwise: str) -> Invalid:
@@ -186,10 +190,8 @@ def _refuse_rest(rest: Sequence[str], where: str, known: Iterable[str]) -> None:
 
 def _verbs(prefix: Sequence[str]) -> list[str]:
     """What may follow `pvc vm` or `pvc vm tag`."""
-    from pvc.commands.registry import operations
-
     start = "".join(f"{word} " for word in prefix[1:])
-    return [verb.removeprefix(start) for verb in operations(prefix[0]) if verb.startswith(start)]
+    return [verb.removeprefix(start) for verb in verbs_of(prefix[0]) if verb.startswith(start)]
 
 
 # Help

@@ -12,7 +12,7 @@ from pvc.cluster.codec import loads
 from pvc.cluster.mirror import Follow
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
 from pvc.cluster.store import Reader, Stored
-from pvc.cluster.vm import Target, VMSpec, VMStatus
+from pvc.cluster.vm import Target, VMSpec, VMStatus, shown_state
 from pvc.errors import NotFound, Unavailable
 
 T = TypeVar("T")
@@ -31,6 +31,15 @@ class VM:
     spec_version: int
     status: VMStatus
     status_version: int | None
+
+    @property
+    def shown_state(self) -> str:
+        return shown_state(self.spec, self.status)
+
+    @property
+    def place(self) -> str | None:
+        """Where it runs; where it would start, if it does not."""
+        return self.status.owner.node if self.status.owner else self.spec.node
 
     @property
     def version(self) -> str:

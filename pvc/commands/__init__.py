@@ -12,18 +12,36 @@ NOUNS: dict[str, str] = {
     "completion": "shell completion",
 }
 
-MODULES: dict[str, str] = {
-    "vm": "pvc.commands.vm",
-    "node": "pvc.commands.node",
-    "cluster": "pvc.commands.cluster",
-    "status": "pvc.commands.cluster",
-    "why": "pvc.commands.why",
-    "connection": "pvc.commands.connection",
-    "api": "pvc.commands.api",
-    "lab": "pvc.commands.lab",
-    "completion": "pvc.commands.completion",
+VERBS: dict[str, dict[str, tuple[str, ...]]] = {
+    "vm": {
+        "pvc.commands.vm_list": ("list",),
+        "pvc.commands.vm_look": ("info", "definition", "dump"),
+        "pvc.commands.vm_define": ("define", "create", "rename", "undefine"),
+        "pvc.commands.vm_life": ("start", "shutdown", "stop", "restart", "disable"),
+        "pvc.commands.vm_moves": ("move", "migrate", "unmigrate"),
+        "pvc.commands.vm_settings": (
+            *("set-definition", "modify", "meta", "vcpu get", "vcpu set", "memory get", "memory set"),
+            *("tag get", "tag add", "tag remove"),
+        ),
+        "pvc.commands.vm_log": ("log-text", "log"),
+    },
+    "node": {
+        "pvc.commands.node": ("info", "list", "flush", "ready", "remove", "log-text", "log", "run"),
+    },
+    "cluster": {"pvc.commands.cluster": ("init", "status", "maintenance")},
+    "why": {"pvc.commands.why": ("vm", "node")},
+    "connection": {"pvc.commands.connection": ("add", "remove", "list", "default", "detail")},
+    "api": {"pvc.commands.api": ("token add", "token list", "token remove", "serve", "openapi")},
+    "lab": {
+        "pvc.commands.lab": ("up", "down", "status", "exec", "cut", "heal", "power", "bmc", "kill"),
+    },
+    "completion": {"pvc.commands.completion": ("bash", "zsh", "fish", "complete")},
 }
-"""Noun → the module that declares its operations.
+"""Noun → module → the verbs that it declares: for one verb, one module is imported.
 
-A table, because a packed program cannot list a directory.
+A table, because a packed program cannot list a directory; a test compares it with what the modules declare.
 """
+
+
+def verbs_of(noun: str) -> list[str]:
+    return [verb for verbs in VERBS.get(noun, {}).values() for verb in verbs]

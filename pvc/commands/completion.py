@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pvc.commands import NOUNS
+from pvc.commands import NOUNS, verbs_of
 from pvc.commands.context import LocalContext
-from pvc.commands.registry import Arg, Operation, Param, local, operations
+from pvc.commands.registry import Arg, Operation, Param, find, local, named
 from pvc.errors import PVCError
 
 WITHIN_S = 1.0
@@ -103,10 +103,11 @@ def _following(before: Sequence[str], current: str) -> Iterable[str]:
         words = [*NOUN_ALIASES[words[0]], *words[1:]]
     if words[0] not in NOUNS:
         return ()
-    verbs = operations(words[0])
+    verbs = verbs_of(words[0])
     for count in (2, 1):
-        found = verbs.get(" ".join(words[1 : 1 + count]))
-        if found is not None and len(words) > count:
+        verb = " ".join(words[1 : 1 + count])
+        if verb in verbs and len(words) > count:
+            found = find(named(words[0], verb))
             return _of_verb(found, [*words[1 + count :], *rest], current, before)
     if rest or len(words) > 2:
         return ()

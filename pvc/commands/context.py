@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pvc.clock import Clock, SystemClock
-from pvc.cluster.store import Check, Create, Delete, Op, Put, Reader, Store
 from pvc.commands.registry import Operation, Planned, Role, convert
 from pvc.errors import Conflict, NotFound, NotPermitted, Unavailable
 
 if TYPE_CHECKING:
     from pvc.cluster.cluster import Authority
+    from pvc.cluster.store import Op, Reader, Store
     from pvc.cluster.view import View
 
 TRIES = 8
@@ -90,7 +90,7 @@ class Context:
 
     def commit(self, *ops: Op) -> None:
         """All or nothing; raises Stale when something read before has changed. With --plan only notes it."""
-        self.changes += [_described(op) for op in ops if not isinstance(op, Check)]
+        self.changes += _described(ops)
         if self.planning:
             return
         try:
@@ -103,9 +103,11 @@ class Context:
         self.refresh([op.path for op in ops])
 
 
-def _described(op: Op) -> str:
-    word = {Create: "create", Put: "change", Delete: "remove"}[type(op)]
-    return f"{word} {op.path}"
+def _described(ops: Iterable[Op]) -> list[str]:
+    from pvc.cluster.store import Create, Delete, Put
+
+    words = {Create: "create", Put: "change", Delete: "remove"}
+    return [f"{words[type(op)]} {op.path}" for op in ops if type(op) in words]
 
 
 def invoke(found: Operation, ctx: Context, given: Mapping[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from pvc.commands import MODULES
+from pvc.commands import VERBS
 from pvc.errors import Invalid, NotFound
 
 
@@ -101,7 +101,7 @@ class Operation:
 
     @property
     def name(self) -> str:
-        return f"{self.noun}.{self.verb.replace(' ', '-')}"
+        return named(self.noun, self.verb)
 
     @property
     def is_local(self) -> bool:
@@ -245,26 +245,33 @@ def _unwrap(hint: Any) -> tuple[type, Arg, bool, bool]:
 
 
 def operations(noun: str) -> dict[str, Operation]:
-    """Verb → operation, of one noun; imports only that noun's module."""
-    module = MODULES.get(noun)
-    if module is None:
+    """Verb → operation, of one noun; imports only that noun's modules."""
+    modules = VERBS.get(noun)
+    if modules is None:
         raise NotFound(f"pvc has no noun {noun}", hint="pvc --help")
-    importlib.import_module(module)
+    for module in modules:
+        importlib.import_module(module)
     return {found.verb: found for found in _registered.values() if found.noun == noun}
 
 
 def every_operation() -> Iterator[Operation]:
-    for noun in MODULES:
+    for noun in VERBS:
         yield from operations(noun).values()
 
 
 def find(name: str) -> Operation:
-    """By its name, `vm.tag-add`."""
+    """By its name, `vm.tag-add`; imports only the module that declares it."""
     noun = name.partition(".")[0]
-    for found in operations(noun).values():
-        if found.name == name:
-            return found
+    for module, verbs in VERBS.get(noun, {}).items():
+        if any(named(noun, verb) == name for verb in verbs):
+            importlib.import_module(module)
+            return _registered[name]
     raise NotFound(f"pvc has no operation {name}")
+
+
+def named(noun: str, verb: str) -> str:
+    """The name of an operation: `vm.tag-add`."""
+    return f"{noun}.{verb.replace(' ', '-')}"
 
 
 # Converting

@@ -24,7 +24,8 @@ from pvc.commands import types
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Autostart, MaxDowntime, NewName, NodeLimit, VMName
-from pvc.commands.vm_info import VMInfo, describe, place, save, with_definition
+from pvc.commands.vm_info import VMInfo, describe
+from pvc.commands.vm_write import save, with_definition
 from pvc.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _check_stopped(vm: VM, verb: str) -> None:
     """Nobody owns it and nobody is about to."""
     state = shown_state(vm.spec, vm.status)
     if vm.status.owner is not None or state not in ("stop", "disable", "fail"):
-        where = f" on {place(vm)}" if place(vm) else ""
+        where = f" on {vm.place}" if vm.place else ""
         raise Conflict(
             f"{vm.spec.name} is in state {state}{where}: {verb} needs it stopped", hint="pvc vm shutdown"
         )

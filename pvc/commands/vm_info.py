@@ -1,15 +1,11 @@
-"""What users see of a VM, and how an operation writes one."""
+"""What users see of a VM."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pvc.cluster import paths
-from pvc.cluster.codec import dumps
-from pvc.cluster.store import Check, Op, Put
-from pvc.cluster.view import VM
 from pvc.cluster.vm import (
     Method,
     Migration,
@@ -19,16 +15,12 @@ from pvc.cluster.vm import (
     Tag,
     VMSpec,
     VMStatus,
-    index_nodes,
-    index_ops,
     settled,
-    shown_state,
 )
-from pvc.commands.context import Context
 from pvc.errors import Invalid
 
 if TYPE_CHECKING:
-    from pvc.cluster import domainxml
+    from pvc.cluster.view import VM
 
 Goal = Mapping[str, str | int]
 """Fields of the object that have these values when what was asked for is so."""
@@ -94,39 +86,6 @@ class VMInfo:
     """What to wait for after a change."""
 
 
-@dataclass(frozen=True, slots=True)
-class VMRow:
-    name: str
-    uuid: str
-    state: str
-    tags: tuple[str, ...]
-    networks: tuple[str, ...]
-    memory_mib: int
-    vcpus: int
-    node: str | None
-    migrated_from: str | None
-
-
-def row(vm: VM) -> VMRow:
-    spec = vm.spec
-    return VMRow(
-        name=spec.name,
-        uuid=spec.uuid,
-        state=shown_state(spec, vm.status),
-        tags=tuple(tag.name for tag in spec.tags),
-        networks=spec.networks,
-        memory_mib=spec.memory_mib,
-        vcpus=spec.vcpus,
-        node=place(vm),
-        migrated_from=spec.home,
-    )
-
-
-def place(vm: VM) -> str | None:
-    """Where it runs; where it would start, if it does not."""
-    return vm.status.owner.node if vm.status.owner else vm.spec.node
-
-
 def is_moving(vm: VM) -> bool:
     owner = vm.status.owner
     return owner is not None and vm.spec.power is Power.STARTED and vm.spec.node not in (None, owner.node)
@@ -156,11 +115,11 @@ def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
     return VMInfo(
         name=spec.name,
         uuid=spec.uuid,
-        state=shown_state(spec, status),
+        state=vm.shown_state,
         activity=activity(spec, status),
         percent=status.migration.percent if status.migration else None,
         reason=reason,
-        node=place(vm),
+        node=vm.place,
         moving_to=spec.node if is_moving(vm) else None,
         migrated_from=spec.home,
         power=spec.power,
@@ -232,45 +191,6 @@ def _activity_moving(spec: VMSpec, status: VMStatus, migration: Migration | None
     if spec.move_method is Method.SHUTDOWN:
         return f"shutting down to start on {spec.node}"
     return f"migrating to {spec.node}"
-
-
-# Writing
-
-
-def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = False) -> VM:
-    """Commit a changed spec with its index; the VM as it is after that. No change writes nothing.
-
-    The index depends on the owner: who changes the assignment also checks that the owner is the same.
-    """
-    if new == vm.spec and not more:
-        ctx.say("nothing would change")
-        return vm
-    before, after = (index_nodes(spec, vm.status.owner) for spec in (vm.spec, new))
-    moved = (new.node, new.home) != (vm.spec.node, vm.spec.home)
-    ops: list[Op] = [Put(paths.vm(new.uuid), dumps(new), vm.spec_version)]
-    if (moved or relies_on_status) and vm.status_version is not None:
-        ops.append(Check(paths.vm_status(new.uuid), vm.status_version))
-    ctx.commit(*ops, *index_ops(new.uuid, before, after), *more)
-    return replace(vm, spec=new, spec_version=vm.spec_version + 1)
-
-
-def with_definition(spec: VMSpec, xml: str) -> VMSpec:
-    """The spec with another definition, and what lists need of it."""
-    from pvc.cluster import domainxml
-
-    facts = domainxml.parse(xml)
-    return replace(
-        spec,
-        definition=xml,
-        name=facts.name,
-        memory_mib=facts.memory_mib,
-        vcpus=facts.vcpus,
-        networks=networks_of(facts),
-    )
-
-
-def networks_of(facts: domainxml.Facts) -> tuple[str, ...]:
-    return tuple(nic.source or nic.type for nic in facts.nics)
 
 
 def bridges_of(spec: VMSpec) -> tuple[str, ...]:

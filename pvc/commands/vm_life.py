@@ -10,8 +10,9 @@ from pvc.cluster.vm import Power, State, VMSpec, move
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import VMName
-from pvc.commands.vm_info import VMInfo, describe, is_moving, save
+from pvc.commands.vm_info import VMInfo, describe, is_moving
 from pvc.commands.vm_place import called_back, choose, placement_of, refusal, without_size
+from pvc.commands.vm_write import save
 from pvc.errors import Conflict
 
 

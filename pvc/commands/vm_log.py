@@ -9,7 +9,6 @@ from pvc.cluster.view import Node
 from pvc.commands.context import Context, LocalContext
 from pvc.commands.registry import Arg, local, operation
 from pvc.commands.types import Lines, VMName
-from pvc.commands.vm_info import place
 from pvc.errors import Conflict, Unavailable
 
 CURSOR = r"([a-z0-9-]+:\d+(,[a-z0-9-]+:\d+)*)?"
@@ -35,7 +34,7 @@ class Text:
 def log_text(ctx: Context, vm: VMName, *, lines: Lines = 1000, cursor: Cursor = "") -> Text:
     """Console text as data, with a cursor to go on from; `vm log` is the verb for people."""
     found = ctx.view.vm(vm)
-    here = place(found)
+    here = found.place
     if here is None:
         raise Conflict(f"{found.spec.name} has not run yet, so there is no console text")
     offsets = parse_cursor(cursor)

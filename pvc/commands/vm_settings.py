@@ -12,8 +12,9 @@ from pvc.commands import types
 from pvc.commands.context import Context, LocalContext
 from pvc.commands.registry import Arg, Role, local, operation
 from pvc.commands.types import Autostart, MaxDowntime, NodeLimit, Restart, TagName, VMName
-from pvc.commands.vm_info import VMInfo, describe, save, with_definition
+from pvc.commands.vm_info import VMInfo, describe
 from pvc.commands.vm_life import check_can_restart, restarted
+from pvc.commands.vm_write import save, with_definition
 from pvc.errors import Conflict, Failed, Invalid, NotFound
 
 

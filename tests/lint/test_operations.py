@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import build
-from pvc.commands.registry import Operation, Param, convert, convert_value, every_operation
+from pvc.commands import VERBS, verbs_of
+from pvc.commands.registry import Operation, Param, convert, convert_value, every_operation, find
 from pvc.errors import Invalid
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +19,20 @@ OPERATIONS = {found.name: found for found in every_operation()}
 PARAMETERS = {
     f"{found.name}:{param.name}": (found, param) for found in OPERATIONS.values() for param in found.params
 }
+
+
+def test_the_table_of_verbs_is_what_the_modules_declare() -> None:
+    said = {
+        (noun, verb, module) for noun, of in VERBS.items() for module, verbs in of.items() for verb in verbs
+    }
+    declared = {(found.noun, found.verb, found.function.__module__) for found in OPERATIONS.values()}
+    assert said == declared
+    assert sum(len(verbs_of(noun)) for noun in VERBS) == len(said)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_found_by_its_name(name: str) -> None:
+    assert find(name) is OPERATIONS[name]
 
 
 def needs(found: Operation) -> list[str]:

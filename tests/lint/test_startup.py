@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pvc.commands import VERBS
+from pvc.errors import Invalid
+
 ROOT = Path(__file__).parents[2]
 
 PROBE = """
@@ -21,8 +24,9 @@ sys.path.insert(0, sys.argv.pop(1))
 sys.argv[0] = "pvc"
 from pvc.__main__ import main
 code = main()
+loaded = sorted(set(sys.modules) - before)
 import json
-print(json.dumps([code, sorted(set(sys.modules) - before)]), file=sys.stderr)
+print(json.dumps([code, loaded]), file=sys.stderr)
 """
 
 THIRD_PARTY = {"kazoo", "bottle", "waitress", "pyroute2", "libvirt", "rados", "rbd"}
@@ -31,11 +35,11 @@ HEAVY = {"asyncio", "http", "ssl", "urllib.request", "xml.etree", "unittest", "e
 HELP_ONLY = {"inspect", "dataclasses", "argparse", "subprocess", "logging", "typing", "socket"}
 
 
-def loaded(*arguments: str) -> set[str]:
+def loaded(*arguments: str, code: int = 0) -> set[str]:
     argv = [sys.executable, "-I", "-c", PROBE, str(ROOT), *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    code, modules = json.loads(done.stderr.splitlines()[-1])
-    assert code == 0, done.stderr
+    ended, modules = json.loads(done.stderr.splitlines()[-1])
+    assert ended == code, done.stderr
     return set(modules)
 
 
@@ -66,7 +70,20 @@ def test_help_of_a_verb_loads_no_transport_and_no_driver(arguments: tuple[str, .
     assert not any_of(modules, {"pvc.http", "pvc.node", "pvc.lab", "pvc.cluster.zookeeper"})
 
 
-def test_a_noun_loads_only_its_own_operations() -> None:
+def test_a_verb_loads_only_what_declares_it() -> None:
     modules = loaded("vm", "list", "--help")
-    others = {"pvc.commands.lab", "pvc.commands.api", "pvc.commands.connection", "pvc.commands.node"}
-    assert not any_of(modules, others)
+    declaring = {module for of in VERBS.values() for module in of} & modules
+    assert declaring == {"pvc.commands.vm_list"}
+    assert not any_of(modules, {"pvc.cluster", "pvc.commands.vm_info", "json", "uuid", "threading"})
+
+
+@pytest.mark.parametrize("verb", ["info", "start", "migrate"])
+def test_a_verb_of_vms_loads_no_module_of_other_nouns(verb: str) -> None:
+    modules = loaded("vm", verb, "--help")
+    assert len({module for module in VERBS["vm"] if module in modules}) == 1
+    assert not any_of(modules, {"pvc.commands.node", "pvc.commands.lab", "pvc.cluster.domainxml"})
+
+
+def test_a_verb_that_is_not_there_loads_no_module_of_verbs() -> None:
+    modules = loaded("vm", "nonsense", code=Invalid.exit_code)
+    assert not any_of(modules, {"pvc.commands.registry", "dataclasses"})

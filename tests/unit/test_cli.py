@@ -14,6 +14,7 @@ from pvc import commands, output
 from pvc.__main__ import main
 from pvc.cli import GLOBALS, split
 from pvc.errors import EXIT_INTERRUPTED, Conflict, NotPermitted, Unavailable
+from tests.unit import thing
 from tests.unit.thing import FakeTransport, states
 
 THING = {"name": "t1", "state": "start", "memory_mib": 2048}
@@ -22,7 +23,7 @@ THING = {"name": "t1", "state": "start", "memory_mib": 2048}
 @pytest.fixture(autouse=True)
 def _things(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(commands.NOUNS, "thing", "things of tests")
-    monkeypatch.setitem(commands.MODULES, "thing", "tests.unit.thing")
+    monkeypatch.setitem(commands.VERBS, "thing", {thing.__name__: thing.VERBS})
     for name in ("PVC_CONNECTION", "PVC_QUIET", "PVC_DEBUG", "PVC_UNSAFE", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "stdin", io.StringIO())

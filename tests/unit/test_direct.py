@@ -13,12 +13,13 @@ from pvc.commands.direct import DirectTransport
 from pvc.errors import Invalid, NotFound
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.support import eventually
+from tests.unit import thing
 
 
 @pytest.fixture(autouse=True)
 def _things(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(commands.NOUNS, "thing", "things of tests")
-    monkeypatch.setitem(commands.MODULES, "thing", "tests.unit.thing")
+    monkeypatch.setitem(commands.VERBS, "thing", {thing.__name__: thing.VERBS})
 
 
 @pytest.fixture

@@ -11,6 +11,11 @@ from pvc.commands.context import Context, LocalContext
 from pvc.commands.registry import Arg, Role, local, operation
 from pvc.errors import PVCError
 
+VERBS = (
+    *("list", "info", "state", "text", "start", "meta", "forget", "tag add", "define", "at"),
+    *("exec", "here", "broken"),
+)
+
 
 class Shape(StrEnum):
     ROUND = "round"
