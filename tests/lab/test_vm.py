@@ -48,6 +48,53 @@ def test_life(cluster: Cluster) -> None:
         cluster.pvc("vm", "rename", "afterlife", "life")
 
 
+DEFINITION = """\
+<domain type='kvm'>
+  <name>classic</name>
+  <title>Written by hand</title>
+  <memory unit='MiB'>96</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>/usr/share/pvc/guest/vmlinuz</kernel>
+    <initrd>/usr/share/pvc/guest/initrd</initrd>
+    <cmdline>console=ttyS0 quiet</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='host-passthrough'/>
+  <devices>
+    <emulator>/usr/bin/kvm</emulator>
+    <controller type='usb' model='none'/>
+    <serial type='pty'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
+def test_definition_from_libvirt_xml(cluster: Cluster) -> None:
+    """Written for KVM with the host's CPU; where KVM does not work it runs emulated, and stays as written."""
+    cluster.remove("classic")
+    try:
+        cluster.lab.run("n1", "pvc", "vm", "define", "-", stdin=DEFINITION)
+        twice = cluster.lab.run("n1", "pvc", "vm", "define", "-", stdin=DEFINITION, check=False)
+        assert (twice.code, "already" in twice.stderr) == (4, True)
+        dumped = cluster.pvc("vm", "dump", "classic").stdout
+        for kept in ("type='kvm'", "host-passthrough", "Written by hand", "/usr/bin/kvm"):
+            assert kept in dumped.replace('"', "'"), dumped
+        cluster.pvc("vm", "start", "classic", "--wait", "--timeout", "60")
+        node = cluster.info("classic")["node"]
+        cluster.ticking("classic", node)
+        cluster.pvc("vm", "move", "classic", "--wait", "--timeout", "60")
+        moved = cluster.info("classic")
+        assert moved["node"] != node
+        assert "downtime" in moved["last_migration"]
+        running = cluster.run(moved["node"], "virsh", "dumpxml", "classic").stdout
+        assert "Written by hand" in running
+    finally:
+        cluster.remove("classic")
+
+
 def test_live_migration_never_stops_the_guest(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     with cluster.vm("mover") as vm:
         source, target = vm["node"], other(vm["node"])
