@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pvc import pki
-from pvc.clock import Clock
 from pvc.cluster import paths
 from pvc.cluster.cluster import Authority
 from pvc.cluster.codec import loads
 from pvc.cluster.store import Reader
 from pvc.config import Config
-from pvc.errors import NotFound, PVCError
+from pvc.errors import NotFound
 from pvc.node.drivers import systemd
 
 log = logging.getLogger(__name__)
-
-LOOK_EVERY_S = 3600.0
 
 
 def ensure(config: Config, store: Reader) -> bool:
@@ -59,25 +55,7 @@ def _names(config: Config) -> list[str]:
     return [name for name in (own.name, own.address, own.storage_address) if name]
 
 
-@dataclass(slots=True)
-class Renewal:
-    """Looks once an hour; a certificate that is in its last third is replaced under the running services."""
-
-    config: Config
-    store: Reader
-    clock: Clock
-    renewed: Callable[[], None]
-    due: float = 0.0
-
-    def tick(self) -> None:
-        now = self.clock.monotonic()
-        if not self.due:
-            self.due = now + LOOK_EVERY_S
-        if now < self.due:
-            return
-        self.due = now + LOOK_EVERY_S
-        try:
-            if ensure(self.config, self.store):
-                self.renewed()
-        except PVCError as error:
-            log.warning("the certificate could not be renewed: %s", error.message)
+def renew(config: Config, store: Reader, renewed: Callable[[], None]) -> None:
+    """A certificate in the last third of its life is replaced under the running services."""
+    if ensure(config, store):
+        renewed()

@@ -53,7 +53,6 @@ class Daemon:
         lanes: Callable[[Callable[[Action | NodeAction], None], Callable[[], None]], Lanes] = ThreadLanes,
         wake: Callable[[], None] = lambda: None,
         bridges: Callable[[], frozenset[str]] = lambda: frozenset(),
-        alive_tick: Callable[[], None] = lambda: None,
         planner: Callable[[Picture], Plan] = plan,
         executor: type[Executor] = Executor,
     ) -> None:
@@ -64,7 +63,6 @@ class Daemon:
         self.clock = clock
         self.wake = wake
         self.bridges = bridges
-        self.alive_tick = alive_tick
         self.planner = planner
         self.capabilities = hypervisor.capabilities()
         self.notes: dict[str, Note] = {}
@@ -189,8 +187,8 @@ class Daemon:
 
     def _domain_event(self, event: DomainEvent) -> None:
         if event.kind is EventKind.ENDED and event.ended is not None:
-            ended = event.ended
-            self._change_note(event.uuid, lambda note: replace(note, ended=ended))
+            ended, now = event.ended, self.clock.monotonic()
+            self._change_note(event.uuid, lambda note: replace(note, ended=ended, ended_at=now))
         self.wake()
 
     def _change_note(self, uuid: str, change: Callable[[Note], Note]) -> None:
@@ -298,7 +296,6 @@ class Daemon:
         self.store.commit(Put(paths.load(self.name), dumps(load)))
         self.published = load
         self.load_due = now + self.config.daemon.keepalive_s
-        self.alive_tick()
 
     def _load(self, picture: Picture) -> Load:
         host = self.hypervisor.load()
@@ -397,6 +394,7 @@ def main(config: Config) -> None:
     from pvc.node import certificates
     from pvc.node.console import ConsoleServer
     from pvc.node.drivers.libvirt import LibvirtHypervisor
+    from pvc.node.upkeep import Upkeep, remove_old_consoles
     from pvc.systemd import notify
 
     process = Process(config, notify)
@@ -417,7 +415,13 @@ def main(config: Config) -> None:
         os.makedirs(config.paths.console, exist_ok=True)
         console = ConsoleServer(config)
         console.start()
-        daemon.alive_tick = certificates.Renewal(config, store, clock, console.reload).tick
+        upkeep = Upkeep(
+            [
+                lambda: certificates.renew(config, store, console.reload),
+                lambda: remove_old_consoles(config.paths.console, store, clock.wall()),
+            ]
+        )
+        upkeep.start()
         try:
             process.loop(daemon)
             notify("STOPPING=1")
@@ -425,6 +429,7 @@ def main(config: Config) -> None:
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
         finally:
+            upkeep.close()
             console.close()
             hypervisor.close()
     finally:
