@@ -125,7 +125,8 @@ def _told_status(status: VMStatus | None) -> list[str]:
     if status is None:
         return []
     owner = "none" if status.owner is None else {ME: "me"}.get(status.owner, status.owner.node)
-    return [status.state, f"owner={owner}"]
+    migration = [f"migration={status.migration.target}"] if status.migration else []
+    return [status.state, f"owner={owner}", *migration]
 
 
 def _told_spec(spec: VMSpec | None) -> list[str]:

@@ -190,7 +190,7 @@ ROWS = [
         AWAY,
         replace(TO_N2, owner=EARLIER_ME),
         domain(migrating=True),
-        then="commit migrate owner=me",
+        then="commit migrate owner=me migration=n2",
     ),
     Row(
         "a dead daemon's migration that failed",
@@ -198,6 +198,21 @@ ROWS = [
         replace(TO_N2, owner=EARLIER_ME),
         RUNS,
         then="commit start owner=me",
+    ),
+    Row("left to us while it arrives", status=status(), domain=domain(DomainState.INCOMING, migrating=True)),
+    Row(
+        "runs, migration not yet forgotten",
+        status=replace(TO_N2, state=State.START),
+        domain=RUNS,
+        then="commit start owner=me",
+    ),
+    Row(
+        "refused while it should migrate",
+        AWAY,
+        replace(TO_N2, state=State.START),
+        RUNS,
+        target=NO,
+        then="commit start owner=me power=started node=n1",
     ),
     # ours, and gone
     Row("just gone", STOPPED, note=Note(gone_since=NOW - 0.5)),
@@ -431,6 +446,66 @@ def test_vm_that_could_not_leave_rests_before_the_flush_tries_again() -> None:
 
 
 # Lines of failures.md, 14.2
+
+
+@pytest.mark.parametrize(
+    ("retryable", "before", "state"),
+    [(True, 0, State.STARTING), (True, 3, State.STARTING), (True, 4, State.FAIL), (False, 0, State.FAIL)],
+)
+def test_start_that_failed(retryable: bool, before: int, state: State) -> None:
+    claimed = vm(spec(), status(state=State.STARTING, failures=before))
+    failed = planner.start_failed(ClusterSpec(""), claimed, "no such disk", retryable=retryable)
+    assert (failed.owner, failed.state, failed.failures) == (None, state, before + 1)
+    assert failed.reason == "cannot start: no such disk"
+
+
+def test_reason_counts_failures_in_a_row() -> None:
+    reasons = []
+    for failures in (0, 1):
+        (failed,) = plan(picture(vm(spec(), status(failures=failures)), None, GONE)).actions
+        assert isinstance(failed, Commit)
+        assert failed.status is not None
+        reasons.append(failed.status.reason)
+    assert reasons == ["it ended while nobody looked", "it ended while nobody looked (2 times in a row)"]
+
+
+def test_target_is_given_the_vm_in_the_life_that_answered() -> None:
+    for target, owner in ((YES, OTHER), (Target("n2", 5, 7), Owner("n2", 0)), (None, Owner("n2", 0))):
+        (left,) = plan(picture(vm(AWAY, TO_N2), None, GONE, target)).actions
+        assert isinstance(left, Commit)
+        assert left.status is not None
+        assert left.status.owner == owner
+        assert left.status.migration is None
+
+
+@pytest.mark.parametrize(("home", "kept"), [(None, None), ("n1", None), ("n3", "n3")])
+def test_intent_taken_back_leaves_the_home_of_one_that_is_away(home: str | None, kept: str | None) -> None:
+    back = planner.take_back(ME, vm(spec(node="n2", home=home), TO_N2), "no")
+    assert back.spec is not None
+    assert back.spec.home == kept
+    assert back.status is not None
+    assert back.status.migration is None
+
+
+def test_flush_counts_those_that_are_leaving_and_waits_after_a_failure() -> None:
+    uuids = [f"{number:036d}" for number in range(5)]
+    vms = {uuid: vm(spec(uuid=uuid, node="n2" if uuid in uuids[:2] else "n1"), status()) for uuid in uuids}
+    seen = picture(vms=vms, domains={uuid: domain(uuid=uuid) for uuid in uuids}, wanted=Wanted.FLUSHED)
+    (evacuate,) = plan(seen).actions
+    assert isinstance(evacuate, Evacuate)
+    assert len(evacuate.vms) == ClusterSpec("").migrations_at_once - 2
+    full = replace(seen, cluster=replace(seen.cluster, migrations_at_once=2))
+    assert plan(full).actions == []
+    waiting = plan(replace(seen, notes={"node": Note(not_before=NOW + 3)}))
+    assert (waiting.actions, waiting.wake_at) == ([], NOW + 3)
+
+
+def test_refused_answer_promises_nothing() -> None:
+    first, second = spec(memory_mib=3000), spec(uuid="2" * 36, memory_mib=3000, name="web2")
+    seen = picture(vms={UUID: vm(first, OTHERS), second.uuid: vm(second, OTHERS)})
+    for other in (Target("n1", 0, 3, refused="no"), Target("n2", 0, 3)):
+        seen = replace(seen, targets={UUID: (other, 1)}, busy={UUID: Start(vm(first, OTHERS))})
+        assert [told(action) for action in plan(seen).actions] == ["answer yes"]
 
 
 def test_14_2_1_target_starts_nothing_before_the_source_is_gone_and_released() -> None:
