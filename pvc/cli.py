@@ -341,10 +341,13 @@ class Command:
             and "columns" not in self.options
         ):
             if result is None:
-                output.note(f"{' '.join(['pvc', self.found.noun, self.found.verb])}: done")
+                output.note(output.done(self.found.done, self.given))
+                return
+            if isinstance(result, dict) and not result.get("goal") and self.found.done:
+                output.emit(output.done(self.found.done, {**self.given, **result}))
                 return
             if isinstance(result, dict) and "name" in result and result.keys() & {"state", "domain_state"}:
-                output.emit(output.sentence(result) if result.get("goal") else output.done(result))
+                output.emit(output.sentence(result))
                 return
         text = self._text(result)
         file = self.options.get("file")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
-from pvc.errors import Invalid, NotFound
+from pvc.errors import Invalid, NotFound, NotPermitted
 
 DEFAULT_PATH = "/etc/pvc/pvc.toml"
 
@@ -88,7 +88,7 @@ class Config:
                 f"no cluster key {self.cluster.key_file}", hint="copy it from another node of the cluster"
             ) from None
         except PermissionError:
-            raise Invalid(
+            raise NotPermitted(
                 f"the cluster key {self.cluster.key_file} is not readable", hint="run as root"
             ) from None
         if not re.fullmatch(r"[0-9a-f]{64}", key):

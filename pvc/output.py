@@ -134,9 +134,11 @@ def sentence(state: Mapping[str, Any]) -> str:
     return f"{state['name']}: {text}" if state.get("name") else text
 
 
-def done(state: Mapping[str, Any]) -> str:
-    """Of a change that nobody has to wait for: `web1: done (stop)`."""
-    return f"{state['name']}: done ({state.get('state') or state.get('domain_state')})"
+def done(template: str, state: Mapping[str, Any]) -> str:
+    """Of a change that nobody has to wait for: `memory of web1: 512 MiB, from its next start (…)`."""
+    pending = state.get("pending_restart")
+    later = f", from its next start (pvc vm restart {state['name']})" if pending else ""
+    return template.format_map({**state, "pending": later})
 
 
 def write_file(path: str, text: str) -> None:

@@ -87,7 +87,7 @@ def _no_option(found: Operation, parser: argparse.ArgumentParser, word: str) -> 
     where = f"pvc {found.noun} {found.verb}"
     option = word.partition("=")[0]
     known = [flag for action in parser._actions for flag in action.option_strings]
-    near = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(option, known, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}?" if near else f"{where} --help"
     return Invalid(f"{where} has no option {option}", hint=hint)
 

@@ -48,9 +48,9 @@ def wait(
         left = ASK_WITHIN_S if end is None else min(ASK_WITHIN_S, end - clock.monotonic())
         # A time that is over still gets one look: it may have been reached meanwhile.
         state = asker.ask(max(left, 0.0))
-        output.progress(output.sentence(state))
         if state.get("settled"):
             return _outcome(state, goal)
+        output.progress(output.sentence(state))
         if end is not None and clock.monotonic() >= end:
             hint = f"to see how: {again}" if again else ""
             raise TimedOut(

@@ -85,6 +85,7 @@ def token_list(ctx: Context) -> list[TokenInfo]:
     verb="token remove",
     role=Role.ADMIN,
     confirm="Remove the token {name} for good?",
+    done="the token {name} opens nothing any more",
 )
 def token_remove(ctx: Context, name: TokenName) -> TokenInfo:
     """Remove a token: from then on it opens nothing."""

@@ -87,7 +87,7 @@ def status(ctx: Context) -> ClusterStatus:
     return _status(ctx.view.cluster(), ctx.view.nodes(), tuple(ctx.view.vms().values()))
 
 
-@operation("PUT", "/cluster/maintenance", role=Role.OPERATE)
+@operation("PUT", "/cluster/maintenance", role=Role.OPERATE, done="maintenance is {switch}")
 def maintenance(ctx: Context, switch: Annotated[Switch, Arg("on or off")]) -> ClusterStatus:
     """Switch maintenance on or off: while it is on, nothing is fenced and nothing raises an alarm."""
     found = ctx.reader.get(paths.CLUSTER)

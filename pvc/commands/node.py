@@ -227,13 +227,15 @@ def _want(ctx: Context, node: Node, wanted: Wanted) -> Node:
     "/node/{node}",
     role=Role.ADMIN,
     confirm="Remove node {node} from the cluster, with all that is known of it?",
+    done="{node} is forgotten",
 )
 def remove(ctx: Context, node: NodeName) -> None:
     """Forget a node whose daemon does not run and that has no VMs."""
     found = ctx.view.node(node)
     if found.alive is not None:
         raise Conflict(
-            f"the daemon of {node} is {found.daemon_state}", hint=f"systemctl stop pvc-node on {node}"
+            f"the daemon of {node} is in state {found.daemon_state}",
+            hint=f"systemctl stop pvc-node on {node}",
         )
     left = vms_of(ctx, node)
     if left:
@@ -258,7 +260,7 @@ def log_text(ctx: Context, node: NodeName, *, lines: Lines = 1000, cursor: Curso
     """The daemon's log as data; `node log` is the verb for people."""
     found = ctx.view.node(node)
     if not found.status.console_port:
-        raise Unavailable(f"{node} does not serve texts: its daemon is {found.daemon_state}")
+        raise Unavailable(f"{node} does not serve texts: its daemon is in state {found.daemon_state}")
     known = parse_cursor(cursor).get(node)
     text, offset = ctx.console(
         found.spec.address,

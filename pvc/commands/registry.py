@@ -96,6 +96,8 @@ class Operation:
     """Of the table, in order; empty: every field of the result."""
     confirm: str
     """Question asked before it is done, with {param} in it; empty: none."""
+    done: str
+    """Told when it is done, with {param}, {field} of the result and {pending} in it; empty: how it stands."""
     waits: str
     """Operation that shows what this one set in motion (`vm.info`), for --wait; empty: done at once."""
 
@@ -129,6 +131,7 @@ def operation(
     noun: str = "",
     columns: Iterable[str] = (),
     confirm: str = "",
+    done: str = "",
     waits: str = "",
 ) -> Callable[[F], F]:
     """Declare a function as an operation. Raises at import when the declaration is incomplete."""
@@ -143,6 +146,7 @@ def operation(
             role,
             tuple(columns),
             confirm,
+            done,
             waits,
         )
         _registered[found.name] = found
@@ -167,6 +171,7 @@ def _declared(
     role: Role,
     columns: tuple[str, ...],
     confirm: str,
+    done: str,
     waits: str,
 ) -> Operation:
     hints = typing.get_type_hints(function, include_extras=True)
@@ -193,6 +198,7 @@ def _declared(
         returns=hints.get("return"),
         columns=columns,
         confirm=confirm,
+        done=done,
         waits=waits,
     )
 

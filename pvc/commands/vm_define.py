@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # What `define` and `create` have in common
 
+NEW = "{name} is a new VM, stopped: pvc vm start {name}"
+
 AtNode = Annotated[
     str,
     Arg(
@@ -66,7 +68,7 @@ ProtectedTags = Annotated[
 ]
 
 
-@operation("POST", "/vm", noun="vm", role=Role.OPERATE)
+@operation("POST", "/vm", noun="vm", role=Role.OPERATE, done=NEW)
 def define(
     ctx: Context,
     xml: Annotated[
@@ -106,7 +108,7 @@ def define(
     return _add(ctx, with_definition(spec, domainxml.complete(xml, uuid)))
 
 
-@operation("POST", "/vm/create", noun="vm", role=Role.OPERATE)
+@operation("POST", "/vm/create", noun="vm", role=Role.OPERATE, done=NEW)
 def create(
     ctx: Context,
     name: NewName,
@@ -208,7 +210,9 @@ def _add(ctx: Context, spec: VMSpec) -> VMInfo:
 def _check_unused(ctx: Context, spec: VMSpec) -> None:
     name, uuid = ctx.reader.get_many([paths.vm_name(spec.name), paths.vm(spec.uuid)])
     if name is not None:
-        raise Conflict(f"there is a VM named {spec.name} already, {name.data.decode()}", hint="pvc vm info")
+        raise Conflict(
+            f"there is a VM named {spec.name} already, {name.data.decode()}", hint=f"pvc vm info {spec.name}"
+        )
     if uuid is not None:
         other = ctx.view.decode(VMSpec, uuid)
         raise Conflict(
@@ -232,7 +236,7 @@ def check_nodes(ctx: Context, spec: VMSpec) -> None:
 # Renaming and forgetting
 
 
-@operation("POST", "/vm/{vm}/rename", noun="vm", role=Role.OPERATE)
+@operation("POST", "/vm/{vm}/rename", noun="vm", role=Role.OPERATE, done="{vm} is named {name} from now on")
 def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo:
     """Give a stopped VM another name; its disks keep theirs."""
     from pvc.cluster import domainxml
@@ -244,14 +248,21 @@ def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo:
         raise Conflict(f"{new} is its name already")
     other = ctx.reader.get(paths.vm_name(new))
     if other is not None:
-        raise Conflict(f"there is a VM named {new} already, {other.data.decode()}", hint="pvc vm info")
+        raise Conflict(f"there is a VM named {new} already, {other.data.decode()}", hint=f"pvc vm info {new}")
     ctx.say(f"{spec.name} is named {new} from now on")
     renamed = with_definition(spec, domainxml.set_name(spec.definition, new))
     moved_name = (Delete(paths.vm_name(spec.name)), Create(paths.vm_name(new), spec.uuid.encode()))
     return describe(save(ctx, found, renamed, *moved_name, relies_on_status=True))
 
 
-@operation("DELETE", "/vm/{vm}", noun="vm", role=Role.OPERATE, confirm="Forget VM {vm}? Its disks stay.")
+@operation(
+    "DELETE",
+    "/vm/{vm}",
+    noun="vm",
+    role=Role.OPERATE,
+    confirm="Forget VM {vm}? Its disks stay.",
+    done="{vm} is forgotten; its disks stay",
+)
 def undefine(ctx: Context, vm: VMName) -> None:
     """Forget a stopped VM; its disks stay where they are."""
     found = ctx.view.vm(vm)
@@ -275,5 +286,6 @@ def _check_stopped(vm: VM, verb: str) -> None:
     if vm.status.owner is not None or state not in ("stop", "disable", "fail"):
         where = f" on {vm.place}" if vm.place else ""
         raise Conflict(
-            f"{vm.spec.name} is in state {state}{where}: {verb} needs it stopped", hint="pvc vm shutdown"
+            f"{vm.spec.name} is in state {state}{where}: {verb} needs it stopped",
+            hint=f"pvc vm shutdown {vm.spec.name}",
         )

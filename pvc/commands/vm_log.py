@@ -68,7 +68,9 @@ def _rest(ctx: Context, name: str, path: str, offsets: dict[str, int]) -> str:
 
 def _fetch(ctx: Context, node: Node, path: str, lines: int, known: int | None) -> tuple[str, int]:
     if not node.status.console_port:
-        raise Unavailable(f"{node.spec.name} does not serve texts: its daemon is {node.daemon_state}")
+        raise Unavailable(
+            f"{node.spec.name} does not serve texts: its daemon is in state {node.daemon_state}"
+        )
     wait_s = 0 if known is None else 1
     return ctx.console(
         node.spec.address, node.status.console_port, path, lines=lines, cursor=known, wait_s=wait_s

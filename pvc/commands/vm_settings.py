@@ -35,7 +35,15 @@ def _changed(ctx: Context, vm: VM, new: VMSpec, restart: bool) -> VMInfo:
 # The definition
 
 
-@operation("PUT", "/vm/{vm}/definition", role=Role.OPERATE, verb="set-definition", noun="vm", waits="vm.info")
+@operation(
+    "PUT",
+    "/vm/{vm}/definition",
+    role=Role.OPERATE,
+    verb="set-definition",
+    noun="vm",
+    done="{name} has its new definition{pending}",
+    waits="vm.info",
+)
 def set_definition(
     ctx: Context,
     vm: VMName,
@@ -95,14 +103,14 @@ def modify(
     if not (yes or ctx.unsafe or output.ask(f"Change VM {vm}?")):
         raise Failed("declined, nothing was changed")
     answer = ctx.call("vm.set-definition", vm=vm, xml=new, digest=digest, restart=restart)
-    if answer["pending_restart"] and not restart:
-        output.note(f"{vm} runs: the change waits for its next start (pvc vm restart {vm})")
+    pending = answer["pending_restart"] and not restart
+    output.note(output.done("{name} has its new definition{pending}", {**answer, "pending_restart": pending}))
 
 
 # Metadata
 
 
-@operation("PATCH", "/vm/{vm}/meta", role=Role.OPERATE, noun="vm")
+@operation("PATCH", "/vm/{vm}/meta", role=Role.OPERATE, noun="vm", done="the settings of {name} are changed")
 def meta(
     ctx: Context,
     vm: VMName,
@@ -185,7 +193,15 @@ def vcpu_get(ctx: Context, vm: VMName) -> VCPUs:
     return VCPUs(spec.name, spec.vcpus, f"{found.sockets},{found.cores},{found.threads}" if found else "")
 
 
-@operation("PUT", "/vm/{vm}/vcpu", role=Role.OPERATE, noun="vm", verb="vcpu set", waits="vm.info")
+@operation(
+    "PUT",
+    "/vm/{vm}/vcpu",
+    role=Role.OPERATE,
+    noun="vm",
+    verb="vcpu set",
+    done="vCPUs of {name}: {vcpus}{pending}",
+    waits="vm.info",
+)
 def vcpu_set(
     ctx: Context,
     vm: VMName,
@@ -211,7 +227,15 @@ def memory_get(ctx: Context, vm: VMName) -> Memory:
     return Memory(spec.name, spec.memory_mib)
 
 
-@operation("PUT", "/vm/{vm}/memory", role=Role.OPERATE, noun="vm", verb="memory set", waits="vm.info")
+@operation(
+    "PUT",
+    "/vm/{vm}/memory",
+    role=Role.OPERATE,
+    noun="vm",
+    verb="memory set",
+    done="memory of {name}: {memory_mib} MiB{pending}",
+    waits="vm.info",
+)
 def memory_set(ctx: Context, vm: VMName, memory: types.MemoryText, *, restart: Restart = False) -> VMInfo:
     """Set a VM's memory."""
     from pvc.cluster import domainxml
@@ -243,7 +267,9 @@ def tag_get(ctx: Context, vm: VMName) -> tuple[Tag, ...]:
     return ctx.view.vm(vm).spec.tags
 
 
-@operation("POST", "/vm/{vm}/tag", role=Role.OPERATE, noun="vm", verb="tag add")
+@operation(
+    "POST", "/vm/{vm}/tag", role=Role.OPERATE, noun="vm", verb="tag add", done="{name} has the tag {tag}"
+)
 def tag_add(
     ctx: Context,
     vm: VMName,
@@ -261,7 +287,14 @@ def tag_add(
     return describe(save(ctx, found, replace(found.spec, tags=tags)))
 
 
-@operation("DELETE", "/vm/{vm}/tag/{tag}", role=Role.OPERATE, noun="vm", verb="tag remove")
+@operation(
+    "DELETE",
+    "/vm/{vm}/tag/{tag}",
+    role=Role.OPERATE,
+    noun="vm",
+    verb="tag remove",
+    done="{name} no longer has the tag {tag}",
+)
 def tag_remove(ctx: Context, vm: VMName, tag: TagName) -> VMInfo:
     """Take a tag from a VM."""
     found = ctx.view.vm(vm)

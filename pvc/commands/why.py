@@ -78,7 +78,8 @@ def _not_running(ctx: Context, vm: VM) -> Iterator[str]:
     spec, status = vm.spec, vm.status
     if status.failures:
         limit = ctx.view.cluster().restart_limit
-        yield f"it ended badly {status.failures} times in a row, {limit} are the limit"
+        times = "once" if status.failures == 1 else f"{status.failures} times in a row"
+        yield f"it ended badly {times}, {limit} times are the limit"
     if shown_state(spec, status) == State.FAIL:
         yield f"it is not tried again by itself: pvc vm start {spec.name} does"
     try:
@@ -139,7 +140,7 @@ def _daemon(node: Node) -> str:
         return "its daemon is dead: it said that it runs, and its session with the store is gone"
     if state is DaemonState.STOP:
         return "its daemon was stopped"
-    return f"its daemon is {state}, version {node.status.version or 'unknown'}"
+    return f"its daemon is in state {state}, version {node.status.version or 'unknown'}"
 
 
 def _still_here(ctx: Context, node: Node, running: list[VM]) -> Iterator[str]:

@@ -21,7 +21,10 @@ mode says who) is trusted with everything; a client cannot set the key, its head
 WRONG_TOKENS = 20
 PER_S = 60.0
 MOST_ADDRESSES = 10_000
-HINT = "send the header `Authorization: Bearer TOKEN`; pvc api token add makes one"
+HINT = (
+    "pvc api token add on a node makes one; give it to pvc connection add -k, "
+    "or send it in the header `Authorization: Bearer TOKEN`"
+)
 
 
 class TooManyWrongTokens(Unauthenticated):

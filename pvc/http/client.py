@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from pvc.commands.registry import Operation, find
-from pvc.errors import Invalid, PVCError, Unavailable, from_code
+from pvc.errors import Invalid, NotPermitted, PVCError, Unavailable, from_code
 
 PREFIX = "/api/v1"
 PORT = 7370
@@ -92,6 +92,10 @@ class HttpTransport:
             connection = _connection(self.address, self.ca, min(self.timeout_s, CONNECT_S))
             try:
                 connection.connect()
+            except PermissionError as error:
+                raise NotPermitted(
+                    f"you may not use {self.address}", hint=_way_out(self.address, error)
+                ) from error
             except OSError as error:
                 raise self._unavailable(error, changes=False) from error
             self._connection = connection
@@ -203,7 +207,7 @@ def _way_out(address: str, error: Exception) -> str:
     if "WRONG_VERSION_NUMBER" in str(error):
         return "this port speaks plain HTTP: pvc connection add … -S"
     if isinstance(error, TimeoutError) and address.startswith("https:"):
-        return "is the host up, and does this port speak TLS? -S of pvc connection add is without"
+        return "is the host up? if its API is without TLS: pvc connection add … -S"
     if isinstance(error, PermissionError):
         return "run as root, or as a member of the group that owns the socket"
     if address.startswith("/"):

@@ -127,6 +127,18 @@ def test_every_option_says_what_it_is_for() -> None:
     assert not unsaid, f"options without help: {', '.join(unsaid)}"
 
 
+CHANGES = [found for found in OPERATIONS.values() if not found.is_local and not found.is_read]
+
+
+@pytest.mark.parametrize("found", CHANGES, ids=lambda found: found.name)
+def test_a_change_says_what_was_done(found: Operation) -> None:
+    """Of one that is waited for, how it stands; of one whose answer is what was asked for, the answer."""
+    assert found.done or found.waits or found.name in ("cluster.init", "api.token-add")
+    fields = set(getattr(found.returns, "__dataclass_fields__", ()))
+    known = {param.name for param in found.params if param.required} | fields | {"pending"}
+    assert set(re.findall(r"{(\w+)}", found.done)) <= known
+
+
 def test_no_two_operations_share_a_route() -> None:
     routes: dict[tuple[str, str], list[str]] = {}
     for found in OPERATIONS.values():

@@ -363,7 +363,9 @@ def test_local_verbs_connect_nowhere(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_change_is_told_in_a_line_and_whole_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
     pvc("thing", "meta", "t1")
-    assert capsys.readouterr().out == "t1: done (start)\n"
+    assert capsys.readouterr().out == "t1 is as you say\n"
+    pvc("thing", "meta", "t1", answers=[{**THING, "pending_restart": True}])
+    assert capsys.readouterr().out == "t1 is as you say, from its next start (pvc vm restart t1)\n"
     pvc("thing", "start", "t1", answers=started("starting"))
     assert capsys.readouterr().out == "t1: starting\n"
     pvc("thing", "meta", "t1", "-f", "long")
@@ -374,7 +376,7 @@ def test_a_change_is_told_in_a_line_and_whole_on_demand(capsys: pytest.CaptureFi
 
 def test_a_change_without_a_result_says_so_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     pvc("thing", "forget", "t1", "-y", answers=[None])
-    assert tuple(capsys.readouterr()) == ("", "pvc thing forget: done\n")
+    assert tuple(capsys.readouterr()) == ("", "t1 is gone\n")
     pvc("thing", "forget", "t1", "-y", "-q", answers=[None])
     assert tuple(capsys.readouterr()) == ("", "")
 
@@ -421,7 +423,7 @@ def test_wait_ends_when_it_is_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert [call.after for call in transport.calls] == ["", "", "0"]
     out, err = capsys.readouterr()
     assert out == "t1: start\n"
-    assert err == "t1: starting\nt1: start\n"
+    assert err == "t1: starting\n", "how it ended is the result and told once"
 
 
 def test_wait_tells_that_it_failed_and_why(capsys: pytest.CaptureFixture[str]) -> None:

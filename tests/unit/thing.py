@@ -83,7 +83,7 @@ def start(
     return Thing(thing, "starting", 1)
 
 
-@operation("PATCH", "/thing/{thing}", role=Role.OPERATE)
+@operation("PATCH", "/thing/{thing}", role=Role.OPERATE, done="{name} is as you say{pending}")
 def meta(
     ctx: Context,
     thing: Name,
@@ -94,7 +94,7 @@ def meta(
     return Thing(thing, "stop", 1)
 
 
-@operation("DELETE", "/thing/{thing}", role=Role.OPERATE, confirm="Forget {thing}?")
+@operation("DELETE", "/thing/{thing}", role=Role.OPERATE, confirm="Forget {thing}?", done="{thing} is gone")
 def forget(ctx: Context, thing: Name) -> None:
     """Forget a thing."""
 

@@ -133,7 +133,7 @@ def test_why_a_vm_does_not_start() -> None:
 def test_why_a_vm_failed() -> None:
     lines = why(failed(), "vm", "web1")
     assert "its node says: no such disk" in lines
-    assert "it ended badly 5 times in a row, 5 are the limit" in lines
+    assert "it ended badly 5 times in a row, 5 times are the limit" in lines
     assert "it is not tried again by itself: pvc vm start web1 does" in lines
     assert "nothing is going on: it is as wanted" not in lines
 
@@ -173,7 +173,7 @@ def test_why_a_node_is_not_flushed() -> None:
     world.edit(paths.load("n1"), problem="web1 fits nowhere")
     assert why(world, "node", "n1") == [
         "it is wanted flushed: pvc node ready n1 changes that",
-        "its daemon is run, version 1.0",
+        "its daemon is in state run, version 1.0",
         "it says: web1 fits nowhere",
         "it runs: web1",
         "web1 cannot go to n2: it is flushed",

@@ -145,7 +145,7 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("node.flush", a_world, {"node": "N1"}, Invalid, "is not a node's name"),
     ("node.ready", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.remove", a_world, {"node": "n9"}, NotFound, "no node named n9"),
-    ("node.remove", a_world, {"node": "n1"}, Conflict, "daemon of n1 is run"),
+    ("node.remove", a_world, {"node": "n1"}, Conflict, "daemon of n1 is in state run"),
     ("node.log-text", a_world, {"node": "n1", "lines": -1}, Invalid, "at least 0"),
     ("node.log-text", a_world, {"node": "n1", "cursor": "n1:x"}, Invalid, "cursor of an earlier answer"),
     ("node.log", a_world, {"lines": "many"}, Invalid, "must be a whole number"),

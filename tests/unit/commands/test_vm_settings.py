@@ -176,7 +176,7 @@ def test_modify_shows_the_difference_and_writes(capsys: pytest.CaptureFixture[st
     assert shown.out == ""
     assert '-  <memory unit="MiB">512</memory>' in shown.err
     assert '+  <memory unit="MiB">768</memory>' in shown.err
-    assert "waits for its next start" in shown.err
+    assert "new definition, from its next start (pvc vm restart web1)" in shown.err
 
 
 def test_modify_without_a_terminal_and_without_yes_changes_nothing() -> None:
