@@ -463,10 +463,10 @@ DEMO = (
 )
 NEXT = """
 Type next (pvc is dist/pvc here; on every node it is installed):
-    dist/pvc lab exec n1 -- pvc vm info demo            where it runs and why
+    dist/pvc lab exec n1 -- pvc why vm demo             where it runs and why
     dist/pvc lab exec n1 -- pvc vm log demo -f          its console, across migrations
     dist/pvc lab exec n1 -- pvc vm move demo --wait     move it again, for good
-    dist/pvc lab exec n1 -- pvc node flush n2 --wait    empty a node
+    dist/pvc lab exec n1 -- pvc node flush n2 --wait    empty a node; node ready brings its VMs back
     dist/pvc lab kill n2 pvc-node                       VMs survive their daemon
     dist/pvc lab status                                 dist/pvc lab down ends it all
 """

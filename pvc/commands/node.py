@@ -92,14 +92,15 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
 
 def _activity(node: Node, state: str) -> str:
     if state == types.DomainState.FLUSH:
-        return f"{node.load.vms} VMs are still here" if node.load.vms else "about to move VMs away"
+        return f"{_vms_are(node.load.vms)} still here" if node.load.vms else "about to move VMs away"
     if state == types.DomainState.UNFLUSH:
-        return (
-            f"{node.load.arriving} VMs are on their way back"
-            if node.load.arriving
-            else "about to bring VMs back"
-        )
+        arriving = node.load.arriving
+        return f"{_vms_are(arriving)} on their way back" if arriving else "about to bring VMs back"
     return ""
+
+
+def _vms_are(count: int) -> str:
+    return "1 VM is" if count == 1 else f"{count} VMs are"
 
 
 @operation("GET", "/node/{node}")
