@@ -82,8 +82,11 @@ class Host:
         """In the host's namespaces."""
         return run(["nsenter", "-t", self.init, "-m", "-u", "-n", "-p", *argv]).stdout
 
+    def signal_libvirtd(self, signal: str) -> None:
+        self.run("sh", "-c", f"kill -{signal} $(cat {self.directory}/libvirtd.pid)")
+
     def restart_libvirtd(self) -> None:
-        self.run("sh", "-c", f"kill -KILL $(cat {self.directory}/libvirtd.pid)")
+        self.signal_libvirtd("KILL")
         eventually(self.serves, within=START_WITHIN_S)
 
     def serves(self) -> bool:

@@ -128,7 +128,7 @@ def _remembered(picture: Picture, uuid: str, note: Note) -> Note:
     if vm.spec.node in (None, picture.me.node):
         stay_until = now + RETRY_S if note.waiting_for >= 0 else note.stay_until
         return replace(note, waiting_since=None, waiting_for=-1, stay_until=stay_until)
-    if note.waiting_for != vm.spec.moves:
+    if note.waiting_since is None or note.waiting_for != vm.spec.moves:
         return replace(note, waiting_since=now, waiting_for=vm.spec.moves)
     return note
 
@@ -189,7 +189,7 @@ def _plan_vm(picture: Picture, uuid: str, result: Plan) -> Action | None:
     if domain is not None:
         return _plan_foreign(picture, vm, domain)
     if vm.status.owner is not None:
-        return _plan_arrival(picture, vm)
+        return _plan_arrival(picture, vm, result)
     return _plan_idle(picture, vm, result)
 
 
@@ -204,6 +204,9 @@ def _plan_running(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Act
         return None
     if domain.migrating:
         return AbortJob(vm)
+    if domain.silent and vm.status.migration is not None and vm.spec.power is Power.STARTED:
+        result.wake(picture.now + LOOK_AGAIN_S)  # it may be migrating still
+        return None
     if domain.state is DomainState.CRASHED:
         return Destroy(vm, vm.status.state, "the guest crashed")
     ending = _wanted_end(vm, picture.me)
@@ -217,7 +220,7 @@ def _plan_running(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Act
 def _adopted(me: Owner, vm: VM, domain: Domain) -> VMStatus:
     """In this life of the daemon. A migration that still goes on stays written down: it may succeed yet."""
     status = replace(vm.status, owner=me)
-    if status.migration is None or domain.migrating:
+    if status.migration is None or domain.migrating or domain.silent:
         return status
     return replace(status, state=State.START, migration=None)
 
@@ -435,7 +438,7 @@ def stray(me: Owner, vm: VM) -> str:
 # A VM that is expected here
 
 
-def _plan_arrival(picture: Picture, vm: VM) -> Action | None:
+def _plan_arrival(picture: Picture, vm: VM, result: Plan) -> Action | None:
     """Somebody else runs it and it is to come here: say whether it can."""
     if not _is_wanted_here(vm, picture.me):
         return None
@@ -443,18 +446,23 @@ def _plan_arrival(picture: Picture, vm: VM) -> Action | None:
     wanted = (picture.me.node, vm.spec.moves, picture.me.incarnation)
     if found and (found[0].node, found[0].moves, found[0].incarnation) == wanted:
         return None
-    answer = Target(*wanted, refused=refusal(picture, vm.spec))
+    answer = Target(*wanted, refused=refusal(picture, vm.spec, result))
     return Answer(vm, answer, found[1] if found else None)
 
 
-def refusal(picture: Picture, spec: VMSpec) -> str:
+def refusal(picture: Picture, spec: VMSpec, result: Plan) -> str:
     """Why this node cannot take the VM now; empty if it can."""
     if picture.node.wanted is not Wanted.READY:
         return "it is flushed"
+    answered = {
+        action.vm.spec.uuid
+        for action in (*picture.busy.values(), *result.actions)
+        if isinstance(action, Answer) and not action.target.refused
+    }
     promised = sum(
         vm.spec.memory_mib
         for uuid, vm in picture.vms.items()
-        if uuid != spec.uuid and _is_promised(picture, uuid, vm)
+        if uuid != spec.uuid and _is_promised(picture, uuid, vm, answered)
     )
     free = picture.memory_free_mib - promised
     if spec.memory_mib > free:
@@ -462,10 +470,12 @@ def refusal(picture: Picture, spec: VMSpec) -> str:
     return missing_bridge(spec, picture.bridges)
 
 
-def _is_promised(picture: Picture, uuid: str, vm: VM) -> bool:
+def _is_promised(picture: Picture, uuid: str, vm: VM, answered: set[str]) -> bool:
+    """It was told, or is being told right now, that it may come."""
     found = picture.targets.get(uuid)
     coming = vm.spec.node == picture.me.node and vm.status.owner is not None and not _is_mine(vm, picture.me)
-    return coming and found is not None and found[0].node == picture.me.node and not found[0].refused
+    told = found is not None and found[0].node == picture.me.node and not found[0].refused
+    return coming and (told or uuid in answered)
 
 
 def missing_bridge(spec: VMSpec, bridges: frozenset[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -26,10 +27,11 @@ from pvc.node.drivers import (
     MigrationResult,
     MigrationSettings,
     MigrationTarget,
+    NoAnswer,
     NoSuchDomain,
     Progress,
 )
-from pvc.node.drivers.libvirt import LibvirtHypervisor
+from pvc.node.drivers.libvirt import ANSWER_WITHIN_S, CONNECT_WITHIN_S, LibvirtHypervisor
 from tests.fakes.hypervisor import FakeWorld
 from tests.libvirtd import Host, libvirt_hosts
 from tests.support import eventually
@@ -126,6 +128,9 @@ class LibvirtBench:
 
     def kill_emulator(self, number: int, uuid: str) -> None:
         self._signal(number, uuid, "KILL")
+
+    def stop_emulator(self, number: int, uuid: str) -> None:
+        self._signal(number, uuid, "STOP")
 
     def terminate_emulator(self, number: int, uuid: str) -> None:
         self._signal(number, uuid, "TERM")
@@ -499,6 +504,53 @@ def test_domains_outlive_libvirt(bench: Bench) -> None:
         eventually(lambda: DomainEvent(EventKind.CONNECTED) in events, within=WITHIN_S)
         bench.hosts[0].destroy(uuid)
         assert eventually(lambda: endings(events, uuid), within=WITHIN_S) == [Ended.DESTROYED]
+
+
+@pytest.fixture
+def real(libvirts: tuple[Host, Host], tmp_path: Path) -> Iterator[LibvirtBench]:
+    bench = LibvirtBench(libvirts, tmp_path)
+    yield bench
+    bench.close()
+
+
+def test_a_qemu_that_hangs_holds_up_nobody_and_can_be_ended(real: LibvirtBench) -> None:
+    hangs, works = started(real), started(real)
+    host = real.hosts[0]
+    assert not host.domains()[hangs].silent
+    real.stop_emulator(0, hangs)
+    begin = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(NoAnswer):
+            host.shutdown(hangs)
+    with pytest.raises(NoAnswer):
+        migrate(real, hangs)
+    host.shutdown(works)
+    after_a_restart = real.another(0).domains()
+    assert after_a_restart[hangs].silent
+    assert not after_a_restart[works].silent
+    assert time.monotonic() - begin < 3 * ANSWER_WITHIN_S
+    host.destroy(hangs)
+    assert set(host.domains()) == {works}
+
+
+def test_a_libvirt_that_hangs_is_not_waited_for(real: LibvirtBench) -> None:
+    real.machines[0].signal_libvirtd("STOP")
+    try:
+        begin = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(NoAnswer) as failure:
+                real.hosts[0].domains()
+            assert failure.value.retryable
+        assert time.monotonic() - begin < 2 * CONNECT_WITHIN_S
+    finally:
+        real.machines[0].signal_libvirtd("CONT")
+
+    def answers() -> bool:
+        with suppress(NoAnswer):
+            return real.hosts[0].domains() == {}
+        return False
+
+    eventually(answers, within=WITHIN_S)
 
 
 def test_a_closed_driver_says_so(libvirts: tuple[Host, Host]) -> None:

@@ -22,6 +22,10 @@ class NoSuchDomain(DriverError):
     """The domain is not on this host (any more)."""
 
 
+class NoAnswer(DriverError):
+    """QEMU, or libvirt itself, hangs: what was asked for may still happen."""
+
+
 class Cancelled(DriverError):
     """A migration ended because its `cancelled` callback asked for it; the VM runs where it ran."""
 
@@ -73,6 +77,7 @@ class Domain:
     digest: str  # of the definition QEMU was started with; "" when the domain is not ours
     memory_mib: int
     vcpus: int
+    silent: bool = False  # libvirt cannot say whether it migrates: QEMU starts, or hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,7 @@ class Hypervisor(Protocol):
     def load(self) -> HostLoad: ...
 
     def domains(self) -> Mapping[str, Domain]:
-        """Active domains by UUID."""
+        """Active domains by UUID; soon, also when one of them hangs."""
         ...
 
     def watch(self, callback: Callable[[DomainEvent], None]) -> None:
@@ -170,7 +175,7 @@ class Hypervisor(Protocol):
         ...
 
     def shutdown(self, uuid: str) -> None:
-        """Ask the guest to power off (ACPI); returns at once."""
+        """Ask the guest to power off (ACPI); returns at once. Raises NoAnswer when QEMU hangs."""
         ...
 
     def destroy(self, uuid: str) -> None:

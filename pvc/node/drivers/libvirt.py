@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import libvirt
@@ -30,6 +30,7 @@ from pvc.node.drivers import (
     MigrationResult,
     MigrationSettings,
     MigrationTarget,
+    NoAnswer,
     NoSuchDomain,
     Progress,
     host,
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE_S, KEEPALIVE_MISSES = 5, 3
 POLL_S = 0.2
+CONNECT_WITHIN_S = 5.0
+ANSWER_WITHIN_S = 3.0  # by QEMU, to a request of ours
+LIST_WITHIN_S = 0.3  # by each QEMU that has to be asked for a list of domains
 STATISTICS_WITHIN_S = 0.5  # a migration's last statistics come as an event of their own
 MIB = 1024 * 1024
 
@@ -103,6 +107,48 @@ class _Migration:
     statistics: Mapping[str, Any] = field(default_factory=dict)
 
 
+T = TypeVar("T")
+
+
+class _Errands:
+    """Calls that may never be answered: libvirt waits for a QEMU that hangs as long as it takes.
+
+    Each is on a thread of its own, which is left behind when the answer takes too long. What is still out is
+    not asked again, so that what hangs holds one thread, and one of libvirt's few, instead of all of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._out: set[str] = set()
+
+    def send(self, what: str, call: Callable[[], T], within_s: float) -> T:
+        """What the call returns or raises. Raises NoAnswer."""
+        with self._lock:
+            if what in self._out:
+                raise NoAnswer(f"no answer yet: {what}", retryable=True)
+            self._out.add(what)
+        done = threading.Event()
+        answers: list[T] = []
+        errors: list[libvirt.libvirtError] = []
+
+        def go() -> None:
+            try:
+                answers.append(call())
+            except libvirt.libvirtError as error:
+                errors.append(error)
+            finally:
+                with self._lock:
+                    self._out.discard(what)
+                done.set()
+
+        threading.Thread(target=go, name=what, daemon=True).start()
+        if not done.wait(within_s):
+            raise NoAnswer(f"no answer within {within_s:g} s: {what}", retryable=True)
+        if errors:
+            raise errors[0]
+        return answers[0]
+
+
 class LibvirtHypervisor:
     """Connects when first used, and again after libvirtd was restarted."""
 
@@ -122,6 +168,7 @@ class LibvirtHypervisor:
         self._quiet: dict[str, int] = {}  # UUID → run that is known to be in no migration
         self._told_to_end: set[str] = set()  # QEMU got a signal: not the guest's wish
         self._migrations: dict[str, _Migration] = {}
+        self._errands = _Errands()
 
     # The host
 
@@ -177,8 +224,8 @@ class LibvirtHypervisor:
             connection.createXML(xml)
 
     def shutdown(self, uuid: str) -> None:
-        with self._domain(uuid) as domain:
-            domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        button = libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
+        self._request(uuid, "shut down", lambda domain: domain.shutdownFlags(button))
 
     def destroy(self, uuid: str) -> None:
         try:
@@ -188,15 +235,18 @@ class LibvirtHypervisor:
             return
 
     def resume(self, uuid: str) -> None:
-        with self._domain(uuid) as domain:
-            domain.resume()
+        self._request(uuid, "resume", lambda domain: domain.resume())
 
     def _look_at(self, domain: libvirt.virDomain, state: int, reason: int) -> Domain:
         uuid, run = domain.UUIDString(), domain.ID()
         started = self._started.get(uuid)
         if started is None or started.run != run:
             started = self._started[uuid] = _read_started(domain, run)
-        moving = self._moving(domain, uuid, run, state)
+        silent, moving = False, None
+        try:
+            moving = self._moving(uuid, run, state)
+        except NoAnswer:
+            silent = True
         names = REASONS.get(state, ())
         shown = STATES.get(state, DomainState.RUNNING)
         return Domain(
@@ -209,15 +259,16 @@ class LibvirtHypervisor:
             digest=started.digest,
             memory_mib=started.memory_mib,
             vcpus=started.vcpus,
+            silent=silent,
         )
 
-    def _moving(self, domain: libvirt.virDomain, uuid: str, run: int, state: int) -> DomainState | None:
+    def _moving(self, uuid: str, run: int, state: int) -> DomainState | None:
         """Ask for a job only where there can be one that is not ours: in new runs and in paused ones."""
         if uuid in self._migrations:
             return DomainState.OUTGOING
         if self._quiet.get(uuid) == run and state != libvirt.VIR_DOMAIN_PAUSED:
             return None
-        moves = _moves(domain)
+        moves = self._ask(uuid, "say what it does", _moves, LIST_WITHIN_S)
         if moves is None:
             self._quiet[uuid] = run
         return moves
@@ -235,6 +286,11 @@ class LibvirtHypervisor:
     ) -> MigrationResult:
         begin = time.monotonic()
         migration = _Migration()
+        self._request(
+            uuid,
+            "set its downtime",
+            lambda domain: _try(partial(domain.migrateSetMaxDowntime, settings.max_downtime_ms)),
+        )
         with self._domain(uuid) as domain:
             if self._migrations.setdefault(uuid, migration) is not migration:
                 raise DriverError(f"{domain.name()} is being migrated already")
@@ -260,7 +316,6 @@ class LibvirtHypervisor:
         """Until it is over; returns why we aborted it, if we did."""
         begin = time.monotonic()
         name = f"migration of {domain.name()}"
-        _try(lambda: domain.migrateSetMaxDowntime(settings.max_downtime_ms))
         threading.Thread(
             target=_migrate,
             args=(self._uri, domain.UUIDString(), target, settings, migration),
@@ -297,8 +352,7 @@ class LibvirtHypervisor:
 
     def abort_job(self, uuid: str) -> None:
         try:
-            with self._domain(uuid) as domain:
-                domain.abortJob()
+            self._request(uuid, "end its migration", lambda domain: domain.abortJob())
         except NoSuchDomain:
             return
         except DriverError as error:
@@ -369,7 +423,9 @@ class LibvirtHypervisor:
         return connection
 
     def _connect(self) -> libvirt.virConnect:
-        connection = _connect(self._uri)
+        connection = self._errands.send(
+            f"libvirt, to connect to {self._uri}", lambda: _connect(self._uri), CONNECT_WITHIN_S
+        )
         connection.registerCloseCallback(self._connection_closed, None)
         for event, callback in (
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
@@ -394,6 +450,20 @@ class LibvirtHypervisor:
     def _domain(self, uuid: str, *, alone: bool = False) -> Iterator[libvirt.virDomain]:
         with self._talk(alone=alone) as connection:
             yield connection.lookupByUUIDString(uuid)
+
+    def _ask(self, uuid: str, what: str, question: Callable[[libvirt.virDomain], T], within_s: float) -> T:
+        """What QEMU itself must answer, on a connection that nobody else waits for. Raises NoAnswer."""
+        return self._errands.send(
+            f"QEMU of {uuid}, to {what}",
+            lambda: question(_connect(self._uri).lookupByUUIDString(uuid)),
+            within_s,
+        )
+
+    def _request(self, uuid: str, what: str, call: Callable[[libvirt.virDomain], object]) -> None:
+        try:
+            self._ask(uuid, what, call, ANSWER_WITHIN_S)
+        except libvirt.libvirtError as error:
+            raise _error(error) from error
 
 
 @cache

@@ -94,6 +94,21 @@ ROWS = [
     ),
     Row("start asked again", spec(attempts=1), domain=RUNS, then="commit start owner=me"),
     Row("crashed", domain=domain(DomainState.CRASHED), then="destroy start"),
+    Row("hangs", domain=domain(silent=True)),
+    Row(
+        "hangs, of an earlier daemon",
+        status=replace(TO_N2, owner=EARLIER_ME),
+        domain=domain(silent=True),
+        then="commit migrate owner=me migration=n2",
+    ),
+    Row("hangs and may be migrating", AWAY, TO_N2, domain(silent=True), target=YES),
+    Row(
+        "hangs, may be migrating and is to stop",
+        replace(STOPPED, force=True),
+        TO_N2,
+        domain(silent=True),
+        then="destroy shutdown",
+    ),
     Row("paused", domain=domain(DomainState.PAUSED), then="commit start owner=me"),
     Row(
         "long good run",
@@ -342,6 +357,18 @@ def test_promised_memory_is_not_promised_twice() -> None:
     seen = picture(vms={UUID: vm(first, OTHERS), second.uuid: vm(second, OTHERS)})
     seen = replace(seen, targets={UUID: (Target("n1", 0, 3), 1)})
     assert [told(action) for action in plan(seen).actions] == ["answer 3000 MiB do not fit its free 1096 MiB"]
+
+
+def test_memory_is_not_promised_twice_in_one_round_either() -> None:
+    first, second = spec(memory_mib=3000), spec(uuid="2" * 36, memory_mib=3000, name="web2")
+    seen = picture(vms={UUID: vm(first, OTHERS), second.uuid: vm(second, OTHERS)})
+    answers = plan(seen).actions
+    assert [told(action) for action in answers] == [
+        "answer yes",
+        "answer 3000 MiB do not fit its free 1096 MiB",
+    ]
+    being_told = {UUID: answers[0]}
+    assert [told(action) for action in plan(replace(seen, busy=being_told)).actions] == [told(answers[1])]
 
 
 def test_missing_bridge_is_refused() -> None:
