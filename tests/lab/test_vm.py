@@ -257,12 +257,13 @@ def test_qemu_killed_is_started_again_then_given_up(cluster: Cluster) -> None:
     with cluster.vm("fragile") as vm:
         node, killed = vm["node"], 0
 
-        def runs_anew() -> bool:
-            return cluster.info("fragile")["state"] == "start" and cluster.qemu_pid("fragile", node) != killed
+        def runs_anew() -> int:
+            """The process, never 0: to kill that is to kill whoever asks for it."""
+            pid = cluster.qemu_pid("fragile", node)
+            return pid if pid != killed and cluster.info("fragile")["state"] == "start" else 0
 
         for _ in range(5):
-            eventually(runs_anew, within=60)
-            killed = cluster.qemu_pid("fragile", node)
+            killed = eventually(runs_anew, within=60)
             cluster.run(node, "kill", "-9", str(killed))
         eventually(lambda: cluster.info("fragile")["state"] == "fail", within=40)
         assert "5 times" in cluster.info("fragile")["reason"]
