@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,7 @@ class HttpTransport:
                 if kept and found.is_read and isinstance(error, DROPPED):
                     continue
                 raise self._unavailable(error, changes=not found.is_read) from error
+            _debug("%s %s %s: %s", self.address, found.method, target, answer.status)
             if answer.will_close:
                 self.close()
             return answer, content
@@ -129,6 +131,14 @@ class HttpTransport:
         if not isinstance(value, dict) or "error" not in value:
             raise PVCError(f"{self.address} answered with status {answer.status}")
         raise from_code(str(value["error"]), str(value.get("message", "")), str(value.get("hint", "")))
+
+
+def _debug(message: str, *values: object) -> None:
+    """Logging takes as long to import as a request: with --debug, and in daemons, it is there already."""
+    if "logging" in sys.modules:
+        import logging
+
+        logging.getLogger(__name__).debug(message, *values)
 
 
 def _request(

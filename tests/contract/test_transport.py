@@ -187,6 +187,15 @@ def served(tmp_path: Path) -> Iterator[Serving]:
         yield one
 
 
+def test_debugging_names_each_request_and_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(tmp_path, operations=list(every_operation())) as served, caplog.at_level("DEBUG"):
+        transport = HttpTransport(served.url, served.keys["admin"])
+        transport.call("vm.list", {"state": "start"})
+        transport.close()
+    assert f"{served.url} GET /api/v1/vm?state=start: 200" in caplog.messages
+    assert not [line for line in caplog.messages if served.keys["admin"] in line]
+
+
 def test_one_connection_serves_many_calls(served: Serving) -> None:
     transport = HttpTransport(served.url, served.keys["admin"])
     transport.call("vm.list", {})

@@ -48,10 +48,12 @@ def test_info() -> None:
 def test_flush_and_ready_change_one_word_of_the_spec() -> None:
     world = with_vm("running")
     before = world.plain(paths.node("n1"))
+    world.edit(paths.load("n1"), vms=1)
     shown = world.call("node.flush", node="n1")
     assert world.plain(paths.node("n1")) == {**before, "wanted": "flushed"}
     assert (shown["domain_state"], shown["settled"]) == ("flush", False)
     assert shown["goal"] == {"domain_state": "flushed"}
+    assert shown["activity"] == "1 VM is still here"
     assert world.spec("web1").node == "n1", "the node itself moves its VMs"
     world.edit(paths.node_status("n1"), flushed=True)
     assert world.call("node.info", node="n1")["domain_state"] == "flushed"
