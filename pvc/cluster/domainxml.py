@@ -83,6 +83,11 @@ class Facts:
     has_host_devices: bool  # such a VM cannot migrate live
     has_guest_agent: bool
 
+    @property
+    def bridges(self) -> tuple[str, ...]:
+        """What a node must have for it."""
+        return tuple(sorted({nic.source for nic in self.nics if nic.type == "bridge"}))
+
 
 @dataclass(frozen=True, slots=True)
 class NewDisk:

@@ -197,5 +197,4 @@ def bridges_of(spec: VMSpec) -> tuple[str, ...]:
     """What a node must have; raises Invalid when the definition is unreadable."""
     from pvc.cluster import domainxml
 
-    facts = domainxml.parse(spec.definition)
-    return tuple(sorted({nic.source for nic in facts.nics if nic.type == "bridge"}))
+    return domainxml.parse(spec.definition).bridges

@@ -30,7 +30,7 @@ from pvc.cluster.vm import (
     move,
 )
 from pvc.config import Config
-from pvc.errors import Conflict, NotFound, PVCError, TimedOut, Unavailable
+from pvc.errors import Conflict, Failed, Invalid, NotFound, PVCError, TimedOut, Unavailable
 from pvc.node.actions import (
     AbortJob,
     Action,
@@ -60,6 +60,9 @@ from pvc.node.plan import RETRY_S, Note, start_failed, stray, take_back
 from pvc.proc import run
 
 log = logging.getLogger(__name__)
+
+TRIES = 16
+"""To hand a VM over, while operations change it at the same time."""
 
 
 @dataclass(slots=True)
@@ -192,9 +195,12 @@ class Executor:
 
     def _start_domain(self, spec: VMSpec) -> None:
         console = Path(self.config.paths.console, f"{spec.uuid}.log")
-        console.parent.mkdir(parents=True, exist_ok=True)
-        for disk in spec.new_disks:
-            _make_disk(disk.path, disk.size_bytes)
+        try:
+            console.parent.mkdir(parents=True, exist_ok=True)
+            for disk in spec.new_disks:
+                _make_disk(disk.path, disk.size_bytes)
+        except OSError as error:
+            raise Failed(f"{error.filename or 'its files'}: {error.strerror}") from error
         xml = domainxml.render(
             spec.definition,
             emulation=str(self.capabilities.emulation),
@@ -327,15 +333,17 @@ class Executor:
         if result.downtime_ms is not None:
             told += f", downtime {result.downtime_ms} ms"
         owner = Owner(action.target.node, action.target.incarnation)
-        while True:
+        for tried in range(1, TRIES + 1):
             vm = self._fresh(uuid)
             status = replace(
                 vm.status, owner=owner, state=State.START, migration=None, reason="", last_migration=told
             )
             try:
-                return self.write(vm, None, status)
+                self.write(vm, None, status)
+                return
             except (Conflict, NotFound):
-                continue
+                if tried == TRIES:
+                    raise  # the planner does it, from what is then
 
     # The node
 
@@ -348,7 +356,11 @@ class Executor:
         placement = Placement(view.nodes(), view.cluster().selector)
         problems = []
         for vm in vms:
-            bridges = {nic.source for nic in domainxml.parse(vm.spec.definition).nics if nic.type == "bridge"}
+            try:
+                bridges = domainxml.parse(vm.spec.definition).bridges
+            except Invalid as error:
+                problems.append(f"{vm.spec.name} has an unreadable definition: {error.message}")
+                continue
             choice = placement.choose(vm.spec, avoid=[self.me.node], bridges=bridges)
             if choice.node is None:
                 problems.append(f"{vm.spec.name} fits nowhere: {explained(choice)}")

@@ -480,10 +480,10 @@ def _is_promised(picture: Picture, uuid: str, vm: VM, answered: set[str]) -> boo
 
 def missing_bridge(spec: VMSpec, bridges: frozenset[str]) -> str:
     try:
-        nics = domainxml.parse(spec.definition).nics
+        needed = domainxml.parse(spec.definition).bridges
     except Invalid as error:
         return f"its definition is unreadable: {error}"
-    missing = sorted({nic.source for nic in nics if nic.type == "bridge"} - bridges)
+    missing = [bridge for bridge in needed if bridge not in bridges]
     return f"it has no bridge {missing[0]}" if missing else ""
 
 

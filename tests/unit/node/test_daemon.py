@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from pvc.clock import SystemClock
 from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
-from pvc.cluster.store import Create
+from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, Wanted
+from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
-from pvc.cluster.vm import Power, State, VMSpec, VMStatus
+from pvc.cluster.vm import NewDisk, Power, State, Target, VMSpec, VMStatus, move
 from pvc.config import Config, NodeConfig, PathsConfig
+from pvc.errors import Failed, NotFound
 from pvc.node.actions import Action, NodeAction
 from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain
@@ -115,3 +118,61 @@ def test_end_that_is_told_after_the_domains_were_listed_is_not_forgotten(bench: 
     bench.rounds(2)
     assert bench.vm.status.reason == "the guest powered itself off"
     assert (bench.vm.spec.power, bench.vm.status.owner) == (Power.STOPPED, None)
+
+
+def join(bench: Bench, name: str, address: str) -> None:
+    """Another node, as its daemon would write it."""
+    status = NodeStatus(1, DaemonState.RUN, cpus=8, memory_mib=16384, bridges=("br0",))
+    bench.store.commit(
+        Create(paths.node(name), dumps(NodeSpec(name, address, address))),
+        Create(paths.node_vms(name)),
+        Create(paths.node_status(name), dumps(status)),
+        Create(paths.load(name), dumps(Load(memory_free_mib=15000))),
+        Create(paths.alive(name), dumps(Alive(1)), ephemeral=True),
+    )
+
+
+def test_unreadable_definition_does_not_keep_the_others_from_leaving(bench: Bench) -> None:
+    join(bench, "n2", "10.0.0.2")
+    broken = spec(uuid=UUID.replace("1", "2"), name="web2", definition="<domain")
+    bench.add(spec())
+    bench.add(broken)
+    here = bench.node
+    bench.store.commit(Put(paths.node("n1"), dumps(replace(here.spec, wanted=Wanted.FLUSHED))))
+    bench.rounds(4)
+    assert bench.vm.spec.node == "n2"
+    assert View(bench.store).vm(broken.uuid).spec.node == "n1"
+    assert "web2 has an unreadable definition" in bench.node.load.problem
+
+
+def test_files_that_cannot_be_made_are_a_reason_to_fail_and_no_bug(bench: Bench) -> None:
+    bench.add(spec(new_disks=(NewDisk("/dev/null/disk.qcow2", 1 << 20),)))
+    with pytest.raises(Failed):
+        bench.rounds(1)
+    bench.rounds(2)
+    assert (bench.vm.status.state, bench.vm.status.owner) == (State.FAIL, None)
+    assert bench.vm.status.reason == "cannot start: /dev/null: File exists"
+    assert UUID not in bench.host.machines
+
+
+def test_hand_over_that_cannot_be_written_is_not_tried_for_ever(bench: Bench) -> None:
+    join(bench, "n2", "10.0.0.2")
+    bench.host.world.hosts["n1"] = bench.host
+    bench.host.world.add("10.0.0.2")
+    bench.add(spec())
+    bench.rounds(2)
+    moved = move(bench.vm.spec, "n2", home=None)
+    bench.store.commit(
+        Put(paths.vm(UUID), dumps(moved)),
+        Create(paths.node_vm("n2", UUID)),
+        Create(paths.vm_target(UUID), dumps(Target("n2", moved.moves, 1))),
+    )
+
+    def lose_index(uuid: str) -> None:
+        with suppress(NotFound):
+            bench.store.commit(Delete(paths.node_vm("n1", uuid)))
+
+    bench.host.world.during_migration = lose_index
+    with pytest.raises(NotFound):
+        bench.rounds(1)
+    assert bench.host.world.running_on(UUID) == ("10.0.0.2",)
