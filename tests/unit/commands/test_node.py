@@ -56,6 +56,7 @@ def test_flush_and_ready_change_one_word_of_the_spec() -> None:
     assert shown["activity"] == "1 VM is still here"
     assert world.spec("web1").node == "n1", "the node itself moves its VMs"
     world.edit(paths.node_status("n1"), flushed=True)
+    world.edit(paths.load("n1"), vms=0)
     assert world.call("node.info", node="n1")["domain_state"] == "flushed"
     shown = world.call("node.ready", node="n1")
     assert world.plain(paths.node("n1")) == before
