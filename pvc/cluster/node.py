@@ -69,7 +69,7 @@ class Load:
     memory_used_mib: int = 0
     memory_free_mib: int = 0
     memory_allocated_mib: int = 0
-    """Of running VMs."""
+    """Of VMs that run here, or are about to."""
     memory_provisioned_mib: int = 0
     """Of VMs assigned here, running or not."""
     vcpus_allocated: int = 0

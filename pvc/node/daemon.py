@@ -24,7 +24,7 @@ from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeS
 from pvc.cluster.placement import RESERVED_MIB
 from pvc.cluster.store import Create, Delete, Op, Put, Session, SessionState, Store
 from pvc.cluster.view import VM, View, expand_one_node, one_node
-from pvc.cluster.vm import Owner, Power, Target
+from pvc.cluster.vm import Owner, Power, State, Target, VMSpec
 from pvc.config import Config
 from pvc.errors import Conflict, Failed, NotFound, PVCError, Unavailable
 from pvc.node.actions import Action, NodeAction
@@ -298,15 +298,19 @@ class Daemon:
         self.load_due = now + self.config.daemon.keepalive_s
 
     def _load(self, picture: Picture) -> Load:
-        host = self.hypervisor.load()
+        host, here = self.hypervisor.load(), picture.domains
+        coming = [
+            vm.spec for uuid, vm in picture.vms.items() if uuid not in here and _is_coming(vm, self.name)
+        ]
+        taking: list[Domain | VMSpec] = [*here.values(), *coming]
         return Load(
             memory_used_mib=host.memory_used_mib,
             memory_free_mib=host.memory_free_mib,
-            memory_allocated_mib=sum(domain.memory_mib for domain in picture.domains.values()),
+            memory_allocated_mib=sum(one.memory_mib for one in taking),
             memory_provisioned_mib=sum(
                 vm.spec.memory_mib for vm in picture.vms.values() if vm.spec.node == self.name
             ),
-            vcpus_allocated=sum(domain.vcpus for domain in picture.domains.values()),
+            vcpus_allocated=sum(one.vcpus for one in taking),
             load=host.load_1,
             vms=sum(_is_here(vm, self.name) for vm in picture.vms.values()),
             arriving=sum(_is_arriving(vm, self.name) for vm in picture.vms.values()),
@@ -328,6 +332,15 @@ def _is_here(vm: VM, name: str) -> bool:
 
 def _is_arriving(vm: VM, name: str) -> bool:
     return vm.spec.node == name and vm.status.owner is not None and vm.status.owner.node != name
+
+
+def _is_coming(vm: VM, name: str) -> bool:
+    """It takes memory here in a moment: said at once, so that the next VM is placed with that in mind."""
+    if vm.status.owner is not None:
+        return _is_arriving(vm, name) or (vm.status.owner.node == name and vm.status.state is State.STARTING)
+    # Not one that waits for its next try: it would be in its own way when it is asked to start again.
+    is_asked = vm.spec.power is Power.STARTED and vm.spec.attempts > vm.status.attempts
+    return is_asked and vm.spec.node == name
 
 
 def host_bridges() -> frozenset[str]:

@@ -24,7 +24,7 @@ from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.store import MemoryCluster, MemoryStore
-from tests.unit.node.pictures import UUID, spec
+from tests.unit.node.pictures import UUID, XML, spec
 
 
 @dataclass(slots=True)
@@ -118,6 +118,20 @@ def test_end_that_is_told_after_the_domains_were_listed_is_not_forgotten(bench: 
     bench.rounds(2)
     assert bench.vm.status.reason == "the guest powered itself off"
     assert (bench.vm.spec.power, bench.vm.status.owner) == (Power.STOPPED, None)
+
+
+def test_load_counts_what_is_about_to_run(bench: Bench) -> None:
+    bench.rounds()
+    bench.lanes[0].held = True
+    bench.add(spec(attempts=1))
+    other = UUID.replace("1", "2")
+    bench.add(spec(uuid=other, name="web2", definition=XML.replace(UUID, other)))
+    bench.rounds()
+    assert UUID not in bench.host.machines
+    assert (bench.node.load.memory_allocated_mib, bench.node.load.vcpus_allocated) == (512, 1)
+    bench.lanes[0].held = False
+    bench.rounds(2)
+    assert bench.node.load.memory_allocated_mib == 1024
 
 
 def join(bench: Bench, name: str, address: str) -> None:
