@@ -26,6 +26,7 @@ class DirectTransport:
         self._config: Config | None = None
         self._node = node
         self._clock = clock or SystemClock()
+        self._watching: Watching | None = None
 
     def call(
         self,
@@ -41,12 +42,13 @@ class DirectTransport:
         if not found.is_read or not after or within_s <= 0:
             return self._invoke(found, store, store, arguments, plan)
         end = self._clock.monotonic() + within_s
-        changed = threading.Event()
-        watching = Watching(store, changed)
-        store.on_session(watching.session_changed)
+        if self._watching is None:
+            # One for all calls: what it watches already is not watched twice.
+            self._watching = Watching(store)
+        changed = self._watching.changed
         while True:
             changed.clear()
-            answer = self._invoke(found, store, watching, arguments, plan)
+            answer = self._invoke(found, store, self._watching, arguments, plan)
             left = end - self._clock.monotonic()
             if version_of(answer) != after or left <= 0:
                 return answer
@@ -55,7 +57,7 @@ class DirectTransport:
     def close(self) -> None:
         if self._store is not None:
             self._store.close()
-            self._store = None
+            self._store = self._watching = None
 
     def _invoke(
         self,
@@ -113,9 +115,10 @@ def _fetch(
 class Watching:
     """A reader that leaves a watch on all it reads: on that an operation's answer depends."""
 
-    def __init__(self, store: Store, changed: threading.Event) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._changed = changed
+        self.changed = threading.Event()
+        store.on_session(self._session_changed)
 
     def get(self, path: str) -> Stored | None:
         return self.get_many([path])[0]
@@ -126,8 +129,8 @@ class Watching:
     def children(self, path: str) -> tuple[str, ...]:
         return self._store.read((), [path], self._wake)[1][0]
 
-    def session_changed(self, session: Session) -> None:
-        self._changed.set()
+    def _session_changed(self, session: Session) -> None:
+        self.changed.set()
 
     def _wake(self, path: str) -> None:
-        self._changed.set()
+        self.changed.set()

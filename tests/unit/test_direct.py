@@ -80,6 +80,13 @@ def test_a_read_that_nothing_happens_to_answers_in_time(transport: DirectTranspo
     assert transport.call("thing.state", {"thing": "t1"}, after=version_of(first), within_s=0.05) == first
 
 
+def test_waiting_again_and_again_leaves_one_listener(transport: DirectTransport, store: MemoryStore) -> None:
+    first = transport.call("thing.state", {"thing": "t1"})
+    for _ in range(3):
+        transport.call("thing.state", {"thing": "t1"}, after=version_of(first), within_s=0.01)
+    assert len(store._listeners) == 1
+
+
 def test_closing_ends_the_session(store: MemoryStore, transport: DirectTransport) -> None:
     transport.call("thing.info", {"thing": "t1"})
     transport.close()
