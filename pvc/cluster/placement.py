@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pvc.cluster.node import Wanted
-from pvc.cluster.view import Node
 from pvc.cluster.vm import Selector, VMSpec
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import Node
 
 RESERVED_MIB = 512
 """Of each node's memory, kept for the host itself."""

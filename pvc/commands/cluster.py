@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pvc import __version__
 from pvc.cluster import paths
@@ -13,12 +13,14 @@ from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.node import DaemonState, Wanted
 from pvc.cluster.store import Create, Op, Put
-from pvc.cluster.view import VM, Node
 from pvc.cluster.vm import Power, State, shown_state
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Switch
 from pvc.errors import Conflict, Unavailable
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM, Node
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 NAMED_AT_MOST = 10

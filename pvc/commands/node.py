@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.node import DaemonState, NodeRole, Wanted
 from pvc.cluster.placement import explained
 from pvc.cluster.store import Check, Delete, Op, Put
-from pvc.cluster.view import VM, Node
 from pvc.cluster.vm import Power
 from pvc.commands import types
 from pvc.commands.context import Context, LocalContext
@@ -20,6 +19,9 @@ from pvc.commands.vm_info import Goal, bridges_of
 from pvc.commands.vm_log import Cursor, Follow, Text, parse_cursor, show
 from pvc.commands.vm_place import placement_of
 from pvc.errors import Conflict, Invalid, Unavailable
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM, Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pvc.cluster.view import VM
 from pvc.cluster.vm import Power, State, VMSpec, move
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
@@ -14,6 +13,9 @@ from pvc.commands.vm_info import VMInfo, describe, is_moving
 from pvc.commands.vm_place import called_back, choose, placement_of, refusal, without_size
 from pvc.commands.vm_write import save
 from pvc.errors import Conflict
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM
 
 
 @operation("POST", "/vm/{vm}/start", role=Role.OPERATE, noun="vm", waits="vm.info")
@@ -30,7 +32,7 @@ def start(
     """
     found = ctx.view.vm(vm)
     spec, status = found.spec, found.status
-    if status.owner is None and not _is_starting(found):
+    if status.owner is None and not _is_starting(ctx, found):
         placed = _placed(ctx, found, force)
         new = replace(
             placed, power=Power.STARTED, force=False, attempts=_next(spec.attempts, status.attempts)
@@ -46,10 +48,13 @@ def start(
     return describe(save(ctx, found, new), {"state": "start"})
 
 
-def _is_starting(vm: VM) -> bool:
-    """Wanted, and its node has not looked at that yet."""
+def _is_starting(ctx: Context, vm: VM) -> bool:
+    """Wanted, and its node is about to look at that."""
     spec = vm.spec
-    return spec.power is Power.STARTED and spec.node is not None and spec.attempts > vm.status.attempts
+    if spec.power is not Power.STARTED or spec.node is None or spec.attempts <= vm.status.attempts:
+        return False
+    node = ctx.view.nodes([spec.node]).get(spec.node)
+    return node is not None and node.is_running
 
 
 def _placed(ctx: Context, vm: VM, force: bool) -> VMSpec:

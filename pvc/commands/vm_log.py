@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pvc.cluster.view import Node
 from pvc.commands.context import Context, LocalContext
 from pvc.commands.registry import Arg, local, operation
 from pvc.commands.types import Lines, VMName
 from pvc.errors import Conflict, Unavailable
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import Node
 
 CURSOR = r"([a-z0-9-]+:\d+(,[a-z0-9-]+:\d+)*)?"
 LINES_OF_A_NEW_NODE = 1000

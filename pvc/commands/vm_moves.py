@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pvc.cluster.view import VM, Node
 from pvc.cluster.vm import Method, Power, move
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
@@ -14,6 +13,9 @@ from pvc.commands.vm_info import Goal, VMInfo, describe, is_moving
 from pvc.commands.vm_place import called_back, choose, placement_of, refusal, without_size
 from pvc.commands.vm_write import save
 from pvc.errors import Conflict, NotFound
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM, Node
 
 ForceLive = Annotated[bool, Arg("only live: if that fails, it stays where it is")]
 

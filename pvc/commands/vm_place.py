@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pvc.cluster.placement import Choice, Placement, explained
-from pvc.cluster.view import VM
 from pvc.cluster.vm import VMSpec, move
 from pvc.commands.context import Context
 from pvc.commands.vm_info import bridges_of
 from pvc.errors import Conflict
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM
 
 
 def placement_of(ctx: Context) -> Placement:

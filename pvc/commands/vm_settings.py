@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pvc.cluster.placement import Placement
-from pvc.cluster.view import VM
 from pvc.cluster.vm import Method, Selector, Tag, VMSpec
 from pvc.commands import types
 from pvc.commands.context import Context, LocalContext
@@ -16,6 +15,9 @@ from pvc.commands.vm_info import VMInfo, describe
 from pvc.commands.vm_life import check_can_restart, restarted
 from pvc.commands.vm_write import save, with_definition
 from pvc.errors import Conflict, Failed, Invalid, NotFound
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM
 
 
 def _changed(ctx: Context, vm: VM, new: VMSpec, restart: bool) -> VMInfo:

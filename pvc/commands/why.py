@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pvc.cluster import domainxml, paths
 from pvc.cluster.node import DaemonState, Wanted
-from pvc.cluster.view import VM, Node
 from pvc.cluster.vm import Power, State, VMSpec, settled, shown_state
 from pvc.commands.context import Context
 from pvc.commands.node import vms_of
@@ -16,6 +16,9 @@ from pvc.commands.types import NodeName, VMName
 from pvc.commands.vm_info import activity, bridges_of, is_moving, is_pending
 from pvc.commands.vm_place import placement_of
 from pvc.errors import Invalid
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM, Node
 
 
 @dataclass(frozen=True, slots=True)
