@@ -93,8 +93,10 @@ class View:
 
     def forget_missing(self) -> None:
         """Drop decoded documents that are gone; called now and then by whoever keeps a view for long."""
-        for path in [path for path in self._decoded if self.reader.get(path) is None]:
-            self._decoded.pop(path, None)
+        known = list(self._decoded)
+        for path, stored in zip(known, self.reader.get_many(known), strict=True):
+            if stored is None:
+                self._decoded.pop(path, None)
 
     # Cluster
 

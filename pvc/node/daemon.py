@@ -432,6 +432,7 @@ def main(config: Config) -> None:
             [
                 lambda: certificates.renew(config, store, console.reload),
                 lambda: remove_old_consoles(config.paths.console, store, clock.wall()),
+                daemon.view.forget_missing,
             ]
         )
         upkeep.start()
