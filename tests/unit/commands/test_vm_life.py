@@ -101,6 +101,15 @@ def test_start_again_before_its_node_has_looked_changes_nothing() -> None:
     assert world.documents() == before
 
 
+def test_start_again_finds_a_place_when_its_node_died_before_it_looked() -> None:
+    world = with_vm(node="n2")
+    world.call("vm.start", vm="web1")
+    world.kill_node("n2")
+    world.call("vm.start", vm="web1")
+    assert (world.spec("web1").node, world.spec("web1").attempts) == ("n1", 2)
+    world.check_invariants()
+
+
 def test_start_of_one_that_failed_is_a_new_attempt() -> None:
     world = failed()
     assert world.call("vm.info", vm="web1")["state"] == "fail"
