@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 from pvc.config import Config
@@ -41,7 +42,7 @@ def read_console(path: Path, *, lines: int, cursor: int | None) -> tuple[str, in
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if cursor is None:
-                return _last_lines(path, lines), size
+                return _last_lines(file, size, lines), size
             file.seek(cursor if cursor <= size else 0)
             data = file.read(MOST_BYTES)
             return data.decode(errors="replace"), file.tell()
@@ -77,11 +78,11 @@ def _journal_line(at: int, message: object) -> str:
     return f"{when} {message or ''}\n"
 
 
-def _last_lines(path: Path, lines: int) -> str:
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - MOST_BYTES))
-        text = file.read().decode(errors="replace")
+def _last_lines(file: BinaryIO, size: int, lines: int) -> str:
+    """No further than the cursor that goes with it, whatever is written meanwhile."""
+    begin = max(0, size - MOST_BYTES)
+    file.seek(begin)
+    text = file.read(size - begin).decode(errors="replace")
     return "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
 
 

@@ -76,5 +76,5 @@ class ThreadLanes:
         self._done()
 
     def close(self) -> None:
-        """Begin nothing more; what is going on ends with the process."""
+        """Begin nothing more. Python waits for what is going on before it exits, until systemd ends that."""
         self._pool.shutdown(wait=False, cancel_futures=True)
