@@ -26,6 +26,25 @@ class DaemonState(StrEnum):
     DEAD = "dead"
 
 
+class BMCDriver(StrEnum):
+    IPMI = "ipmi"
+    REDFISH = "redfish"
+
+
+@dataclass(frozen=True, slots=True)
+class BMC:
+    """The controller that switches a node's power while the node itself is dead."""
+
+    driver: BMCDriver
+    address: str
+    user: str
+    password: str
+    """Encrypted with the cluster key."""
+    certificate: str = ""
+    """Of Redfish: "" one that this machine's authorities vouch for, "any", or its SHA-256 in hexadecimal."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     name: str
@@ -33,6 +52,7 @@ class NodeSpec:
     storage_address: str
     role: NodeRole = NodeRole.HYPERVISOR
     wanted: Wanted = Wanted.READY
+    bmc: BMC | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
