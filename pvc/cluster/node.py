@@ -24,6 +24,8 @@ class DaemonState(StrEnum):
     SHUTDOWN = "shutdown"
     STOP = "stop"
     DEAD = "dead"
+    FENCED = "fenced"
+    """Dead, and there is evidence that nothing of it runs."""
 
 
 class BMCDriver(StrEnum):
@@ -43,6 +45,11 @@ class BMC:
     certificate: str = ""
     """Of Redfish: "" one that this machine's authorities vouch for, "any", or its SHA-256 in hexadecimal."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def good_for(self) -> str:
+        """Signed with the password, which must never be sent to another address than it was given for."""
+        return " ".join((self.driver, self.address, self.user, self.certificate))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.vm_log": ("log-text", "log"),
     },
     "node": {
+        "pvc.commands.node_bmc": ("bmc",),
         "pvc.commands.node": ("info", "list", "flush", "ready", "remove", "log-text", "log", "run"),
     },
     "cluster": {"pvc.commands.cluster": ("init", "status", "maintenance")},

@@ -1,27 +1,29 @@
-"""Power through IPMI: ipmitool over lanplus. What it says is believed only where it is exactly as expected."""
+"""Power through IPMI: ipmitool over lanplus. Its words count only where they are exactly as expected."""
 
 from __future__ import annotations
 
 import re
 
 from pvc.errors import TimedOut
-from pvc.node.drivers.power import BMCAccess, BMCNonsense, BMCRefused, BMCUnreachable, PowerState
+from pvc.node.drivers.power import (
+    BMCAccess,
+    BMCNonsense,
+    BMCRefused,
+    BMCUnreachable,
+    PowerState,
+    host_and_port,
+)
 from pvc.proc import Completed, run
 
 PASSWORD_VARIABLE = "IPMITOOL_PASSWORD"
 TIMEOUT_S = 6.0
-# Cipher suite 3 is what every BMC speaks; one second for an answer, and one repetition.
-OPTIONS = ("-I", "lanplus", "-C", "3", "-N", "1", "-R", "1", "-E")
+# Cipher suite 3 is what every BMC speaks; one second for an answer, and one repetition. Without -v a wrong
+# password and an address where nobody is sound the same.
+OPTIONS = ("-v", "-I", "lanplus", "-C", "3", "-N", "1", "-R", "1", "-E")
+PORT = 623
 
 STATE = re.compile(r"Chassis Power is (on|off)")
-REFUSALS = (
-    "RAKP 2 HMAC is invalid",
-    "unauthorized name",
-    "insufficient privilege",
-    "Insufficient privilege",
-    "Invalid user name",
-    "password verification failed",
-)
+REFUSALS = ("RAKP 2 HMAC is invalid", "RAKP 2 message indicates an error", "nsufficient privilege")
 SILENCE = ("Unable to establish IPMI v2 / RMCP+ session", "Unable to establish LAN session")
 
 
@@ -43,7 +45,8 @@ class Ipmi:
 
 
 def _chassis(bmc: BMCAccess, order: str) -> str:
-    argv = ["ipmitool", *OPTIONS, "-H", bmc.address, "-U", bmc.user, "chassis", "power", order]
+    host, port = host_and_port(bmc.address, PORT)
+    argv = ["ipmitool", *OPTIONS, "-H", host, "-p", str(port), "-U", bmc.user, "chassis", "power", order]
     try:
         done = run(argv, timeout_s=TIMEOUT_S, check=False, env={PASSWORD_VARIABLE: bmc.password})
     except TimedOut:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from pvc.cluster.node import BMC, BMCDriver
+from pvc.errors import Invalid
 from pvc.node.drivers import DriverError
+
+ANY_CERTIFICATE = "any"
 
 
 class PowerState(StrEnum):
@@ -56,17 +60,24 @@ class Power(Protocol):
         ...
 
 
+def host_and_port(address: str, port: int) -> tuple[str, int]:
+    """Of "10.0.0.1", "bmc1:6230" or "[fd00::1]:6230". Raises Invalid."""
+    try:
+        parts = urlsplit(f"//{address}")
+        host, given = parts.hostname, parts.port
+    except ValueError:
+        host, given = None, None
+    if not host:
+        raise Invalid(f"{address!r} is no address of a BMC", hint="HOST or HOST:PORT")
+    return host, given or port
+
+
 def open_bmc(bmc: BMC, secret: str) -> BMCAccess:
-    """Raises Invalid where the cluster key does not open the password, or address or user were swapped."""
+    """Raises Invalid where the cluster key does not open the password, or it was for another BMC."""
     from pvc import secretbox
 
-    password = secretbox.decrypt(bmc.password, secret, about=about(bmc))
+    password = secretbox.decrypt(bmc.password, secret, about=bmc.good_for)
     return BMCAccess(bmc.driver, bmc.address, bmc.user, password, bmc.certificate)
-
-
-def about(bmc: BMC) -> str:
-    """What an encrypted password is good for: with another address it would be sent to somebody else."""
-    return f"{bmc.driver} {bmc.address} {bmc.user} {bmc.certificate}"
 
 
 class AnyPower:

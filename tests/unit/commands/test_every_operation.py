@@ -19,6 +19,8 @@ OURS = ("vm", "node", "cluster", "why")
 
 Make = Callable[[], World]
 
+BMC = {"node": "n1", "address": "10.0.0.201", "user": "admin", "password": "secret1\n"}
+
 
 def operations() -> list[Operation]:
     return [found for noun in OURS for found in registry.operations(noun).values()]
@@ -54,6 +56,7 @@ def dead_node() -> World:
 CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "cluster.init": (World, {"name": "test"}),
     "cluster.maintenance": (a_world, {"switch": "on"}),
+    "node.bmc": (a_world, BMC),
     "node.flush": (running, {"node": "n1"}),
     "node.ready": (flushed, {"node": "n1"}),
     "node.remove": (dead_node, {"node": "n3"}),
@@ -142,6 +145,16 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("node.info", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.list", a_world, {"limit": "("}, Invalid, "not a regular expression"),
     ("node.list", a_world, {"daemon_state": "tired"}, Invalid, "cannot be 'tired'"),
+    ("node.bmc", a_world, {**BMC, "node": "n9"}, NotFound, "no node named n9"),
+    ("node.bmc", a_world, {"node": "n1"}, Invalid, "needs --address"),
+    ("node.bmc", a_world, {**BMC, "password": "\n"}, Invalid, "needs --password-file"),
+    ("node.bmc", a_world, {**BMC, "password": "a\nb"}, Invalid, "must be one line"),
+    ("node.bmc", a_world, {**BMC, "address": "-H x"}, Invalid, "is not HOST or HOST:PORT"),
+    ("node.bmc", a_world, {**BMC, "user": "a b"}, Invalid, "is not a user's name"),
+    ("node.bmc", a_world, {**BMC, "driver": "smoke"}, Invalid, "cannot be 'smoke'"),
+    ("node.bmc", a_world, {**BMC, "certificate": "any"}, Invalid, "only redfish has a certificate"),
+    ("node.bmc", a_world, {**BMC, "remove": True}, Invalid, "goes with no other option"),
+    ("node.bmc", a_world, {"node": "n1", "remove": True}, Conflict, "n1 has no BMC"),
     ("node.flush", a_world, {"node": "N1"}, Invalid, "is not a node's name"),
     ("node.ready", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.remove", a_world, {"node": "n9"}, NotFound, "no node named n9"),
