@@ -72,11 +72,12 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Excuse:
-    """It came back: nobody shoots."""
+    """Nobody shoots, or not any more."""
 
     fence: Fence
     version: int
     why: str
+    state: FenceState = FenceState.RETURNED
 
 
 Duty = Shoot | Release | Finish | Excuse
@@ -143,16 +144,18 @@ def duties(scene: Scene) -> Duties:
     placement = _placement(scene)
     for name, node in sorted(scene.nodes.items()):
         found = scene.fences.get(name_of(name, node.status.incarnation))
-        duty = _of_node(scene, node, found, result)
-        if duty is not None and lane(duty) not in scene.busy:
-            result.todo.append(duty)
+        _begin(scene, _of_node(scene, node, found, result), result)
         if found is not None and found[0].state is FenceState.FENCED and is_gone(node.status, node.alive):
             _recover(scene, node, *found, placement, result)
     for fence, version in scene.fences.values():
-        excuse = _of_the_past(scene, fence, version)
-        if excuse is not None and lane(excuse) not in scene.busy:
-            result.todo.append(excuse)
+        _begin(scene, _of_the_past(scene, fence, version), result)
     return result
+
+
+def _begin(scene: Scene, duty: Duty | None, result: Duties) -> None:
+    """A node's fences share its lane: the others have their turn when this one is done."""
+    if duty is not None and lane(duty) not in {*scene.busy, *map(lane, result.todo)}:
+        result.todo.append(duty)
 
 
 def _of_the_past(scene: Scene, fence: Fence, version: int) -> Duty | None:
@@ -196,12 +199,14 @@ def _suspected(scene: Scene, node: Node, fence: Fence, version: int | None, resu
 
 def _asked(scene: Scene, node: Node, fence: Fence, version: int, result: Duties) -> Duty | None:
     """A person's decision needs no suspicion; to go on for ever against a node that lives it is no reason."""
+    gives_up = ""
     if node.spec.name == scene.me:
-        return None
-    if fence.attempts >= ASKED_TRIES and not is_gone(node.status, node.alive):
-        if fence.state is FenceState.FAILED:
-            return None
-        return Excuse(fence, version, f"{ASKED_TRIES} tries did not end it: {fence.reason}")
+        gives_up = "it is the primary itself"
+    elif fence.attempts >= ASKED_TRIES and not is_gone(node.status, node.alive):
+        gives_up = f"{ASKED_TRIES} tries did not end it: {fence.reason}"
+    if gives_up:
+        is_said = fence.state is FenceState.FAILED
+        return None if is_said else Excuse(fence, version, gives_up, FenceState.FAILED)
     return _shot(scene, Shoot(node.spec.name, fence, version), scene.now, result)
 
 

@@ -15,12 +15,12 @@ from pvc.cluster.codec import Unreadable, dumps
 from pvc.cluster.fencing import Duties, Duty, Excuse, Finish, Note, Release, Scene, Shoot, name_of
 from pvc.cluster.membership import Evidence, Fence, FenceState, Primary, is_gone
 from pvc.cluster.mirror import Mirror
-from pvc.cluster.node import NodeRole, NodeSpec
+from pvc.cluster.node import BMC, NodeRole, NodeSpec
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store, Stored
 from pvc.cluster.view import VM, Node, View, expand_whole_cluster, whole_cluster
 from pvc.cluster.vm import Owner, index_nodes, index_ops
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
-from pvc.node.drivers.power import Power, PowerState, open_bmc
+from pvc.node.drivers.power import BMCAccess, Power, PowerState, open_bmc
 from pvc.node.lanes import Lanes, ThreadLanes
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Coordinator:
         lanes: Callable[[Callable[[Duty], None], Callable[[], None]], Lanes[Duty]] = thread_lanes,
         wake: Callable[[], None] = lambda: None,
         judge: Callable[[Scene], Duties] = fencing.duties,
+        access: Callable[[BMC, str], BMCAccess] = open_bmc,
     ) -> None:
         self.me = me
         self.store = store
@@ -63,6 +64,7 @@ class Coordinator:
         self.secret = secret
         self.wake = wake
         self.judge = judge
+        self.access = access
         self.mirror = Mirror(store, whole_cluster(), expand_whole_cluster, wake)
         self.view = View(self.mirror)
         self.notes: dict[str, Note] = {}
@@ -283,7 +285,7 @@ class Coordinator:
             return Evidence.NONE
         if node.bmc is None:
             raise Failed(f"{fence.node} has no BMC")
-        access = open_bmc(node.bmc, self.secret)
+        access = self.access(node.bmc, self.secret)
         if self.power.state(access) is PowerState.OFF:
             return Evidence.POWER_OFF
         if self.clock.monotonic() > looked_at + BEHIND_S:
@@ -320,9 +322,7 @@ class Coordinator:
         self._write(replace(fence, state=FenceState.FAILED, reason=why), version)
 
     def _excuse(self, duty: Excuse) -> None:
-        is_over = duty.fence.asked_by and duty.fence.state is FenceState.FENCING
-        state = FenceState.FAILED if is_over else FenceState.RETURNED
-        self._write(replace(duty.fence, state=state, reason=duty.why), duty.version)
+        self._write(replace(duty.fence, state=duty.state, reason=duty.why), duty.version)
 
     def _release(self, duty: Release) -> None:
         """Owner, spec and index of a VM in one transaction that holds only with the receipt."""
@@ -351,7 +351,7 @@ class Coordinator:
         was_shot = duty.fence.evidence is Evidence.POWER_OFF
         if bmc is not None and was_shot and self.view.cluster().fence_policy is FencePolicy.POWER_CYCLE:
             self.commit()
-            self.power.on(open_bmc(bmc, self.secret))
+            self.power.on(self.access(bmc, self.secret))
             log.warning("switched %s on again", duty.fence.node)
         self._write(duty.fence, duty.version)
 
