@@ -57,15 +57,17 @@ def secondary(cluster: Cluster) -> str:
 def on(cluster: Cluster, node: str) -> Iterator[Witness]:
     """Two VMs that tick on a node, and somebody who looks; asked is a node that will not die."""
     cluster.asked = next(name for name in cluster.lab.nodes if name != node)
+    for name in VMS:
+        cluster.remove(name)
     with watching(cluster.lab.layout.prefix) as witness:
         try:
             for name in VMS:
-                cluster.remove(name)
                 cluster.create(name, "--target", node)
             for name in VMS:
                 cluster.ticking(name, node, more_than=3)
             yield witness
         finally:
+            disarm(cluster)
             for name in VMS:
                 cluster.remove(name)
 
@@ -136,7 +138,7 @@ def test_power_and_bmc_are_gone(cluster: Cluster) -> None:
         cut(cluster, victim)
         failed = eventually(lambda: refused(cluster, victim), within=30)
         assert "does not answer" in failed["reason"]
-        eventually(lambda: refused(cluster, victim)["attempts"] > failed["attempts"], within=30)
+        eventually(lambda: receipt(cluster, victim)["attempts"] > failed["attempts"], within=30)
         assert not any(witness.has_run(name, 2) for name in VMS), "without proof its VMs are its own"
         assert cluster.json("node", "info", victim)["daemon_state"] == "dead"
         began = time.monotonic()
