@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from pvc.cluster.vm import Selector
 
 LAYOUT_VERSION = 1
+
+
+class FencePolicy(StrEnum):
+    """What becomes of a node that was fenced, when its VMs are released."""
+
+    POWER_CYCLE = "power-cycle"
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +32,11 @@ class ClusterSpec:
     """Bad ends in a row before a VM is `fail`."""
     disk_directory: str = "/srv/share/vms"
     """Where `vm create --disk SIZE` puts its files: a directory that all nodes share."""
+    primary: str = ""
+    """The coordinator that is wanted as primary; empty: whoever comes first."""
+    fence_grace_s: float = 2.0
+    """From the end of a node's session until it is fenced."""
+    fence_policy: FencePolicy = FencePolicy.POWER_CYCLE
     layout: int = LAYOUT_VERSION
     """Of the documents, as the whole cluster speaks it; raised when every node can."""
     extra: Mapping[str, Any] = field(default_factory=dict)

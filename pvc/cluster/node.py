@@ -24,6 +24,32 @@ class DaemonState(StrEnum):
     SHUTDOWN = "shutdown"
     STOP = "stop"
     DEAD = "dead"
+    FENCED = "fenced"
+    """Dead, and there is evidence that nothing of it runs."""
+
+
+class BMCDriver(StrEnum):
+    IPMI = "ipmi"
+    REDFISH = "redfish"
+
+
+@dataclass(frozen=True, slots=True)
+class BMC:
+    """The controller that switches a node's power while the node itself is dead."""
+
+    driver: BMCDriver
+    address: str
+    user: str
+    password: str
+    """Encrypted with the cluster key."""
+    certificate: str = ""
+    """Of Redfish: "" one that this machine's authorities vouch for, "any", or its SHA-256 in hexadecimal."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def good_for(self) -> str:
+        """Signed with the password, which must never be sent to another address than it was given for."""
+        return " ".join((self.driver, self.address, self.user, self.certificate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +59,7 @@ class NodeSpec:
     storage_address: str
     role: NodeRole = NodeRole.HYPERVISOR
     wanted: Wanted = Wanted.READY
+    bmc: BMC | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -13,8 +13,13 @@ VMS = f"{ROOT}/vms"
 NAMES = f"{ROOT}/names"
 VM_NAMES = f"{NAMES}/vm"
 TOKENS = f"{ROOT}/tokens"
+FENCES = f"{ROOT}/fences"
+PRIMARY = f"{ROOT}/primary"
+"""Ephemeral of the primary."""
+TERM = f"{ROOT}/term"
+"""Written by each new primary: its version grows with every change of the role."""
 
-LAYOUT = (ROOT, NODES, ALIVE, LOAD, VMS, NAMES, VM_NAMES, TOKENS)
+LAYOUT = (ROOT, NODES, ALIVE, LOAD, VMS, NAMES, VM_NAMES, TOKENS, FENCES, TERM)
 """Created once, parents first."""
 
 
@@ -62,3 +67,7 @@ def vm_name(name: str) -> str:
 
 def token(identity: str) -> str:
     return f"{TOKENS}/{identity}"
+
+
+def fence(node: str, incarnation: int) -> str:
+    return f"{FENCES}/{node}-{incarnation}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pvc.cluster import paths
 from pvc.cluster.cluster import LAYOUT_VERSION, ClusterSpec
 from pvc.cluster.codec import loads
+from pvc.cluster.membership import Fence, FenceState, Primary
 from pvc.cluster.mirror import Follow
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
 from pvc.cluster.store import Reader, Stored
@@ -18,6 +19,7 @@ from pvc.errors import NotFound, Unavailable
 T = TypeVar("T")
 
 UUID_LENGTH = 36
+OVER = (DaemonState.DEAD, DaemonState.STOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,16 @@ class Node:
     alive: Alive | None
     load: Load
     load_version: int | None
+    is_primary: bool = False
+    fence: Fence | None = None
+    """Of this life of its daemon."""
+    fence_version: int | None = None
 
     @property
     def daemon_state(self) -> DaemonState:
-        return daemon_state(self.status, self.alive)
+        state = daemon_state(self.status, self.alive)
+        is_fenced = self.fence is not None and self.fence.state is FenceState.FENCED
+        return DaemonState.FENCED if is_fenced and state in OVER else state
 
     @property
     def domain_state(self) -> str:
@@ -73,7 +81,9 @@ class Node:
     @property
     def version(self) -> str:
         alive = self.alive.incarnation if self.alive else 0
-        return f"{self.spec_version}.{self.status_version}.{alive}.{self.load_version}"
+        role = int(self.is_primary)
+        known = f"{self.spec_version}.{self.status_version}.{alive}.{self.load_version}"
+        return f"{known}.{self.fence_version}.{role}"
 
 
 class View:
@@ -166,7 +176,10 @@ class View:
     def nodes(self, names: Sequence[str] | None = None) -> dict[str, Node]:
         wanted = list(self.reader.children(paths.NODES) if names is None else names)
         kinds = (paths.node, paths.node_status, paths.alive, paths.load)
-        documents = self.reader.get_many([where(name) for where in kinds for name in wanted])
+        *documents, role = self.reader.get_many(
+            [*(where(name) for where in kinds for name in wanted), paths.PRIMARY]
+        )
+        primary = self.decode(Primary, role).node if role else None
         count = len(wanted)
         found = {}
         for index, name in enumerate(wanted):
@@ -180,8 +193,36 @@ class View:
                     self.decode(Alive, alive) if alive else None,
                     self.decode(Load, load) if load else Load(),
                     load.version if load else None,
+                    is_primary=name == primary,
                 )
-        return found
+        return found | self._with_fences({name: node for name, node in found.items() if node.alive is None})
+
+    def _with_fences(self, gone: dict[str, Node]) -> dict[str, Node]:
+        """Of the nodes that are gone, with one more round trip only where there are any."""
+        if not gone:
+            return {}
+        known = {f"{paths.FENCES}/{name}" for name in self.reader.children(paths.FENCES)}
+        by_path = {paths.fence(name, node.status.incarnation): node for name, node in gone.items()}
+        wanted = [path for path in by_path if path in known]
+        return {
+            by_path[path].spec.name: replace(
+                by_path[path], fence=self.decode(Fence, fence), fence_version=fence.version
+            )
+            for path, fence in zip(wanted, self.reader.get_many(wanted), strict=True)
+            if fence is not None
+        }
+
+    # Fences
+
+    def fences(self) -> dict[str, tuple[Fence, int]]:
+        """Each with its version, by the name of its document."""
+        names = self.reader.children(paths.FENCES)
+        stored = self.reader.get_many([f"{paths.FENCES}/{name}" for name in names])
+        return {
+            name: (self.decode(Fence, one), one.version)
+            for name, one in zip(names, stored, strict=True)
+            if one is not None
+        }
 
 
 # What a mirror follows
@@ -189,11 +230,14 @@ class View:
 
 def whole_cluster() -> tuple[Follow, ...]:
     """Roots of the API's mirror."""
-    listed = (paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.VM_NAMES, paths.TOKENS)
-    return (Follow(paths.CLUSTER), Follow(paths.AUTHORITY), *(Follow(path, children=True) for path in listed))
+    listed = (paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.VM_NAMES, paths.TOKENS, paths.FENCES)
+    single = (paths.CLUSTER, paths.AUTHORITY, paths.PRIMARY)
+    return (*(Follow(path) for path in single), *(Follow(path, children=True) for path in listed))
 
 
 def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
+    if listing == paths.FENCES:
+        return (Follow(f"{paths.FENCES}/{name}") for name in names)
     followed = {
         paths.NODES: (paths.node, paths.node_status),
         paths.ALIVE: (paths.alive,),

@@ -26,6 +26,9 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.vm_log": ("log-text", "log"),
     },
     "node": {
+        "pvc.commands.node_bmc": ("bmc",),
+        "pvc.commands.node_fence": ("fence", "fences"),
+        "pvc.commands.node_primary": ("primary", "secondary", "is-primary"),
         "pvc.commands.node": ("info", "list", "flush", "ready", "remove", "log-text", "log", "run"),
     },
     "cluster": {"pvc.commands.cluster": ("init", "status", "maintenance")},

@@ -11,10 +11,12 @@ from pvc import __version__
 from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
+from pvc.cluster.membership import FenceState
 from pvc.cluster.node import DaemonState, Wanted
 from pvc.cluster.store import Create, Op, Put
 from pvc.cluster.vm import Power, State, shown_state
 from pvc.commands.context import Context
+from pvc.commands.node_fence import told
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Switch
 from pvc.errors import Conflict, Unavailable
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pvc.cluster.view import VM, Node
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+DOWN = (DaemonState.DEAD, DaemonState.STOP, DaemonState.FENCED)
 NAMED_AT_MOST = 10
 """VMs in one sentence of the status."""
 
@@ -151,8 +154,8 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
     if not nodes:
         yield "no node has joined the cluster"
     for name, node in sorted(nodes.items()):
-        if node.daemon_state in (DaemonState.DEAD, DaemonState.STOP):
-            yield f"node {name} is {node.daemon_state}: its daemon does not run"
+        if node.daemon_state in DOWN:
+            yield f"node {name} is {node.daemon_state}: {_why_down(node)}"
         elif node.spec.wanted is Wanted.FLUSHED:
             yield f"node {name} is {node.domain_state} and takes no VMs"
         if node.load.problem:
@@ -175,6 +178,12 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
     yield from _of_vms(
         placeless, "are to run and have no node that could run them", "pvc vm start NAME finds a place"
     )
+
+
+def _why_down(node: Node) -> str:
+    if node.fence is not None and node.fence.state is not FenceState.RETURNED:
+        return told(node.fence)
+    return "its daemon does not run"
 
 
 def _of_vms(names: list[str], what: str, more: str) -> Iterator[str]:

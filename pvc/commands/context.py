@@ -58,6 +58,13 @@ def _new_authority() -> Authority:
     return Authority(*pki.create_ca(config.load().cluster.key_file))
 
 
+def _seal(text: str, about: str) -> str:
+    """With this machine's cluster key."""
+    from pvc import config, secretbox
+
+    return secretbox.encrypt(text, config.load().secret(), about=about)
+
+
 @dataclass(slots=True)
 class Context:
     """`reader` is a mirror in the API server and the store itself with --direct."""
@@ -75,6 +82,8 @@ class Context:
     """Of whoever keeps one view for many operations: documents that did not change are not decoded again."""
     console: FetchText = _no_nodes
     new_authority: Callable[[], Authority] = _new_authority
+    seal: Callable[[str, str], str] = _seal
+    """Encrypt a text, and say what it is good for."""
 
     @property
     def view(self) -> View:

@@ -29,7 +29,7 @@ class NodeInfo:
     name: str
     pvc_version: str
     daemon_state: DaemonState
-    coordinator_state: NodeRole
+    coordinator_state: types.CoordinatorState
     domain_state: str
     activity: str
     """What is going on, in words; empty when nothing is."""
@@ -46,6 +46,8 @@ class NodeInfo:
     memory_provisioned_mib: int
     address: str
     storage_address: str
+    bmc: str
+    """Through which it is fenced when it dies; empty: it cannot be."""
     bridges: tuple[str, ...]
     emulation: str
     libvirt: str
@@ -65,7 +67,7 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
         name=node.spec.name,
         pvc_version=status.version,
         daemon_state=node.daemon_state,
-        coordinator_state=node.spec.role,
+        coordinator_state=coordinator_state(node),
         domain_state=state,
         activity=_activity(node, state),
         reason=load.problem,
@@ -80,6 +82,7 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
         memory_provisioned_mib=load.memory_provisioned_mib,
         address=node.spec.address,
         storage_address=node.spec.storage_address,
+        bmc=f"{node.spec.bmc.driver} {node.spec.bmc.address}" if node.spec.bmc else "",
         bridges=status.bridges,
         emulation=status.emulation,
         libvirt=status.libvirt,
@@ -90,6 +93,13 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
         settled=state in (types.DomainState.READY, types.DomainState.FLUSHED),
         goal=goal,
     )
+
+
+def coordinator_state(node: Node) -> types.CoordinatorState:
+    if node.is_primary:
+        return types.CoordinatorState.PRIMARY
+    is_coordinator = node.spec.role is NodeRole.COORDINATOR
+    return types.CoordinatorState.SECONDARY if is_coordinator else types.CoordinatorState.HYPERVISOR
 
 
 def _activity(node: Node, state: str) -> str:
@@ -136,7 +146,8 @@ def list_(
     limit: Limit = "",
     *,
     daemon_state: Annotated[DaemonState, Arg("only nodes whose daemon is so", short="-ds")] | None = None,
-    coordinator_state: Annotated[NodeRole, Arg("only nodes of that role", short="-cs")] | None = None,
+    coordinator_state: Annotated[types.CoordinatorState, Arg("only nodes of that role", short="-cs")]
+    | None = None,
     domain_state: Annotated[types.DomainState, Arg("only nodes in that state", short="-vs")] | None = None,
 ) -> tuple[NodeInfo, ...]:
     """List nodes."""

@@ -117,6 +117,14 @@ class Switch(StrEnum):
     OFF = "off"
 
 
+class CoordinatorState(StrEnum):
+    """Of a node, as users see it."""
+
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+    HYPERVISOR = "hypervisor"
+
+
 class DomainState(StrEnum):
     """Of a node, as users see it."""
 

@@ -11,6 +11,7 @@ from pvc.cluster.node import DaemonState, Wanted
 from pvc.cluster.vm import Power, State, VMSpec, settled, shown_state
 from pvc.commands.context import Context
 from pvc.commands.node import vms_of
+from pvc.commands.node_fence import told
 from pvc.commands.registry import operation
 from pvc.commands.types import NodeName, VMName
 from pvc.commands.vm_info import activity, bridges_of, is_moving, is_pending
@@ -139,6 +140,8 @@ def _of_node(ctx: Context, node: Node) -> Iterator[str]:
 
 def _daemon(node: Node) -> str:
     state = node.daemon_state
+    if node.fence is not None:
+        return told(node.fence)
     if state is DaemonState.DEAD:
         return "its daemon is dead: it said that it runs, and its session with the store is gone"
     if state is DaemonState.STOP:

@@ -18,6 +18,7 @@ from pvc.lab import bmc, configure, discover, network, power, preflight
 from pvc.lab.common import Say, Stages, existing, locked
 from pvc.lab.inside import capture
 from pvc.lab.layout import UPSTREAM, Lab, Node, directory_of_environment, initialised, load, new_lab, save
+from pvc.lab.render import BMC_USER, bmc_password
 from pvc.proc import run
 
 POLL_S = 0.05
@@ -86,6 +87,10 @@ def _start(lab: Lab, program: Path, stages: Stages) -> Lab:
         stages.done("cluster initialised")
     _await_running(lab)
     stages.done(f"every node runs: {', '.join(node.name for node in lab.nodes)}")
+    if stopped:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: _make_bmc_known(lab, node), lab.nodes))
+        stages.done("the cluster knows every BMC")
     configure.keep_capabilities(lab, lab.nodes[0])
     return lab
 
@@ -135,6 +140,15 @@ def _initialise(lab: Lab) -> None:
     done = capture(lab, first, ["pvc", "--direct", "cluster", "init", "--name", "lab"], timeout_s=30)
     if done.code not in (0, Conflict.exit_code):
         raise Failed(f"pvc cluster init on {first.name}: {(done.stderr or done.stdout).strip()}")
+
+
+def _make_bmc_known(lab: Lab, node: Node) -> None:
+    """So that the node is fenced when it dies."""
+    told = ["--address", lab.bmc_address(node), "--user", BMC_USER, "--password-file", "-"]
+    words = ["pvc", "--quiet", "node", "bmc", node.name, *told]
+    done = capture(lab, lab.nodes[0], words, timeout_s=30, stdin=bmc_password(node))
+    if done.code != 0:
+        raise Failed(f"pvc node bmc {node.name}: {(done.stderr or done.stdout).strip()}")
 
 
 def _await_running(lab: Lab) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from pvc import __version__
 from pvc.clock import Clock, SystemClock
@@ -33,9 +33,14 @@ from pvc.node.execute import Executor
 from pvc.node.lanes import Lanes, ThreadLanes
 from pvc.node.plan import Note, Picture, Plan, plan, remember
 
+if TYPE_CHECKING:
+    from pvc.node.coordinator import Loop
+
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
+LATE_S = 30.0
+"""A coordinator whose round takes longer hangs."""
 DRAIN_S = 60.0
 """For what lanes have begun (a start, a migration) to end before it leaves: less than systemd waits."""
 
@@ -50,7 +55,9 @@ class Daemon:
         hypervisor: Hypervisor,
         clock: Clock,
         *,
-        lanes: Callable[[Callable[[Action | NodeAction], None], Callable[[], None]], Lanes] = ThreadLanes,
+        lanes: Callable[
+            [Callable[[Action | NodeAction], None], Callable[[], None]], Lanes[Action | NodeAction]
+        ] = ThreadLanes,
         wake: Callable[[], None] = lambda: None,
         bridges: Callable[[], frozenset[str]] = lambda: frozenset(),
         planner: Callable[[Picture], Plan] = plan,
@@ -123,13 +130,17 @@ class Daemon:
 
     def _spec(self) -> NodeSpec:
         own = self.config.node
-        is_coordinator = own.address in {server.rpartition(":")[0] for server in self.config.servers()}
         return NodeSpec(
             name=self.name,
             address=own.address,
             storage_address=own.storage_address or own.address,
-            role=NodeRole.COORDINATOR if is_coordinator else NodeRole.HYPERVISOR,
+            role=self.role,
         )
+
+    @property
+    def role(self) -> NodeRole:
+        servers = {server.rpartition(":")[0] for server in self.config.servers()}
+        return NodeRole.COORDINATOR if self.config.node.address in servers else NodeRole.HYPERVISOR
 
     def _status(self, incarnation: int, known: NodeStatus) -> NodeStatus:
         can = self.capabilities
@@ -356,6 +367,8 @@ class Process:
     def __init__(self, config: Config, notify: Callable[..., object]) -> None:
         self.config = config
         self.notify = notify
+        self.is_well: Callable[[], bool] = lambda: True
+        """Of what runs beside the loop: systemd restarts a daemon of which a part hangs."""
         self.woken = threading.Event()
         self.ending = threading.Event()
 
@@ -366,6 +379,10 @@ class Process:
     def wait(self, seconds: float) -> None:
         self.woken.wait(seconds)
         self.woken.clear()
+
+    def feed(self) -> None:
+        if self.is_well():
+            self.notify("WATCHDOG=1")
 
     def loop(self, daemon: Daemon) -> None:
         ready = False
@@ -390,14 +407,14 @@ class Process:
             ):  # the boundary: VMs and the other duties of the daemon outlive a mistake in a round
                 log.exception("this round failed: a bug in pvc")
                 wait = 1.0
-            self.notify("WATCHDOG=1")
+            self.feed()
             self.wait(wait)
 
     def drain(self, daemon: Daemon) -> None:
         """Begin nothing more, and let what goes on end: it would be taken up again, but cleaner is better."""
         until = daemon.clock.monotonic() + DRAIN_S
         while daemon.lanes.busy and daemon.clock.monotonic() < until:
-            self.notify("WATCHDOG=1")
+            self.feed()
             self.wait(LONGEST_WAIT_S)
 
 
@@ -436,6 +453,7 @@ def main(config: Config) -> None:
             ]
         )
         upkeep.start()
+        coordinating = _coordinate(process, daemon, store, secret)
         try:
             process.loop(daemon)
             notify("STOPPING=1")
@@ -443,12 +461,28 @@ def main(config: Config) -> None:
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
         finally:
+            if coordinating is not None:
+                coordinating.close()
             upkeep.close()
             console.close()
             hypervisor.close()
     finally:
         store.close()
         lock.close()
+
+
+def _coordinate(process: Process, daemon: Daemon, store: Store, secret: str) -> Loop | None:
+    """Beside the node's own loop, where the node is a coordinator."""
+    if daemon.role is not NodeRole.COORDINATOR:
+        return None
+    from pvc.node.coordinator import Coordinator, Loop
+    from pvc.node.drivers.power import AnyPower
+
+    clock = SystemClock()
+    loop = Loop(lambda wake: Coordinator(daemon.me, store, AnyPower(), clock, secret, wake=wake))
+    process.is_well = lambda: clock.monotonic() < loop.beat + LATE_S
+    loop.start()
+    return loop
 
 
 def _only_one(config: Config) -> TextIO:

@@ -6,10 +6,10 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from pvc.errors import Conflict, PVCError
-from pvc.node.actions import Action, NodeAction, key
+from pvc.node.actions import key
 
 log = logging.getLogger(__name__)
 
@@ -19,43 +19,52 @@ REST_S = 1.0
 REST_AFTER_CONFLICT_S = 0.1
 
 
-class Lanes(Protocol):
+A = TypeVar("A")
+
+
+class Lanes(Protocol[A]):
     @property
-    def busy(self) -> Mapping[str, Action | NodeAction]:
+    def busy(self) -> Mapping[str, A]:
         """What is going on, by lane."""
         ...
 
-    def submit(self, action: Action | NodeAction) -> None:
+    def submit(self, action: A) -> None:
         """Begin an action whose lane is free."""
         ...
 
     def close(self) -> None: ...
 
 
-class ThreadLanes:
+class ThreadLanes(Generic[A]):
     """Lanes on a pool of threads: the only threads that act."""
 
-    def __init__(self, carry_out: Callable[[Action | NodeAction], None], done: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        carry_out: Callable[[A], None],
+        done: Callable[[], None],
+        lane_of: Callable[[Any], str] = key,
+    ) -> None:
         self._carry_out = carry_out
+        self._lane_of = lane_of
         self._done = done
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="lane")
         self._lock = threading.Lock()
-        self._busy: dict[str, Action | NodeAction] = {}
+        self._busy: dict[str, A] = {}
 
     @property
-    def busy(self) -> Mapping[str, Action | NodeAction]:
+    def busy(self) -> Mapping[str, A]:
         with self._lock:
             return dict(self._busy)
 
-    def submit(self, action: Action | NodeAction) -> None:
-        lane = key(action)
+    def submit(self, action: A) -> None:
+        lane = self._lane_of(action)
         with self._lock:
             assert lane not in self._busy, f"lane {lane} is busy"
             self._busy[lane] = action
         future = self._pool.submit(self._carry_out, action)
         future.add_done_callback(lambda ended: self._ended(lane, action, ended))
 
-    def _ended(self, lane: str, action: Action | NodeAction, future: Future[None]) -> None:
+    def _ended(self, lane: str, action: A, future: Future[None]) -> None:
         error = future.exception() if not future.cancelled() else None
         if error is None:
             self._open(lane)

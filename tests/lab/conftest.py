@@ -11,11 +11,16 @@ from tests.lab.labs import DIRECTORY, PVC, RunningLab, run_lab
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[RunningLab]:
-    """A test that breaks it repairs it (lab.repair())."""
+    """A test that breaks it repairs it (lab.repair()).
+
+    In maintenance, so that what a test switches off stays off: only test_failover.py arms fencing.
+    """
     assert PVC.exists(), "dist/pvc is missing: ./build.py zipapp"
     run_lab(DIRECTORY, "down")
     run_lab(DIRECTORY, "up", "--nodes", "3")
     try:
-        yield RunningLab(DIRECTORY)
+        running = RunningLab(DIRECTORY)
+        running.run("n1", "pvc", "cluster", "maintenance", "on")
+        yield running
     finally:
         run_lab(DIRECTORY, "down")

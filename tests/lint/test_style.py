@@ -22,6 +22,7 @@ BOUNDARIES = {
     "pvc/http/app.py": "a request",
     "pvc/http/serve.py": "a turn of the API server's mirror",
     "pvc/node/daemon.py": "a cycle of the daemon",
+    "pvc/node/coordinator.py": "a round of the coordinator",
     "pvc/node/lanes.py": "an action of the daemon",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pvc.cluster import domainxml
@@ -25,6 +26,7 @@ from pvc.node.drivers import (
     NoSuchDomain,
     Progress,
 )
+from pvc.node.drivers.power import BMCAccess, PowerState
 
 if TYPE_CHECKING:
     from tests.sim.world import Life, World
@@ -47,12 +49,23 @@ class Job:
     """The target runs it: there is no way back."""
 
 
+class BMCFault(StrEnum):
+    NONE = "none"
+    SILENT = "silent"
+    SLOW = "slow"
+    LATE = "late"
+    DEAF = "deaf"
+
+
 @dataclass(eq=False)
 class Host:
     world: World
     name: str
     is_up: bool = True
     has_libvirt: bool = True
+    bmc: BMCFault = BMCFault.NONE
+    pending_off: int = 0
+    """Of a BMC that obeys late: how many orders wait."""
     domains: dict[str, Domain] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     """Outgoing."""
@@ -186,6 +199,54 @@ class Host:
         if domain is None:
             raise NoSuchDomain(f"no domain {uuid} on {self.name}")
         return domain
+
+
+class SimPower:
+    """The BMCs as one life of a coordinator reaches them; the power is the host's own."""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self.world = life.world
+
+    def state(self, bmc: BMCAccess) -> PowerState:
+        host = self._reach(bmc)
+        return PowerState.ON if host.is_up else PowerState.OFF
+
+    def off(self, bmc: BMCAccess) -> None:
+        host = self._host(bmc)
+        if not host.is_up or host.bmc is BMCFault.DEAF:
+            return
+        # No pause before: what lies between a look and the order is the coordinator's own.
+        self.world.trace(f"{self.life.name}: orders {host.name} off")
+        self.world.shot(host.name)
+        if host.bmc is not BMCFault.LATE:
+            self.world.power_cut(host.name)
+        else:
+            host.pending_off += 1
+            self.world.later(self.world.rng.choice((1.0, 5.0, 20.0)), lambda: self._late(host))
+        self._reach(bmc)
+
+    def _late(self, host: Host) -> None:
+        if host.pending_off and host.is_up:
+            host.pending_off = 0
+            self.world.power_cut(host.name)
+
+    def on(self, bmc: BMCAccess) -> None:
+        host = self._reach(bmc)
+        if not host.is_up and host.bmc is not BMCFault.DEAF:
+            self.world.trace(f"{self.life.name}: switches {host.name} on")
+            self.world.power_on(host.name)
+        self._reach(bmc)
+
+    def _host(self, bmc: BMCAccess) -> Host:
+        host = self.world.hosts[bmc.address]
+        if host.bmc is BMCFault.SILENT:
+            raise DriverError(f"the BMC of {host.name} does not answer", retryable=True)
+        return host
+
+    def _reach(self, bmc: BMCAccess) -> Host:
+        self.life.point(3.0 if self.world.hosts[bmc.address].bmc is BMCFault.SLOW else None)
+        return self._host(bmc)
 
 
 class SimHypervisor:

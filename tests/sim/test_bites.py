@@ -7,10 +7,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from pvc.cluster import fencing
+from pvc.cluster.fencing import Duties, Release, Scene
+from pvc.cluster.membership import Evidence, Fence, FenceState
+from pvc.cluster.node import NodeSpec
 from pvc.cluster.view import VM
 from pvc.cluster.vm import Power, State
 from pvc.errors import PVCError
 from pvc.node.actions import Action, Commit, Migrate, NodeAction, Shutdown, Start, StopStray
+from pvc.node.coordinator import Coordinator
 from pvc.node.execute import Executor
 from pvc.node.plan import Picture, Plan, plan
 from tests.sim.world import Mutant, Violation, simulate
@@ -117,6 +122,56 @@ def without_grace(picture: Picture) -> Plan:
     return plan(replace(picture, notes=notes))
 
 
+class TakesSilenceForOff(Coordinator):
+    """A BMC that does not answer has lost its power with the node."""
+
+    def _evidence(self, fence: Fence) -> Evidence:
+        try:
+            return super()._evidence(fence)
+        except PVCError:
+            return Evidence.POWER_OFF
+
+
+class TakesTheOrderForItsEffect(Coordinator):
+    """Who was ordered off is off."""
+
+    def _evidence(self, fence: Fence) -> Evidence:
+        super()._evidence(fence)
+        return Evidence.POWER_OFF
+
+
+class ShootsFromMemory(Coordinator):
+    """Who was gone when the duty was found is gone still: nobody looks a second time."""
+
+    def _look(self, fence: Fence) -> tuple[NodeSpec | None, float]:
+        return self.view.node(fence.node).spec, self.clock.monotonic()
+
+
+def releases_the_suspects(scene: Scene) -> Duties:
+    """VMs of a node that is about to be fenced are as good as free."""
+    fences = {
+        name: (replace(fence, state=FenceState.FENCED, finished=True), version)
+        if fence.state in (FenceState.FENCING, FenceState.FAILED)
+        else (fence, version)
+        for name, (fence, version) in scene.fences.items()
+    }
+    found = fencing.duties(scene)
+    found.todo += [
+        duty for duty in fencing.duties(replace(scene, fences=fences)).todo if isinstance(duty, Release)
+    ]
+    lanes = {fencing.lane(duty): duty for duty in found.todo}
+    return Duties(list(lanes.values()), found.wake_at)
+
+
+def sees_nobody(scene: Scene) -> Duties:
+    """A mirror that has lost the sessions of all others."""
+    nodes = {
+        name: node if name == scene.me else replace(node, alive=None) for name, node in scene.nodes.items()
+    }
+    notes = {name: replace(note, gone_since=0.0) for name, note in scene.notes.items()}
+    return fencing.duties(replace(scene, nodes=nodes, notes=notes))
+
+
 @dataclass(frozen=True)
 class Bite:
     name: str
@@ -132,6 +187,10 @@ BITES = [
     Bite("leave strays", Mutant(planner=each(leaves_strays))),
     Bite("expect everything", Mutant(planner=each(expects_everything))),
     Bite("list domains before the store is read", Mutant(planner=without_grace, old_lists=True)),
+    Bite("take silence for off", Mutant(coordinator=TakesSilenceForOff)),
+    Bite("take an order for its effect", Mutant(coordinator=TakesTheOrderForItsEffect)),
+    Bite("shoot from memory", Mutant(coordinator=ShootsFromMemory, judge=sees_nobody)),
+    Bite("release without evidence", Mutant(judge=releases_the_suspects)),
     Bite("forget requests", Mutant(planner=each(forgets_requests))),
 ]
 

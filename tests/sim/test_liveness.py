@@ -14,6 +14,7 @@ from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Power, State
 from pvc.node.drivers import DomainState, Ended
 from tests.fakes.store import MemoryCluster, MemoryStore
+from tests.sim.hosts import BMCFault
 from tests.sim.world import World
 
 SEEDS = range(8)
@@ -125,6 +126,7 @@ def test_target_loses_power_while_the_vm_migrates(stage: Stage) -> None:
     world = stage.world
     world.command("move", stage.uuid, target="n2")
     stage.migration()
+    world.hosts["n2"].bmc = BMCFault.SILENT  # else the fence brings it back in time for the fallback
     world.power_cut("n2")
     world.until(lambda: _is_back(stage))
     assert "not moved to n2" in stage.vm().status.reason

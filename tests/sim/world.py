@@ -17,9 +17,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
-from pvc.cluster import domainxml, paths
+from pvc.cluster import domainxml, fencing, paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps, loads
+from pvc.cluster.fencing import Duties, Scene
+from pvc.cluster.membership import Fence, FenceState
+from pvc.cluster.node import BMC, BMCDriver, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Op, Put, Session, SessionState, Stored, Watch
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Owner, Power, State, VMSpec, VMStatus, settled
@@ -27,14 +30,16 @@ from pvc.commands.context import Caller, Context, invoke
 from pvc.commands.registry import Role, find
 from pvc.config import ClusterConfig, Config, NodeConfig, PathsConfig
 from pvc.errors import Conflict, Invalid, PVCError, Unavailable
-from pvc.node.actions import Action, NodeAction, key
+from pvc.node.actions import key
+from pvc.node.coordinator import Coordinator
 from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain, DomainState, DriverError, Ended, EventKind
+from pvc.node.drivers.power import BMCAccess
 from pvc.node.execute import Executor
 from pvc.node.lanes import REST_AFTER_CONFLICT_S, REST_S
 from pvc.node.plan import Picture, Plan, plan
 from tests.fakes.store import MemoryCluster, MemoryStore
-from tests.sim.hosts import Host, SimHypervisor
+from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimPower
 from tests.sim.tasks import Crashed, Task
 
 FAULTS_S = 60.0
@@ -43,6 +48,8 @@ SETTLE_S = 900.0
 QUIET_S = 30.0
 BUSY_ACTIONS, BUSY_S = 100, 10.0
 """More actions in so short a time are a loop that feeds itself."""
+HEALTHY_S = 15.0
+"""After the last fault of a node, nobody has a reason to fence it."""
 ROUNDS_AT_REST = 60
 """Of each node in QUIET_S: as many and it wakes itself."""
 RUNS = (DomainState.RUNNING, DomainState.PAUSED, DomainState.SHUTTING_DOWN, DomainState.CRASHED)
@@ -54,6 +61,8 @@ class Mutant:
 
     planner: Callable[[Picture], Plan] = plan
     executor: type[Executor] = Executor
+    judge: Callable[[Scene], Duties] = fencing.duties
+    coordinator: type[Coordinator] = Coordinator
     old_lists: bool = False
 
 
@@ -150,25 +159,30 @@ class SimLanes:
     """Lanes on the scheduler of the world."""
 
     def __init__(
-        self, life: Life, carry_out: Callable[[Action | NodeAction], None], done: Callable[[], None]
+        self,
+        life: Life,
+        carry_out: Callable[[Any], None],
+        done: Callable[[], None],
+        lane_of: Callable[[Any], str] = key,
     ) -> None:
         self._life = life
+        self._lane_of = lane_of
         self._carry_out = carry_out
         self._done = done
-        self._busy: dict[str, Action | NodeAction] = {}
+        self._busy: dict[str, Any] = {}
 
     @property
-    def busy(self) -> Mapping[str, Action | NodeAction]:
+    def busy(self) -> Mapping[str, Any]:
         busy = dict(self._busy)
         self._life.point()
         return busy
 
-    def submit(self, action: Action | NodeAction) -> None:
-        lane, world = key(action), self._life.world
+    def submit(self, action: Any) -> None:
+        lane, world = self._lane_of(action), self._life.world
         assert lane not in self._busy, f"lane {lane} is busy"
         self._busy[lane] = action
         world.count_action()
-        world.trace(f"{self._life.name}: {_told(action)}")
+        world.trace(f"{self._life.name}: {_told(action, lane)}")
         delay = world.rng.choice((0.0, 0.0, 0.0, 0.05, 1.0))
         world.spawn(self._life, partial(self._carry_out, action), partial(self._ended, lane), delay)
 
@@ -177,7 +191,7 @@ class SimLanes:
         if error is None:
             self._open(lane)
             return
-        world.trace(f"{self._life.name}: {lane[:2]}: {error!r}")
+        world.trace(f"{self._life.name}: {lane[:8]}: {error!r}")
         if not isinstance(error, PVCError):
             world.fail(f"a bug in an action: {error!r}", error)
         world.later(
@@ -192,10 +206,10 @@ class SimLanes:
         pass
 
 
-def _told(action: Action | NodeAction) -> str:
+def _told(action: object, lane: str) -> str:
     name = type(action).__name__
     why = getattr(action, "why", "")
-    return f"{name} {key(action)[:2]} {why}"
+    return f"{name} {lane[:2] if len(lane) == 36 else lane} {why}"
 
 
 class Life(Actor):
@@ -207,6 +221,7 @@ class Life(Actor):
         self.client = world.cluster.connect()
         self.store = SimStore(self, self.client)
         self.daemon: Daemon | None = None
+        self.rounds: Rounds | None = None
         self.stepping = False
         self.woken = False
         self.due = 0
@@ -228,10 +243,25 @@ class Life(Actor):
             planner=mutant.planner,
             executor=mutant.executor,
         )
+        rounds = Rounds(self)
+        rounds.coordinator = mutant.coordinator(
+            self.daemon.me,
+            self.store,
+            SimPower(self),
+            self.world,
+            "",
+            lanes=lambda carry_out, done: SimLanes(self, carry_out, done, fencing.lane),
+            wake=rounds.wake,
+            judge=mutant.judge,
+            access=lambda bmc, secret: BMCAccess(bmc.driver, bmc.address, bmc.user, ""),
+        )
+        self.rounds = rounds
 
     def _booted(self, error: BaseException | None) -> None:
         if error is None:
+            assert self.rounds is not None
             self.next_step(0.0)
+            self.rounds.next_step(0.0)
         elif isinstance(error, PVCError):
             self.world.restart_daemon(self.name)
         else:
@@ -275,6 +305,44 @@ class Life(Actor):
         self.host.watchers.pop(self, None)
 
 
+class Rounds:
+    """The coordinator of a life: rounds of its own, as on a thread of its own."""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self.coordinator: Coordinator | None = None
+        self.stepping = self.woken = False
+        self.due = 0
+
+    def wake(self) -> None:
+        if self.stepping or self.life.rounds is None:
+            self.woken = True
+        else:
+            self.next_step(self.life.world.rng.choice((0.0, 0.0, 0.05)))
+
+    def next_step(self, delay: float) -> None:
+        self.due += 1
+        self.life.world.later(delay, partial(self._step, self.due))
+
+    def _step(self, due: int) -> None:
+        if due != self.due or self.stepping or self.life.dead or self.coordinator is None:
+            return
+        self.stepping, self.woken = True, False
+        world = self.life.world
+        task = world.begin(self.life, self.coordinator.step, self._stepped)
+        world.resume(self.life, task)
+
+    def _stepped(self, error: BaseException | None, wait: float = 5.0) -> None:
+        """As Loop in coordinator.py does."""
+        self.stepping = False
+        if error is None:
+            self.next_step(0.0 if self.woken else wait)
+        elif isinstance(error, PVCError):
+            self.next_step(0.1 if isinstance(error, Conflict) else 1.0)
+        else:
+            self.life.world.fail(f"a bug in a round of the coordinator: {error!r}", error)
+
+
 @cache
 def _definition(name: str, uuid: str, memory_mib: int) -> str:
     nics = [domainxml.NewNic("br0")]
@@ -285,7 +353,7 @@ def _definition(name: str, uuid: str, memory_mib: int) -> str:
 def _config(name: str) -> Config:
     return Config(
         node=NodeConfig(name=name, address=f"10.0.0.{name[1:]}"),
-        cluster=ClusterConfig(coordinators=("10.0.0.1:2181",)),
+        cluster=ClusterConfig(coordinators=tuple(f"10.0.0.{number}:2181" for number in (1, 2, 3))),
         paths=PathsConfig(console=tempfile.gettempdir()),
     )
 
@@ -313,6 +381,8 @@ class World:
         self.last_action_at = 0.0
         self.rounds_since_action = 0
         self.recent_actions: deque[float] = deque(maxlen=BUSY_ACTIONS)
+        self.disturbed_until: dict[str, float] = {}
+        """Of each node: a fault had to do with it."""
         self.expected: dict[str, str] = {}
         """What users last wanted of a VM's power: started, stopped, or any where nobody can know."""
         self.cluster = MemoryCluster(queued=True, monotonic=self.monotonic)
@@ -436,6 +506,15 @@ class World:
             starts_at_once=self.rng.choice((1, 4)),
         )
         self.truth.commit(Create(paths.CLUSTER, dumps(spec)))
+        for name in self.hosts:
+            bmc = BMC(BMCDriver.IPMI, name, "admin", "") if self.rng.random() < 0.9 else None
+            address = f"10.0.0.{name[1:]}"
+            self.truth.commit(
+                Create(paths.node(name), dumps(NodeSpec(name, address, address, bmc=bmc))),
+                Create(paths.node_status(name), dumps(NodeStatus(state=DaemonState.STOP))),
+                Create(paths.node_vms(name)),
+                Create(paths.load(name), dumps(Load())),
+            )
         for number in range(self.vms or self.rng.choice((1, 2, 3, 4))):
             self._define(number)
 
@@ -470,8 +549,12 @@ class World:
         if host.is_up and (name not in self.lives or self.lives[name].dead):
             self.lives[name] = Life(self, host)
 
+    def disturb(self, name: str, seconds: float = 0.0) -> None:
+        self.disturbed_until[name] = max(self.disturbed_until.get(name, 0.0), self.now + seconds)
+
     def kill_daemon(self, name: str) -> None:
         life = self.lives[name]
+        self.disturb(name, 10.0)
         if not life.dead:
             self.trace(f"{name}: kill -9")
             life.kill()
@@ -511,12 +594,42 @@ class World:
             self.trace(f"{writer}: {uuid[:2]} owner {was} -> {now}")
             if was is None and now is not None and now.node == writer:
                 continue
+            if was is not None and was.node != writer and self._is_released(was, now, uuid):
+                continue
             if was is None or was.node != writer:
                 self.fail(f"{writer} changed the owner of {uuid[:2]} from {was} to {now}")
             elif uuid in self.hosts[writer].domains and uuid not in self.hosts[writer].by_hand:
                 self.fail(f"{writer} gave up {uuid[:2]} while it has its QEMU")
             elif now is None and self._runs_anywhere(uuid):
                 self.fail(f"{writer} gave up {uuid[:2]} to nobody while it runs elsewhere")
+
+    def _is_released(self, was: Owner, now: Owner | None, uuid: str) -> bool:
+        """By a receipt, which must be true."""
+        receipts = [
+            loads(Fence, stored.data)
+            for name in self.cluster.names(paths.FENCES)
+            if (stored := self.cluster.document(f"{paths.FENCES}/{name}"))
+        ]
+        host = self.hosts[was.node]
+        return (
+            any(
+                one.node == was.node and one.incarnation >= was.incarnation and one.state is FenceState.FENCED
+                for one in receipts
+            )
+            and (uuid not in host.domains or uuid in host.by_hand)
+            and (now is not None or not self._runs_anywhere(uuid))
+        )
+
+    def shot(self, name: str) -> None:
+        """Somebody orders its power off."""
+        stored = self.cluster.document(paths.node_status(name))
+        assert stored is not None
+        incarnation = loads(NodeStatus, stored.data).incarnation
+        fence = self.cluster.document(paths.fence(name, incarnation))
+        was_asked = fence is not None and loads(Fence, fence.data).asked_by
+        has_peace = self.now > self.disturbed_until.get(name, 1000.0) + HEALTHY_S
+        if has_peace and self.hosts[name].is_up and not self.lives[name].dead and not was_asked:
+            self.fail(f"{name} is fenced in good health")
 
     def _runs_anywhere(self, uuid: str) -> bool:
         return any(
@@ -576,6 +689,8 @@ class World:
         self.hosts[name].power_cut()
 
     def power_on(self, name: str) -> None:
+        self.hosts[name].pending_off = 0
+        self.disturb(name, 10.0)
         self.hosts[name].is_up = True
         self.boot(name)
 
@@ -592,6 +707,8 @@ class World:
         for name, host in self.hosts.items():
             if not host.has_libvirt:
                 host.libvirt_up()
+            self.disturb(name, 20.0)
+            host.bmc, host.pending_off = BMCFault.NONE, 0
             if not host.is_up:
                 self.power_on(name)
             self.boot(name)
@@ -599,6 +716,7 @@ class World:
             client = self.lives[name].client
             if client.session.state is not SessionState.CONNECTED:
                 self.cluster.resume(client)
+        self.later(1.0, partial(_set_maintenance, self, "off"))
         if self.rng.random() < 0.7:
             for name in self.hosts:
                 self.later(8.0, partial(self.command, "ready", name))
@@ -637,6 +755,10 @@ class World:
             indexed = {name for name in nodes if uuid in self.truth.children(paths.node_vms(name))}
             if indexed != {name for name in (vm.spec.node, vm.spec.home, *owned) if name}:
                 return f"the index of {vm.spec.name} is wrong: {sorted(indexed)}"
+        for name, (fence, _) in view.fences().items():
+            is_open = fence.state in (FenceState.FENCING, FenceState.SUSPECT)
+            if is_open or (fence.state is FenceState.FENCED and not fence.finished):
+                return f"the fence {name} does not end: {fence}"
         for host in self.hosts.values():
             if unknown := host.domains.keys() - known.keys():
                 return f"{host.name} runs what nobody knows: {sorted(unknown)}"
@@ -678,6 +800,9 @@ VERBS: dict[str, float] = {
     "undefine": 0.3,
     "flush": 1,
     "ready": 2,
+    "primary": 0.4,
+    "secondary": 0.4,
+    "fence": 0.1,
 }
 """With how often users say them."""
 
@@ -685,7 +810,7 @@ VERBS: dict[str, float] = {
 def _user(world: World) -> None:
     rng = world.rng
     verb = rng.choices(list(VERBS), list(VERBS.values()))[0]
-    if verb in ("flush", "ready"):
+    if verb in ("flush", "ready", "primary", "secondary", "fence"):
         world.command(verb, rng.choice(list(world.hosts)))
         return
     options: dict[str, Any] = {}
@@ -714,6 +839,7 @@ def _freeze(world: World) -> None:
     seconds = world.rng.choice((1.0, 5.0, 30.0))
     world.trace(f"{life.name}: frozen for {seconds} s")
     life.frozen_until = world.now + seconds
+    world.disturb(life.name, seconds + 5.0)
     if seconds > 10:
         world.later(8.0, partial(world.cluster.expire, life.client))
         world.later(seconds + 1, partial(_reconnect, world, life))
@@ -740,17 +866,25 @@ def _power_cut(world: World) -> None:
     name = _some_node(world)
     if world.hosts[name].is_up:
         world.power_cut(name)
-        world.later(world.rng.choice((2.0, 8.0, 40.0)), lambda: world.power_on(name))
+        back_after = world.rng.choice((2.0, 8.0, 40.0, None))
+        if back_after is not None:
+            world.later(back_after, partial(_power_comes_back, world, name))
+
+
+def _power_comes_back(world: World, name: str) -> None:
+    if not world.hosts[name].is_up:
+        world.power_on(name)
 
 
 def _suspend(world: World) -> None:
     names = list(world.hosts) if world.rng.random() < 0.3 else [_some_node(world)]
-    expires, seconds = world.rng.random() < 0.5, world.rng.choice((0.3, 3.0, 10.0))
+    expires, seconds = world.rng.random() < 0.5, world.rng.choice((0.3, 3.0, 10.0, 40.0))
     for life in [world.lives[name] for name in names]:
         if life.dead or life.client.session.state is not SessionState.CONNECTED:
             continue
         world.trace(f"{life.name}: loses the store for {seconds} s")
         world.cluster.suspend(life.client)
+        world.disturb(life.name, seconds + 5.0)
         if expires:
             world.later(seconds / 2, partial(world.cluster.expire, life.client))
         world.later(seconds, partial(_reconnect, world, life))
@@ -767,6 +901,30 @@ def _lose_reply(world: World) -> None:
 
 def _lose_request(world: World) -> None:
     world.cluster.drop_next_request(world.lives[_some_node(world)].client)
+
+
+def _bmc(world: World) -> None:
+    """It does not answer, takes long, obeys late, or says yes and does nothing."""
+    host = world.hosts[_some_node(world)]
+    host.bmc = world.rng.choice(list(BMCFault))
+    world.trace(f"the BMC of {host.name}: {host.bmc}")
+
+
+def _maintenance(world: World) -> None:
+    _set_maintenance(world, world.rng.choice(("on", "off", "off")))
+
+
+def _set_maintenance(world: World, switch: str) -> None:
+    actor = Actor(world, "user maintenance")
+
+    def carry_out() -> None:
+        store = SimStore(actor, world.cluster.connect())
+        ctx = Context(store, store, Caller("someone", Role.ADMIN), clock=world)
+        invoke(find("cluster.maintenance"), ctx, {"switch": switch})
+
+    world.users.append(actor)
+    world.trace(f"maintenance {switch}")
+    world.spawn(actor, carry_out, lambda error: None)
 
 
 def _libvirt(world: World) -> None:
@@ -844,6 +1002,9 @@ FAULTS: list[Callable[[World], None]] = [
     _leave,
     _freeze,
     _power_cut,
+    _power_cut,
+    _bmc,
+    _maintenance,
     _suspend,
     _lose_reply,
     _lose_request,

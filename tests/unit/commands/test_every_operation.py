@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from pvc.cluster import paths
+from pvc.cluster.codec import dumps
+from pvc.cluster.membership import Primary
+from pvc.cluster.store import Create
 from pvc.commands import registry
 from pvc.commands.context import Caller, Context, LocalContext, invoke
 from pvc.commands.registry import Operation, Role, convert, find
@@ -18,6 +21,8 @@ from tests.unit.commands.world import UUID, World, a_world, changed, with_vm, xm
 OURS = ("vm", "node", "cluster", "why")
 
 Make = Callable[[], World]
+
+BMC = {"node": "n1", "address": "10.0.0.201", "user": "admin", "password": "secret1\n"}
 
 
 def operations() -> list[Operation]:
@@ -51,11 +56,24 @@ def dead_node() -> World:
     return world
 
 
+def coordinators() -> World:
+    """n1 is primary."""
+    world = a_world()
+    for name in ("n1", "n2"):
+        world.edit(paths.node(name), role="coordinator")
+    world.store.commit(Create(paths.PRIMARY, dumps(Primary("n1", 1, 0)), ephemeral=True))
+    return world
+
+
 CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "cluster.init": (World, {"name": "test"}),
     "cluster.maintenance": (a_world, {"switch": "on"}),
+    "node.bmc": (a_world, BMC),
     "node.flush": (running, {"node": "n1"}),
     "node.ready": (flushed, {"node": "n1"}),
+    "node.fence": (dead_node, {"node": "n3", "confirm_off": True}),
+    "node.primary": (coordinators, {"node": "n2"}),
+    "node.secondary": (coordinators, {"node": "n1"}),
     "node.remove": (dead_node, {"node": "n3"}),
     "vm.define": (a_world, {"xml": xml_of(), "target": "n2"}),
     "vm.create": (a_world, {"name": "web2", "memory": "512M", "disk": ["1G"], "network": ["bridge:br0"]}),
@@ -138,16 +156,35 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("cluster.status", World, {}, Unavailable, "not initialised"),
     ("cluster.maintenance", a_world, {"switch": "maybe"}, Invalid, "cannot be 'maybe'"),
     ("cluster.maintenance", World, {"switch": "on"}, Unavailable, "not initialised"),
+    ("node.fence", a_world, {"node": "n9"}, NotFound, "no node named n9"),
+    ("node.fence", a_world, {"node": "n1"}, Conflict, "has no BMC"),
+    ("node.fence", a_world, {"node": "n1", "confirm_off": True}, Conflict, "its daemon has a session"),
+    ("node.fence", coordinators, {"node": "n1"}, Conflict, "is the primary"),
+    ("node.fences", a_world, {"limit": "("}, Invalid, "is not a regular expression"),
+    ("node.primary", coordinators, {"node": "n3"}, Conflict, "n3 is no coordinator"),
+    ("node.primary", dead_node, {"node": "n3"}, Conflict, "n3 is no coordinator"),
+    ("node.secondary", coordinators, {"node": "n3"}, Conflict, "n3 is no coordinator"),
     ("node.info", a_world, {"node": BAD_NAME}, Invalid, "is not a node's name"),
     ("node.info", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.list", a_world, {"limit": "("}, Invalid, "not a regular expression"),
     ("node.list", a_world, {"daemon_state": "tired"}, Invalid, "cannot be 'tired'"),
+    ("node.bmc", a_world, {**BMC, "node": "n9"}, NotFound, "no node named n9"),
+    ("node.bmc", a_world, {"node": "n1"}, Invalid, "needs --address"),
+    ("node.bmc", a_world, {**BMC, "password": "\n"}, Invalid, "needs --password-file"),
+    ("node.bmc", a_world, {**BMC, "password": "a\nb"}, Invalid, "must be one line"),
+    ("node.bmc", a_world, {**BMC, "address": "-H x"}, Invalid, "is not HOST or HOST:PORT"),
+    ("node.bmc", a_world, {**BMC, "user": "a b"}, Invalid, "is not a user's name"),
+    ("node.bmc", a_world, {**BMC, "driver": "smoke"}, Invalid, "cannot be 'smoke'"),
+    ("node.bmc", a_world, {**BMC, "certificate": "any"}, Invalid, "only redfish has a certificate"),
+    ("node.bmc", a_world, {**BMC, "remove": True}, Invalid, "goes with no other option"),
+    ("node.bmc", a_world, {"node": "n1", "remove": True}, Conflict, "n1 has no BMC"),
     ("node.flush", a_world, {"node": "N1"}, Invalid, "is not a node's name"),
     ("node.ready", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.remove", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.remove", a_world, {"node": "n1"}, Conflict, "daemon of n1 is in state run"),
     ("node.log-text", a_world, {"node": "n1", "lines": -1}, Invalid, "at least 0"),
     ("node.log-text", a_world, {"node": "n1", "cursor": "n1:x"}, Invalid, "cursor of an earlier answer"),
+    ("node.is-primary", a_world, {"node": BAD_NAME}, Invalid, "is not a node's name"),
     ("node.log", a_world, {"lines": "many"}, Invalid, "must be a whole number"),
     ("node.run", a_world, {"fast": True}, Invalid, "no parameter fast"),
     ("vm.define", a_world, {}, Invalid, "xml is missing"),

@@ -27,7 +27,7 @@ from tests.unit.commands.world import UUID, World, a_world, with_vm, xml_of
         ({"domain_state": "flush"}, ["n2"]),
         ({"daemon_state": "run", "domain_state": "ready"}, ["n1"]),
         ({"daemon_state": "dead", "domain_state": "flush"}, []),
-        ({"coordinator_state": "coordinator"}, ["n1"]),
+        ({"coordinator_state": "secondary"}, ["n1"]),
         ({"coordinator_state": "hypervisor", "daemon_state": "run"}, ["n2"]),
     ],
 )

@@ -42,6 +42,7 @@ class World:
             Caller("tester", Role.ADMIN),
             planning=planning,
             new_authority=lambda: Authority("certificate", "key"),
+            seal=lambda text, about: f"sealed:{text[::-1]}:{about}",
         )
 
     def call(self, operation: str, /, *, reader: Reader | None = None, **given: Any) -> Any:

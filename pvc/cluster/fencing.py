@@ -1,0 +1,309 @@
+"""What the primary does about nodes that are gone: pure, level-triggered, convergent.
+
+Power is switched off only for a node that is gone, after a grace; VMs are released only by a receipt; and the
+power comes back only when nothing is owned by that life of the node any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from pvc.cluster import domainxml
+from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.membership import Fence, FenceState, is_gone, is_suspect
+from pvc.cluster.node import NodeSpec
+from pvc.cluster.placement import Placement, explained
+from pvc.cluster.view import VM, Node
+from pvc.cluster.vm import Owner, Power, State, VMSpec, VMStatus, move, shown_state
+from pvc.errors import Invalid
+
+SETTLE_S = 3.0
+"""After the store came back, for the other nodes to find it again too."""
+LOOK_AGAIN_S = 0.5
+"""For a power that takes its time to go off."""
+LONGEST_BACKOFF_S = 30.0
+ASKED_TRIES = 3
+"""Of a fence that somebody asked for, while the node lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What this judge remembers of one life of a node, on its own monotonic clock."""
+
+    gone_since: float | None = None
+    first_try: float | None = None
+    last_try: float | None = None
+    fenced_at: float | None = None
+    recovered: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shoot:
+    """Get evidence that this life of the node is over."""
+
+    node: str
+    fence: Fence
+    version: int | None
+    """None: there is no document yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Write what becomes of a VM of a node that is fenced, with the receipt checked."""
+
+    vm: VM
+    spec: VMSpec
+    status: VMStatus
+    node: Node
+    fence: Fence
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing is owned by it any more: switch on again what this cluster wants on, and close the receipt."""
+
+    fence: Fence
+    version: int
+    bmc_of: NodeSpec | None
+    """Whose power comes back; None: it stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excuse:
+    """Nobody shoots, or not any more."""
+
+    fence: Fence
+    version: int
+    why: str
+    state: FenceState = FenceState.RETURNED
+
+
+Duty = Shoot | Release | Finish | Excuse
+
+
+def lane(duty: Duty) -> str:
+    """At most one duty of a node, and of a VM, at a time."""
+    return duty.vm.spec.uuid if isinstance(duty, Release) else f"fence {duty.fence.node}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that the judge decides from."""
+
+    me: str
+    cluster: ClusterSpec
+    nodes: Mapping[str, Node]
+    fences: Mapping[str, tuple[Fence, int]]
+    vms: Mapping[str, VM]
+    notes: Mapping[str, Note]
+    busy: Mapping[str, Duty]
+    now: float
+    believed_from: float
+    """Who is gone may be believed from then on: the store was away, and others may not be back yet."""
+
+    def note(self, node: str, incarnation: int) -> Note:
+        return self.notes.get(name_of(node, incarnation), Note())
+
+
+@dataclass(slots=True)
+class Duties:
+    todo: list[Duty] = field(default_factory=list)
+    wake_at: float = float("inf")
+
+    def wake(self, at: float) -> None:
+        self.wake_at = min(self.wake_at, at)
+
+
+def name_of(node: str, incarnation: int) -> str:
+    return f"{node}-{incarnation}"
+
+
+def backoff_s(attempts: int) -> float:
+    return min(LONGEST_BACKOFF_S, 2.0 ** (attempts - 1)) if attempts > 0 else 0.0
+
+
+def remember(scene: Scene) -> dict[str, Note]:
+    """The notes brought up to date: since when each node is gone."""
+    known = {name_of(name, node.status.incarnation) for name, node in scene.nodes.items()}
+    notes = {key: note for key, note in scene.notes.items() if key in known or key in scene.fences}
+    for name, node in scene.nodes.items():
+        key = name_of(name, node.status.incarnation)
+        note = notes.get(key, Note())
+        if not is_gone(node.status, node.alive):
+            notes[key] = replace(note, gone_since=None)
+        elif note.gone_since is None:
+            notes[key] = replace(note, gone_since=scene.now)
+    return notes
+
+
+def duties(scene: Scene) -> Duties:
+    """Every duty that is due and whose lane is free."""
+    result = Duties()
+    placement = _placement(scene)
+    for name, node in sorted(scene.nodes.items()):
+        found = scene.fences.get(name_of(name, node.status.incarnation))
+        _begin(scene, _of_node(scene, node, found, result), result)
+        if found is not None and found[0].state is FenceState.FENCED and is_gone(node.status, node.alive):
+            _recover(scene, node, *found, placement, result)
+    for fence, version in scene.fences.values():
+        _begin(scene, _of_the_past(scene, fence, version), result)
+    return result
+
+
+def _begin(scene: Scene, duty: Duty | None, result: Duties) -> None:
+    """A node's fences share its lane: the others have their turn when this one is done."""
+    if duty is not None and lane(duty) not in {*scene.busy, *map(lane, result.todo)}:
+        result.todo.append(duty)
+
+
+def _of_the_past(scene: Scene, fence: Fence, version: int) -> Duty | None:
+    """Fences of an earlier life of the node, or of a node that was removed."""
+    node = scene.nodes.get(fence.node)
+    if node is not None and node.status.incarnation == fence.incarnation:
+        return None
+    if fence.state is FenceState.FENCED:
+        return None if fence.finished else Finish(_closed(scene, fence), version, None)
+    if fence.state is FenceState.RETURNED:
+        return None
+    return Excuse(fence, version, "its daemon has started again" if node else "the node was removed")
+
+
+def _of_node(scene: Scene, node: Node, found: tuple[Fence, int] | None, result: Duties) -> Duty | None:
+    if found is None:
+        suspect = Fence(node.spec.name, node.status.incarnation)
+        return _suspected(scene, node, suspect, None, result)
+    fence, version = found
+    if fence.state is FenceState.FENCED:
+        return _fenced(scene, node, fence, version)
+    if fence.asked_by and fence.state is not FenceState.RETURNED:
+        return _asked(scene, node, fence, version, result)
+    if fence.state is not FenceState.RETURNED and not is_suspect(node.status, node.alive):
+        return Excuse(fence, version, "it is alive again")
+    return _suspected(scene, node, fence, version, result)
+
+
+def _suspected(scene: Scene, node: Node, fence: Fence, version: int | None, result: Duties) -> Shoot | None:
+    """Gone, and for long enough."""
+    if node.status_version is None or not is_suspect(node.status, node.alive):
+        return None
+    if scene.cluster.maintenance or node.spec.name == scene.me:
+        return None
+    since = scene.note(fence.node, fence.incarnation).gone_since
+    due = max(scene.now if since is None else since, scene.believed_from) + scene.cluster.fence_grace_s
+    if fence.state is FenceState.RETURNED:
+        fence = Fence(fence.node, fence.incarnation)
+    return _shot(scene, Shoot(node.spec.name, fence, version), due, result)
+
+
+def _asked(scene: Scene, node: Node, fence: Fence, version: int, result: Duties) -> Duty | None:
+    """A person's decision needs no suspicion; to go on for ever against a node that lives it is no reason."""
+    gives_up = ""
+    if node.spec.name == scene.me:
+        gives_up = "it is the primary itself"
+    elif fence.attempts >= ASKED_TRIES and not is_gone(node.status, node.alive):
+        gives_up = f"{ASKED_TRIES} tries did not end it: {fence.reason}"
+    if gives_up:
+        is_said = fence.state is FenceState.FAILED
+        return None if is_said else Excuse(fence, version, gives_up, FenceState.FAILED)
+    return _shot(scene, Shoot(node.spec.name, fence, version), scene.now, result)
+
+
+def _shot(scene: Scene, shoot: Shoot, due: float, result: Duties) -> Shoot | None:
+    note = scene.note(shoot.fence.node, shoot.fence.incarnation)
+    if note.last_try is not None:
+        is_failed = shoot.fence.state is FenceState.FAILED
+        pause = backoff_s(shoot.fence.attempts) if is_failed else LOOK_AGAIN_S
+        due = max(due, note.last_try + pause)
+    if scene.now < due:
+        result.wake(due)
+        return None
+    return shoot
+
+
+def _fenced(scene: Scene, node: Node, fence: Fence, version: int) -> Finish | None:
+    if fence.finished or any(_is_owned_by(vm, fence) for vm in scene.vms.values()):
+        return None
+    return Finish(_closed(scene, fence), version, node.spec)
+
+
+def _closed(scene: Scene, fence: Fence) -> Fence:
+    note = scene.note(fence.node, fence.incarnation)
+    took = 0.0 if note.fenced_at is None else round(scene.now - note.fenced_at, 3)
+    return replace(fence, finished=True, recovered=note.recovered, recovery_s=took)
+
+
+def _is_owned_by(vm: VM, fence: Fence) -> bool:
+    """By that life of the node, or an earlier one of which nothing can run any more either."""
+    owner = vm.status.owner
+    return owner is not None and owner.node == fence.node and owner.incarnation <= fence.incarnation
+
+
+# Recovery
+
+
+def _placement(scene: Scene) -> Placement:
+    """With room taken off for VMs that are on their way and in no node's figures yet."""
+    placement = Placement(scene.nodes, scene.cluster.selector)
+    for uuid, duty in scene.busy.items():
+        if isinstance(duty, Release) and duty.spec.node in placement.room and uuid in scene.vms:
+            placement.reserve(duty.spec.node, duty.spec)
+    for uuid, vm in scene.vms.items():
+        is_coming = vm.spec.power is Power.STARTED and vm.status.state is State.STARTING
+        if is_coming and uuid not in scene.busy and vm.spec.node in placement.room:
+            placement.reserve(vm.spec.node, vm.spec)
+    return placement
+
+
+def _recover(
+    scene: Scene, node: Node, fence: Fence, version: int, placement: Placement, result: Duties
+) -> None:
+    for uuid, vm in sorted(scene.vms.items()):
+        if uuid in scene.busy:
+            continue
+        for spec, status in _recovered(scene, vm, fence, placement):
+            result.todo.append(Release(vm, spec, status, node, fence, version))
+
+
+def _recovered(scene: Scene, vm: VM, fence: Fence, placement: Placement) -> Iterator[tuple[VMSpec, VMStatus]]:
+    """What becomes of the VM: nothing where it does not concern that node, or still fits nowhere."""
+    if not _is_owned_by(vm, fence):
+        waits = vm.status.owner is None and vm.spec.node == fence.node and vm.spec.power is Power.STARTED
+        if waits and shown_state(vm.spec, vm.status) != State.FAIL:
+            spec, why = placed(vm, fence.node, placement)
+            if spec.node != fence.node:
+                yield spec, replace(vm.status, reason=why)
+        return
+    released = replace(vm.status, owner=None, state=State.STARTING, migration=None)
+    migration = vm.status.migration
+    if migration is not None and migration.target != fence.node and migration.target in scene.nodes:
+        # It may run there already: whoever can tell has to own it.
+        heir = Owner(migration.target, scene.nodes[migration.target].status.incarnation)
+        yield vm.spec, replace(released, owner=heir, reason=f"left by {fence.node}, which was fenced")
+    elif vm.spec.power is not Power.STARTED:
+        yield vm.spec, replace(released, state=State.STOP, reason=f"{fence.node} was fenced", digest="")
+    else:
+        spec, why = placed(vm, fence.node, placement)
+        yield spec, replace(released, reason=why)
+
+
+def placed(vm: VM, gone: str, placement: Placement) -> tuple[VMSpec, str]:
+    """With a node that can take it, if there is one, and why."""
+    try:
+        nics = domainxml.parse(vm.spec.definition).nics
+    except Invalid as error:
+        return vm.spec, f"{gone} was fenced; its definition is unreadable: {error.message}"
+    bridges = {nic.source for nic in nics if nic.type == "bridge"}
+    planned = vm.spec.node or ""
+    if planned in placement.nodes and not placement.refusal(planned, vm.spec, [gone], bridges):
+        placement.reserve(planned, vm.spec)
+        return vm.spec, f"recovered from {gone}"
+    choice = placement.choose(vm.spec, avoid=[gone], bridges=bridges)
+    if choice.node is None:
+        return vm.spec, f"{gone} was fenced; it fits nowhere else: {explained(choice)}"
+    home = vm.spec.home or gone
+    return (
+        move(vm.spec, choice.node, home=None if home == choice.node else home),
+        f"recovered from {gone}: {choice.node} has the {choice.because}",
+    )

@@ -1,0 +1,82 @@
+"""Who is in the cluster and who is not any more: the primary's document, fences, and what makes a suspect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pvc.cluster.node import Alive, DaemonState, NodeStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Primary:
+    """Ephemeral of the primary's session.
+
+    `term` is the version that paths.TERM got in the same transaction. Versions of an ephemeral begin anew
+    each time, terms never do: a commit that checks the term cannot be of somebody who was primary before.
+    """
+
+    node: str
+    incarnation: int
+    term: int
+
+
+class FenceState(StrEnum):
+    SUSPECT = "suspect"
+    """Somebody asked for it; nothing has been done."""
+    FENCING = "fencing"
+    FENCED = "fenced"
+    """There is evidence that nothing of that life of the node runs: this document is the receipt."""
+    FAILED = "failed"
+    """No evidence yet; it is tried again."""
+    RETURNED = "returned"
+
+
+class Evidence(StrEnum):
+    NONE = ""
+    POWER_OFF = "power-off"
+    """Its BMC was asked and said that it is off."""
+    OPERATOR = "operator"
+    """Somebody gave their word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Of one life of a node's daemon. Times are for people, durations by the judge's monotonic clock."""
+
+    node: str
+    incarnation: int
+    state: FenceState = FenceState.SUSPECT
+    evidence: Evidence = Evidence.NONE
+    asked_by: str = ""
+    confirmed: bool = False
+    """Whoever asked has given their word that it is off."""
+    judge: str = ""
+    attempts: int = 0
+    reason: str = ""
+    since: float = 0.0
+    """Wall clock at the first attempt."""
+    fenced_at: float = 0.0
+    suspect_s: float = 0.0
+    """From the end of its session to the first attempt."""
+    fence_s: float = 0.0
+    """From the first attempt to the evidence."""
+    recovery_s: float = 0.0
+    """From the evidence until it owned no VM any more."""
+    recovered: tuple[str, ...] = ()
+    """VMs and where they went."""
+    finished: bool = False
+    """It owns no VM any more, and its power is as the policy wants it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_gone(status: NodeStatus, alive: Alive | None) -> bool:
+    """This life of its daemon has no session."""
+    return alive is None or alive.incarnation != status.incarnation
+
+
+def is_suspect(status: NodeStatus, alive: Alive | None) -> bool:
+    """It did not leave cleanly and is gone: in whatever state it was, start and end included."""
+    return status.state is not DaemonState.STOP and is_gone(status, alive)

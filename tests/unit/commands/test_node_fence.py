@@ -1,0 +1,117 @@
+"""The primary role and fences, as operations see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pvc.cluster import paths
+from pvc.cluster.codec import dumps, from_json
+from pvc.cluster.membership import Evidence, Fence, FenceState, Primary
+from pvc.cluster.node import BMC, BMCDriver
+from pvc.cluster.store import Create
+from pvc.commands.context import LocalContext
+from pvc.commands.registry import find
+from pvc.errors import Conflict
+from tests.unit.commands.test_vm_settings import ToWorld
+from tests.unit.commands.world import World, a_world
+
+
+def coordinators(*names: str) -> World:
+    """n1 is primary."""
+    world = a_world()
+    for name in names:
+        world.edit(paths.node(name), role="coordinator")
+    world.store.commit(Create(paths.PRIMARY, dumps(Primary("n1", 1, 0)), ephemeral=True))
+    return world
+
+
+def with_fence(**fields: Any) -> World:
+    world = a_world()
+    world.kill_node("n3")
+    world.store.commit(Create(paths.fence("n3", 1), dumps(Fence("n3", 1, **fields))))
+    return world
+
+
+def test_role_is_shown() -> None:
+    rows = coordinators("n1", "n2").call("node.list")
+    assert [row["coordinator_state"] for row in rows] == ["primary", "secondary", "hypervisor"]
+
+
+@pytest.mark.parametrize(("node", "code"), [("n1", 0), ("n2", 1)])
+def test_is_primary_answers_by_its_exit_code(node: str, code: int) -> None:
+    world = coordinators("n1", "n2")
+    ctx = LocalContext(lambda: ToWorld(world))
+    assert find("node.is-primary").function(ctx, node) == code
+
+
+def test_role_moves_to_whoever_is_wanted() -> None:
+    world = coordinators("n1", "n2")
+    assert world.call("node.primary", node="n2")["goal"] == {"coordinator_state": "primary"}
+    assert world.plain(paths.CLUSTER)["primary"] == "n2"
+    world.call("node.primary", node="n1")
+    world.call("node.secondary", node="n1")
+    assert world.plain(paths.CLUSTER)["primary"] == "n2", "the other coordinator"
+    world.call("node.secondary", node="n2")
+    assert world.plain(paths.CLUSTER)["primary"] == "", "it is wanted no more, though it is not primary yet"
+
+
+def test_last_coordinator_keeps_the_role() -> None:
+    with pytest.raises(Conflict, match="n1 is the only coordinator"):
+        coordinators("n1").call("node.secondary", node="n1")
+
+
+def test_dead_coordinator_is_no_primary() -> None:
+    world = coordinators("n1", "n2")
+    world.kill_node("n2")
+    with pytest.raises(Conflict, match="the daemon of n2 is dead"):
+        world.call("node.primary", node="n2")
+
+
+def test_fence_by_hand_is_an_intent() -> None:
+    world = a_world()
+    world.kill_node("n3")
+    with pytest.raises(Conflict, match="no BMC"):
+        world.call("node.fence", node="n3")
+    shown = world.call("node.fence", node="n3", confirm_off=True)
+    assert (shown["state"], shown["asked_by"], shown["confirmed"]) == ("suspect", "tester", True)
+    world.edit(paths.node("n3"), bmc={"driver": "ipmi", "address": "a", "user": "u", "password": "p"})
+    shown = world.call("node.fence", node="n3")
+    assert not world.plain(paths.fence("n3", 1))["confirmed"], "the newer word replaces the older"
+    assert from_json(BMC, world.plain(paths.node("n3"))["bmc"]).driver is BMCDriver.IPMI
+
+
+def test_receipt_shows_as_fenced_everywhere() -> None:
+    world = with_fence(state=FenceState.FENCED, evidence=Evidence.POWER_OFF, judge="n1", fence_s=0.5)
+    assert world.call("node.info", node="n3")["daemon_state"] == "fenced"
+    told = "n3 was fenced by n1 after 0.5 s, the evidence: its BMC says that it is off"
+    assert f"node n3 is fenced: {told}" in world.call("cluster.status")["problems"]
+    assert told in world.call("why.node", node="n3")["because"]
+    (receipt,) = world.call("node.fences")
+    assert (receipt["node"], receipt["evidence"]) == ("n3", "power-off")
+    assert world.call("node.fences", limit="n1") == []
+    with pytest.raises(Conflict, match="n3 is fenced already"):
+        world.call("node.fence", node="n3", confirm_off=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"state": FenceState.FAILED, "attempts": 2, "reason": "no answer"},
+            "not be fenced (2 tries): no answer",
+        ),
+        ({"state": FenceState.FENCING}, "n3 is being fenced"),
+        ({"state": FenceState.FENCED, "evidence": Evidence.OPERATOR}, "somebody's word"),
+    ],
+)
+def test_status_says_how_a_fence_goes(fields: dict[str, Any], told: str) -> None:
+    world = with_fence(**fields)
+    assert any(told in problem for problem in world.call("cluster.status")["problems"])
+
+
+def test_receipt_of_an_earlier_life_says_nothing_of_this_one() -> None:
+    world = with_fence(state=FenceState.FENCED, evidence=Evidence.POWER_OFF)
+    world.edit(paths.node_status("n3"), incarnation=2)
+    assert world.call("node.info", node="n3")["daemon_state"] == "dead"

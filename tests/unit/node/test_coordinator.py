@@ -1,0 +1,197 @@
+"""A coordinator over a store and BMCs in memory: what it checks around every order and every commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from pvc.cluster import paths
+from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.codec import dumps
+from pvc.cluster.fencing import Duty
+from pvc.cluster.membership import Evidence, Fence, FenceState
+from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
+from pvc.cluster.store import Create, Delete, Put
+from pvc.cluster.view import View
+from pvc.cluster.vm import Owner, VMStatus
+from pvc.errors import Conflict
+from pvc.node.coordinator import Coordinator
+from pvc.node.drivers.power import BMCAccess
+from tests.fakes.power import FakePower, Fault, Machine
+from tests.fakes.store import MemoryCluster
+from tests.unit.node.pictures import UUID, spec
+
+
+@dataclass(slots=True)
+class Hands:
+    """Lanes of which the test carries out each duty itself."""
+
+    carry_out: Callable[[Duty], None]
+    todo: list[Duty] = field(default_factory=list)
+
+    @property
+    def busy(self) -> Mapping[str, Duty]:
+        return {}
+
+    def submit(self, action: Duty) -> None:
+        self.todo.append(action)
+
+    def close(self) -> None:
+        self.todo.clear()
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.cluster = MemoryCluster()
+        self.store = self.cluster.connect()
+        self.power = FakePower({"n3": Machine("secret", is_on=True)})
+        self.store.commit(*(Create(path) for path in paths.LAYOUT))
+        self.store.commit(Create(paths.CLUSTER, dumps(ClusterSpec("test"))))
+        for name in ("n1", "n2", "n3"):
+            bmc = BMC(BMCDriver.IPMI, name, "admin", "")
+            told = NodeStatus(1, DaemonState.RUN, cpus=4, memory_mib=8192, bridges=("br0",))
+            node = NodeSpec(name, "a", "a", NodeRole.COORDINATOR, bmc=bmc)
+            self.store.commit(
+                Create(paths.node(name), dumps(node)),
+                Create(paths.node_status(name), dumps(told)),
+                Create(paths.node_vms(name)),
+                Create(paths.load(name), dumps(Load(memory_free_mib=4000))),
+                Create(paths.alive(name), dumps(Alive(1))),
+            )
+        self.store.commit(
+            Create(paths.vm(UUID), dumps(spec(node="n3"))),
+            Create(paths.vm_status(UUID), dumps(VMStatus(owner=Owner("n3", 1)))),
+            Create(paths.node_vm("n3", UUID)),
+        )
+        self.hands: dict[str, Hands] = {}
+        self.one = self.coordinator("n1")
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 0.0
+
+    def coordinator(self, name: str) -> Coordinator:
+        def lanes(carry_out: Callable[[Duty], None], done: Callable[[], None]) -> Hands:
+            self.hands[name] = Hands(carry_out)
+            return self.hands[name]
+
+        def access(bmc: BMC, secret: str) -> BMCAccess:
+            return BMCAccess(bmc.driver, bmc.address, bmc.user, "secret")
+
+        store = self.cluster.connect()
+        return Coordinator(Owner(name, 1), store, self.power, self, "", lanes=lanes, access=access)
+
+    def until_duty(self, name: str = "n1") -> Duty:
+        """n3 has died; the duty that its judge finds."""
+        stored = self.store.get(paths.alive("n3"))
+        if stored is not None:
+            self.store.commit(Delete(paths.alive("n3")))
+        return self.next_duty(name)
+
+    def next_duty(self, name: str = "n1") -> Duty:
+        self.hands[name].todo.clear()
+        for _ in range(10):
+            self.now += 2.0
+            self.one.step()
+            if self.hands[name].todo:
+                return self.hands[name].todo[0]
+        raise AssertionError("nothing to do")
+
+    def fence(self) -> Fence:
+        return View(self.store).fences()["n3-1"][0]
+
+    @property
+    def owner(self) -> Owner | None:
+        return View(self.store).vm(UUID).status.owner
+
+
+def test_power_off_read_back_is_a_receipt_and_frees_the_vms() -> None:
+    bench = Bench()
+    bench.one.carry_out(bench.until_duty())
+    assert (bench.fence().state, bench.fence().evidence) == (FenceState.FENCED, Evidence.POWER_OFF)
+    assert bench.power.machines["n3"].orders == ["state", "off", "state"]
+    bench.one.carry_out(bench.next_duty())
+    assert bench.owner is None
+    assert View(bench.store).vm(UUID).spec.node in ("n1", "n2")
+    assert not bench.power.machines["n3"].is_on
+    bench.one.carry_out(bench.next_duty())
+    assert bench.power.machines["n3"].is_on, "the policy is power-cycle"
+    assert bench.fence().finished
+
+
+@pytest.mark.parametrize("fault", [Fault.SILENT, Fault.RUBBISH, Fault.DEAF])
+def test_no_answer_is_no_evidence(fault: Fault) -> None:
+    """14.1.1, 14.1.2, 14.1.4"""
+    bench = Bench()
+    bench.power.machines["n3"].fault = fault
+    bench.one.carry_out(bench.until_duty())
+    assert bench.fence().state in (FenceState.FAILED, FenceState.FENCING)
+    assert bench.fence().reason
+    assert bench.owner == Owner("n3", 1)
+
+
+def test_who_is_back_at_the_last_look_is_not_shot() -> None:
+    bench = Bench()
+    duty = bench.until_duty()
+    bench.store.commit(Create(paths.alive("n3"), dumps(Alive(1))))
+    bench.one.carry_out(duty)
+    assert bench.fence().state is FenceState.RETURNED
+    assert "off" not in bench.power.machines["n3"].orders
+
+
+def test_off_by_the_bmc_and_alive_by_its_session_is_no_evidence() -> None:
+    """The BMC of another machine, perhaps."""
+    bench = Bench()
+    bench.power.machines["n3"].is_on = False
+    asked = Fence("n3", 1, asked_by="admin")
+    bench.store.commit(Create(paths.fence("n3", 1), dumps(asked)))
+    bench.one.carry_out(bench.next_duty())
+    assert bench.fence().state is FenceState.FAILED
+    assert "yet its daemon has a session" in bench.fence().reason
+
+
+def test_who_was_primary_can_do_nothing_any_more() -> None:
+    """14.3.1: also where the new primary's document has the version that the old one's had."""
+    bench = Bench()
+    duty = bench.until_duty()
+    bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("test", primary="n2"))))
+    stale = bench.one.mirror.get(paths.PRIMARY)
+    bench.store.commit(Delete(paths.PRIMARY))
+    two = bench.coordinator("n2")
+    two.step()
+    assert two.is_primary
+    taken = bench.store.get(paths.PRIMARY)
+    assert stale is not None
+    assert taken is not None
+    assert stale.version == taken.version
+    with pytest.raises(Conflict):
+        bench.one.carry_out(duty)
+    assert bench.power.machines["n3"].orders == []
+    assert View(bench.store).fences() == {}
+
+
+def test_only_one_is_primary_and_leaves_to_who_is_wanted() -> None:
+    bench = Bench()
+    two = bench.coordinator("n2")
+    bench.one.step()
+    two.step()
+    assert (bench.one.is_primary, two.is_primary) == (True, False)
+    bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("test", primary="n2"))))
+    bench.one.step()
+    two.step()
+    assert (bench.one.is_primary, two.is_primary) == (False, True)
+
+
+def test_decisions_freeze_without_the_store() -> None:
+    bench = Bench()
+    bench.until_duty()
+    bench.cluster.suspend(bench.one.store)  # type: ignore[arg-type]
+    bench.hands["n1"].todo.clear()
+    bench.now += 100.0
+    bench.one.step()
+    assert bench.hands["n1"].todo == []

@@ -1,0 +1,254 @@
+"""What a judge decides, line by line of what goes wrong elsewhere: values in, values out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pvc.cluster import election, fencing
+from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.election import Move
+from pvc.cluster.fencing import Duties, Excuse, Finish, Note, Release, Scene, Shoot, duties, remember
+from pvc.cluster.membership import Evidence, Fence, FenceState
+from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus
+from pvc.cluster.view import VM, Node
+from pvc.cluster.vm import Migration, Owner, Power, State
+from tests.unit.node.pictures import UUID, spec, status
+
+NOW = 100.0
+DEAD = Owner("n3", 4)
+RECEIPT = Fence("n3", 4, FenceState.FENCED, Evidence.POWER_OFF)
+
+
+def node(name: str, *, alive: bool = True, state: DaemonState = DaemonState.RUN, free: int = 4000) -> Node:
+    told = NodeStatus(4, state, cpus=4, memory_mib=8192, bridges=("br0",))
+    live = Alive(4) if alive else None
+    return Node(NodeSpec(name, "a", "a"), 1, told, 7, live, Load(memory_free_mib=free), 1)
+
+
+def scene(
+    *,
+    vms: tuple[VM, ...] = (),
+    fence: Fence | None = None,
+    gone: str = "n3",
+    gone_for: float = 60.0,
+    state: DaemonState = DaemonState.RUN,
+    **changes: Any,
+) -> Scene:
+    """n1 judges, n2 lives, n3 is gone."""
+    nodes = {name: node(name, alive=name not in gone) for name in ("n1", "n2", "n3")}
+    nodes["n3"] = node("n3", alive="n3" not in gone, state=state)
+    given: dict[str, Any] = {
+        "me": "n1",
+        "cluster": ClusterSpec("test"),
+        "nodes": nodes,
+        "fences": {} if fence is None else {f"n3-{fence.incarnation}": (fence, 2)},
+        "vms": {vm.spec.uuid: vm for vm in vms},
+        "notes": {
+            f"{name}-4": Note(gone_since=NOW - gone_for) for name in ("n1", "n2", "n3") if name in gone
+        },
+        "busy": {},
+        "now": NOW,
+        "believed_from": 0.0,
+    }
+    return Scene(**{**given, **changes})
+
+
+def vm(number: int = 0, owner: Owner | None = DEAD, **fields: Any) -> VM:
+    told = {key: fields.pop(key) for key in ("state", "migration", "attempts") if key in fields}
+    uuid = f"{number:08d}{UUID[8:]}"
+    return VM(spec(uuid=uuid, name=f"vm{number}", **{"node": "n3", **fields}), 5, status(owner, **told), 9)
+
+
+def shots(found: Duties) -> list[str]:
+    return [duty.node for duty in found.todo if isinstance(duty, Shoot)]
+
+
+def released(found: Duties) -> list[Release]:
+    return [duty for duty in found.todo if isinstance(duty, Release)]
+
+
+# Who is fenced
+
+
+def test_node_that_is_gone_is_fenced_after_the_grace() -> None:
+    found = duties(scene(gone_for=1.0))
+    assert (found.todo, found.wake_at) == ([], NOW + 1.0)
+    assert shots(duties(scene(gone_for=2.0))) == ["n3"]
+
+
+@pytest.mark.parametrize("state", [DaemonState.INIT, DaemonState.RUN, DaemonState.SHUTDOWN])
+def test_node_that_dies_while_it_starts_or_ends_is_fenced(state: DaemonState) -> None:
+    """14.1.13"""
+    assert shots(duties(scene(state=state))) == ["n3"]
+
+
+def test_node_that_left_cleanly_is_not_fenced() -> None:
+    assert duties(scene(state=DaemonState.STOP)).todo == []
+
+
+def test_several_nodes_are_fenced_at_once() -> None:
+    """14.1.6"""
+    assert shots(duties(scene(gone="n2 n3"))) == ["n2", "n3"]
+
+
+def test_maintenance_disarms() -> None:
+    """14.1.14: and only while it is on."""
+    assert duties(scene(cluster=ClusterSpec("test", maintenance=True))).todo == []
+
+
+def test_judge_does_not_fence_itself() -> None:
+    assert shots(duties(scene(gone="n1"))) == []
+
+
+def test_who_is_gone_counts_anew_after_the_store_was_away() -> None:
+    found = duties(scene(believed_from=NOW + 3.0))
+    assert (found.todo, found.wake_at) == ([], NOW + 5.0)
+
+
+def test_time_is_the_judge_s_own() -> None:
+    """14.1.8: nothing that another host has written is compared with a clock."""
+    begun = remember(scene(notes={}))
+    assert begun["n3-4"].gone_since == NOW
+    back = remember(scene(gone="", notes={"n3-4": Note(gone_since=3.0)}))
+    assert back["n3-4"].gone_since is None
+
+
+def test_failed_fence_is_tried_again_with_back_off_and_releases_nothing() -> None:
+    """14.1.1, 14.1.2, 14.1.4, 14.1.5"""
+    failed = Fence("n3", 4, FenceState.FAILED, attempts=3)
+    tried = {"n3-4": Note(gone_since=0.0, last_try=NOW - 3.0)}
+    found = duties(scene(fence=failed, vms=(vm(),), notes=tried))
+    assert (found.todo, found.wake_at) == ([], NOW + 1.0)
+    found = duties(scene(fence=failed, vms=(vm(),), notes=tried, now=NOW + 1.0))
+    assert (shots(found), released(found)) == (["n3"], [])
+    assert fencing.backoff_s(99) == fencing.LONGEST_BACKOFF_S
+
+
+def test_another_judge_goes_on_with_what_one_left() -> None:
+    """14.1.5: a fence under way is nobody's property."""
+    assert shots(duties(scene(fence=Fence("n3", 4, FenceState.FENCING, judge="n2")))) == ["n3"]
+
+
+@pytest.mark.parametrize("state", [FenceState.FENCING, FenceState.FAILED])
+def test_node_that_returns_is_excused(state: FenceState) -> None:
+    (excuse,) = duties(scene(gone="", fence=Fence("n3", 4, state))).todo
+    assert isinstance(excuse, Excuse)
+    (excuse,) = duties(scene(fence=Fence("n3", 3, state), gone="")).todo
+    assert isinstance(excuse, Excuse), "and so is an earlier life of it"
+
+
+def test_fence_by_hand_needs_no_suspicion_and_gives_up_on_a_node_that_lives() -> None:
+    asked = Fence("n3", 4, asked_by="admin")
+    assert shots(duties(scene(gone="", fence=asked))) == ["n3"]
+    (excuse,) = duties(scene(gone="", fence=replace(asked, attempts=3))).todo
+    assert isinstance(excuse, Excuse)
+    assert excuse.state is FenceState.FAILED
+    (excuse,) = duties(scene(me="n3", gone="", fence=asked)).todo
+    assert isinstance(excuse, Excuse)
+    assert excuse.why == "it is the primary itself"
+
+
+# Recovery
+
+
+def test_all_that_is_owned_is_recovered_from_specs_and_owners() -> None:
+    """14.1.7: those that had just started, in the middle of a start or a restart too."""
+    states = (State.START, State.STARTING, State.RESTART)
+    found = released(
+        duties(scene(fence=RECEIPT, vms=tuple(vm(n, state=state) for n, state in enumerate(states))))
+    )
+    assert len(found) == 3
+    assert {duty.status.owner for duty in found} == {None}
+    assert {duty.status.state for duty in found} == {State.STARTING}
+    assert {duty.spec.home for duty in found} == {"n3"}
+
+
+def test_vms_that_were_to_stop_are_not_resurrected() -> None:
+    """14.1.7"""
+    (duty,) = released(duties(scene(fence=RECEIPT, vms=(vm(power=Power.STOPPED, state=State.SHUTDOWN),))))
+    assert (duty.status.owner, duty.status.state, duty.spec.node) == (None, State.STOP, "n3")
+
+
+def test_each_recovery_reserves_its_room() -> None:
+    """14.1.10"""
+    vms = tuple(vm(number, memory_mib=3000) for number in range(3))
+    found = released(duties(scene(fence=RECEIPT, vms=vms)))
+    assert sorted(str(duty.spec.node) for duty in found) == ["n1", "n2", "n3"]
+    (left,) = [duty for duty in found if duty.spec.node == "n3"]
+    assert "fits nowhere else" in left.status.reason
+    assert left.status.owner is None, "it starts when room comes, wherever"
+
+
+def test_vm_without_room_stays_wanted_and_goes_when_there_is_some() -> None:
+    """14.1.9, 14.1.11"""
+    waiting = vm(owner=None, memory_mib=5000, state=State.STARTING)
+    assert released(duties(scene(fence=RECEIPT, vms=(waiting,)))) == []
+    there_is = scene(fence=RECEIPT, vms=(waiting,))
+    roomy = {**there_is.nodes, "n2": node("n2", free=6000)}
+    (duty,) = released(duties(replace(there_is, nodes=roomy)))
+    assert (duty.spec.node, duty.spec.home) == ("n2", "n3")
+
+
+def test_vm_that_was_migrating_belongs_to_the_one_who_can_tell() -> None:
+    moving = vm(node="n2", state=State.MIGRATE, migration=Migration("n2"))
+    (duty,) = released(duties(scene(fence=RECEIPT, vms=(moving,))))
+    assert duty.status.owner == Owner("n2", 4)
+    assert duty.status.migration is None
+
+
+def test_limits_hold() -> None:
+    (duty,) = released(duties(scene(fence=RECEIPT, vms=(vm(node_limit=("n1", "n3")),))))
+    assert duty.spec.node == "n1"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        scene(fence=RECEIPT, vms=(vm(owner=Owner("n3", 5)),)),
+        scene(fence=replace(RECEIPT, incarnation=3), vms=(vm(),)),
+        scene(fence=RECEIPT, vms=(vm(),), gone=""),
+        scene(fence=RECEIPT, vms=(vm(owner=Owner("n2", 1)),)),
+    ],
+    ids=["a later life", "an earlier receipt", "it lives", "another node's"],
+)
+def test_receipt_is_good_for_its_own_life_only(other: Scene) -> None:
+    assert released(duties(other)) == []
+
+
+def test_power_comes_back_only_when_nothing_is_owned() -> None:
+    found = duties(scene(fence=RECEIPT, vms=(vm(),)))
+    assert not [duty for duty in found.todo if isinstance(duty, Finish)]
+    (finish,) = duties(scene(fence=RECEIPT)).todo
+    assert isinstance(finish, Finish)
+    assert finish.fence.finished
+    assert finish.bmc_of is not None
+    assert duties(scene(fence=finish.fence)).todo == []
+
+
+# The primary
+
+
+@pytest.mark.parametrize(
+    ("holder", "wanted", "live", "free_for", "move"),
+    [
+        (None, "", ("n1", "n2"), 0.0, Move.TAKE),
+        ("n2", "", ("n1", "n2"), 0.0, Move.NONE),
+        ("n1", "", ("n1", "n2"), 0.0, Move.NONE),
+        ("n1", "n2", ("n1", "n2"), 0.0, Move.RESIGN),
+        ("n1", "n2", ("n1",), 0.0, Move.NONE),
+        (None, "n2", ("n1", "n2"), 1.0, Move.NONE),
+        (None, "n2", ("n1", "n2"), 3.0, Move.TAKE),
+        (None, "n2", ("n1",), 0.0, Move.TAKE),
+        (None, "n1", ("n1", "n2"), 0.0, Move.TAKE),
+        ("n2", "n1", ("n1", "n2"), 0.0, Move.NONE),
+        (None, "", ("n2",), 9.0, Move.NONE),
+    ],
+)
+def test_election(
+    holder: str | None, wanted: str, live: tuple[str, ...], free_for: float, move: Move
+) -> None:
+    """14.3.1, 14.3.2: no lock is waited for, and nobody waits for ever for one who does not come."""
+    assert election.decide("n1", holder=holder, wanted=wanted, live=live, free_for=free_for) is move
