@@ -60,6 +60,8 @@ class Node:
     load: Load
     load_version: int | None
     is_primary: bool = False
+    role_moves: bool = False
+    """It is to get the primary role, or to lose it to one who lives."""
     fence: Fence | None = None
     """Of this life of its daemon."""
     fence_version: int | None = None
@@ -180,6 +182,7 @@ class View:
             [*(where(name) for where in kinds for name in wanted), paths.PRIMARY]
         )
         primary = self.decode(Primary, role).node if role else None
+        moving = self._role_moves(primary)
         count = len(wanted)
         found = {}
         for index, name in enumerate(wanted):
@@ -194,8 +197,17 @@ class View:
                     self.decode(Load, load) if load else Load(),
                     load.version if load else None,
                     is_primary=name == primary,
+                    role_moves=name in moving,
                 )
         return found | self._with_fences({name: node for name, node in found.items() if node.alive is None})
+
+    def _role_moves(self, primary: str | None) -> tuple[str | None, ...]:
+        """From whom and to whom the primary role is about to go."""
+        stored = self.reader.get(paths.CLUSTER)
+        wanted = self.decode(ClusterSpec, stored).primary if stored else ""
+        if wanted in ("", primary) or self.reader.get(paths.alive(wanted)) is None:
+            return ()
+        return primary, wanted
 
     def _with_fences(self, gone: dict[str, Node]) -> dict[str, Node]:
         """Of the nodes that are gone, with one more round trip only where there are any."""

@@ -90,7 +90,7 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
         kernel=status.kernel,
         incarnation=node.status.incarnation,
         version=node.version,
-        settled=state in (types.DomainState.READY, types.DomainState.FLUSHED),
+        settled=state in (types.DomainState.READY, types.DomainState.FLUSHED) and not node.role_moves,
         goal=goal,
     )
 
@@ -103,6 +103,8 @@ def coordinator_state(node: Node) -> types.CoordinatorState:
 
 
 def _activity(node: Node, state: str) -> str:
+    if node.role_moves:
+        return "the primary role leaves it" if node.is_primary else "the primary role comes to it"
     if state == types.DomainState.FLUSH:
         return f"{_vms_are(node.load.vms)} still here" if node.load.vms else "about to move VMs away"
     if state == types.DomainState.UNFLUSH:

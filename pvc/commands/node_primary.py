@@ -26,7 +26,7 @@ def primary(ctx: Context, node: NodeName = "") -> NodeInfo:
     if not found.is_running:
         raise Conflict(f"the daemon of {node} is {found.daemon_state}", hint="only one that runs can be")
     _want(ctx, node)
-    return describe(found, {"coordinator_state": "primary"})
+    return describe(replace(found, role_moves=not found.is_primary), {"coordinator_state": "primary"})
 
 
 @operation("POST", "/node/{node}/secondary", noun="node", role=Role.OPERATE, waits="node.info")
@@ -51,7 +51,7 @@ def secondary(ctx: Context, node: NodeName = "") -> NodeInfo:
             f"{node} is the only coordinator whose daemon runs", hint="start pvc-node on another first"
         )
     _want(ctx, others[0])
-    return describe(found, goal)
+    return describe(replace(found, role_moves=True), goal)
 
 
 def _want(ctx: Context, node: str) -> None:

@@ -48,7 +48,10 @@ def test_is_primary_answers_by_its_exit_code(node: str, code: int) -> None:
 
 def test_role_moves_to_whoever_is_wanted() -> None:
     world = coordinators("n1", "n2")
-    assert world.call("node.primary", node="n2")["goal"] == {"coordinator_state": "primary"}
+    assert world.call("node.info", node="n2")["settled"]
+    shown = world.call("node.primary", node="n2")
+    assert (shown["goal"], shown["settled"]) == ({"coordinator_state": "primary"}, False)
+    assert [row["settled"] for row in world.call("node.list")] == [False, False, True]
     assert world.plain(paths.CLUSTER)["primary"] == "n2"
     world.call("node.primary", node="n1")
     world.call("node.secondary", node="n1")
