@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import logging
 import os
 import platform
@@ -418,6 +419,26 @@ class Process:
             self.wait(LONGEST_WAIT_S)
 
 
+LATER = (
+    "pvc.cluster.zookeeper",
+    "pvc.node.certificates",
+    "pvc.node.console",
+    "pvc.node.coordinator",
+    "pvc.node.drivers.ipmi",
+    "pvc.node.drivers.libvirt",
+    "pvc.node.drivers.redfish",
+    "pvc.node.upkeep",
+    "pvc.secretbox",
+)
+"""What a daemon needs beside this module; some of it only when something has gone wrong."""
+
+
+def load_everything() -> None:
+    """Before READY: the file that pvc is may be replaced under a running daemon, and then imports fail."""
+    for name in LATER:
+        importlib.import_module(name)
+
+
 def main(config: Config) -> None:
     """Run until SIGTERM; raises what the preflight finds wrong."""
     from pvc.cluster.zookeeper import ZooKeeperStore
@@ -427,6 +448,7 @@ def main(config: Config) -> None:
     from pvc.node.upkeep import Upkeep, remove_old_consoles
     from pvc.systemd import notify
 
+    load_everything()
     process = Process(config, notify)
     signal.signal(signal.SIGTERM, process.end)
     signal.signal(signal.SIGINT, process.end)
