@@ -98,6 +98,11 @@ def receipt(cluster: Cluster, node: str) -> Any:
     return next(iter(cluster.json("node", "fences", node)), None)
 
 
+def finished(cluster: Cluster, node: str) -> Any:
+    """The newest fence of a node when all is done: it names what was recovered."""
+    return eventually(lambda: (one := receipt(cluster, node)) and one["finished"] and one, within=30)
+
+
 def returned_clean(cluster: Cluster, node: str) -> None:
     """It runs again, and nothing that it had before."""
     eventually(lambda: cluster.json("node", "info", node)["daemon_state"] == "run", within=90)
@@ -112,7 +117,7 @@ def test_a_node_loses_power(cluster: Cluster) -> None:
     with on(cluster, victim) as witness:
         began = cut(cluster, victim)
         recovered(cluster, witness, victim, began)
-        shown = receipt(cluster, victim)
+        shown = finished(cluster, victim)
         assert (shown["state"], shown["evidence"]) == ("fenced", "power-off")
         assert all(any(name in line for line in shown["recovered"]) for name in VMS)
         returned_clean(cluster, victim)

@@ -228,6 +228,16 @@ def test_power_comes_back_only_when_nothing_is_owned() -> None:
     assert duties(scene(fence=finish.fence)).todo == []
 
 
+def test_receipt_is_closed_only_when_every_release_has_been_noted() -> None:
+    """Its transaction is seen a moment before its lane has written down where the VM went."""
+    (release,) = released(duties(scene(fence=RECEIPT, vms=(vm(),))))
+    moved = vm(owner=None, node="n2")
+    going_on = scene(fence=RECEIPT, vms=(moved,), busy={moved.spec.uuid: release})
+    assert duties(going_on).todo == []
+    (finish,) = duties(replace(going_on, busy={})).todo
+    assert isinstance(finish, Finish)
+
+
 # The primary
 
 
