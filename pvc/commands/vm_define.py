@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
@@ -91,20 +92,8 @@ def define(
     from pvc.cluster import domainxml
 
     uuid = domainxml.parse(xml).uuid or str(uuid4())
-    spec = VMSpec(
-        uuid=uuid,
-        name="",
-        definition="",
-        memory_mib=0,
-        vcpus=0,
-        node=target,
-        selector=selector,
-        node_limit=tuple(sorted({*limit})),
-        method=method,
-        max_downtime_ms=max_downtime,
-        autostart=autostart,
-        tags=_tags(tag, protected_tag),
-    )
+    tags = _tags(tag, protected_tag)
+    spec = _treated(uuid, target, limit, selector, autostart, method, max_downtime, tags)
     return _add(ctx, with_definition(spec, domainxml.complete(xml, uuid)))
 
 
@@ -152,9 +141,25 @@ def create(
         cmdline=cmdline,
         topology=domainxml.Topology(*types.topology(topology)) if topology else None,
     )
-    spec = VMSpec(
+    tags = _tags(tag, protected_tag)
+    spec = _treated(uuid, target, limit, selector, autostart, method, max_downtime, tags)
+    return _add(ctx, with_definition(replace(spec, new_disks=new_disks), xml))
+
+
+def _treated(
+    uuid: str,
+    target: str | None,
+    limit: tuple[str, ...],
+    selector: Selector,
+    autostart: bool,
+    method: Method,
+    max_downtime_ms: int,
+    tags: tuple[Tag, ...],
+) -> VMSpec:
+    """How a new VM is to be treated; what it is comes with its definition."""
+    return VMSpec(
         uuid=uuid,
-        name=name,
+        name="",
         definition="",
         memory_mib=0,
         vcpus=0,
@@ -162,12 +167,10 @@ def create(
         selector=selector,
         node_limit=tuple(sorted({*limit})),
         method=method,
-        max_downtime_ms=max_downtime,
+        max_downtime_ms=max_downtime_ms,
         autostart=autostart,
-        tags=_tags(tag, protected_tag),
-        new_disks=new_disks,
+        tags=tags,
     )
-    return _add(ctx, with_definition(spec, xml))
 
 
 def _disks(
