@@ -403,9 +403,8 @@ class Process:
                 wait = 1.0
             except PVCError:
                 raise
-            except (
-                Exception
-            ):  # the boundary: VMs and the other duties of the daemon outlive a mistake in a round
+            except Exception:
+                # The boundary: VMs and the other duties of the daemon outlive a mistake in a round.
                 log.exception("this round failed: a bug in pvc")
                 wait = 1.0
             self.feed()
