@@ -15,8 +15,8 @@ from pvc.cluster.view import VM
 from pvc.cluster.vm import Power, State
 from pvc.errors import PVCError
 from pvc.node.actions import Action, Commit, Migrate, NodeAction, Shutdown, Start, StopStray
-from pvc.node.coordinator import Coordinator
 from pvc.node.execute import Executor
+from pvc.node.judge import Judge
 from pvc.node.plan import Picture, Plan, plan
 from tests.sim.world import Mutant, Violation, simulate
 
@@ -122,7 +122,7 @@ def without_grace(picture: Picture) -> Plan:
     return plan(replace(picture, notes=notes))
 
 
-class TakesSilenceForOff(Coordinator):
+class TakesSilenceForOff(Judge):
     """A BMC that does not answer has lost its power with the node."""
 
     def _evidence(self, fence: Fence) -> Evidence:
@@ -132,7 +132,7 @@ class TakesSilenceForOff(Coordinator):
             return Evidence.POWER_OFF
 
 
-class TakesTheOrderForItsEffect(Coordinator):
+class TakesTheOrderForItsEffect(Judge):
     """Who was ordered off is off."""
 
     def _evidence(self, fence: Fence) -> Evidence:
@@ -140,7 +140,7 @@ class TakesTheOrderForItsEffect(Coordinator):
         return Evidence.POWER_OFF
 
 
-class ShootsFromMemory(Coordinator):
+class ShootsFromMemory(Judge):
     """Who was gone when the duty was found is gone still: nobody looks a second time."""
 
     def _look(self, fence: Fence) -> tuple[NodeSpec | None, float]:
@@ -187,10 +187,10 @@ BITES = [
     Bite("leave strays", Mutant(planner=each(leaves_strays))),
     Bite("expect everything", Mutant(planner=each(expects_everything))),
     Bite("list domains before the store is read", Mutant(planner=without_grace, old_lists=True)),
-    Bite("take silence for off", Mutant(coordinator=TakesSilenceForOff)),
-    Bite("take an order for its effect", Mutant(coordinator=TakesTheOrderForItsEffect)),
-    Bite("shoot from memory", Mutant(coordinator=ShootsFromMemory, judge=sees_nobody)),
-    Bite("release without evidence", Mutant(judge=releases_the_suspects)),
+    Bite("take silence for off", Mutant(judge=TakesSilenceForOff)),
+    Bite("take an order for its effect", Mutant(judge=TakesTheOrderForItsEffect)),
+    Bite("shoot from memory", Mutant(judge=ShootsFromMemory, decide=sees_nobody)),
+    Bite("release without evidence", Mutant(decide=releases_the_suspects)),
     Bite("forget requests", Mutant(planner=each(forgets_requests))),
 ]
 

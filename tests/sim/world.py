@@ -36,6 +36,7 @@ from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain, DomainState, DriverError, Ended, EventKind
 from pvc.node.drivers.power import BMCAccess
 from pvc.node.execute import Executor
+from pvc.node.judge import Judge
 from pvc.node.lanes import REST_AFTER_CONFLICT_S, REST_S
 from pvc.node.plan import Picture, Plan, plan
 from tests.fakes.store import MemoryCluster, MemoryStore
@@ -61,8 +62,8 @@ class Mutant:
 
     planner: Callable[[Picture], Plan] = plan
     executor: type[Executor] = Executor
-    judge: Callable[[Scene], Duties] = fencing.duties
-    coordinator: type[Coordinator] = Coordinator
+    decide: Callable[[Scene], Duties] = fencing.duties
+    judge: type[Judge] = Judge
     old_lists: bool = False
 
 
@@ -244,7 +245,7 @@ class Life(Actor):
             executor=mutant.executor,
         )
         rounds = Rounds(self)
-        rounds.coordinator = mutant.coordinator(
+        rounds.coordinator = Coordinator(
             self.daemon.me,
             self.store,
             SimPower(self),
@@ -252,6 +253,7 @@ class Life(Actor):
             "",
             lanes=lambda carry_out, done: SimLanes(self, carry_out, done, fencing.lane),
             wake=rounds.wake,
+            decide=mutant.decide,
             judge=mutant.judge,
             access=lambda bmc, secret: BMCAccess(bmc.driver, bmc.address, bmc.user, ""),
         )

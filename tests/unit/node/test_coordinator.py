@@ -112,14 +112,14 @@ class Bench:
 
 def test_power_off_read_back_is_a_receipt_and_frees_the_vms() -> None:
     bench = Bench()
-    bench.one.carry_out(bench.until_duty())
+    bench.one.judge.carry_out(bench.until_duty())
     assert (bench.fence().state, bench.fence().evidence) == (FenceState.FENCED, Evidence.POWER_OFF)
     assert bench.power.machines["n3"].orders == ["state", "off", "state"]
-    bench.one.carry_out(bench.next_duty())
+    bench.one.judge.carry_out(bench.next_duty())
     assert bench.owner is None
     assert View(bench.store).vm(UUID).spec.node in ("n1", "n2")
     assert not bench.power.machines["n3"].is_on
-    bench.one.carry_out(bench.next_duty())
+    bench.one.judge.carry_out(bench.next_duty())
     assert bench.power.machines["n3"].is_on, "the policy is power-cycle"
     assert bench.fence().finished
 
@@ -129,7 +129,7 @@ def test_no_answer_is_no_evidence(fault: Fault) -> None:
     """14.1.1, 14.1.2, 14.1.4"""
     bench = Bench()
     bench.power.machines["n3"].fault = fault
-    bench.one.carry_out(bench.until_duty())
+    bench.one.judge.carry_out(bench.until_duty())
     assert bench.fence().state in (FenceState.FAILED, FenceState.FENCING)
     assert bench.fence().reason
     assert bench.owner == Owner("n3", 1)
@@ -139,7 +139,7 @@ def test_who_is_back_at_the_last_look_is_not_shot() -> None:
     bench = Bench()
     duty = bench.until_duty()
     bench.store.commit(Create(paths.alive("n3"), dumps(Alive(1))))
-    bench.one.carry_out(duty)
+    bench.one.judge.carry_out(duty)
     assert bench.fence().state is FenceState.RETURNED
     assert "off" not in bench.power.machines["n3"].orders
 
@@ -150,7 +150,7 @@ def test_off_by_the_bmc_and_alive_by_its_session_is_no_evidence() -> None:
     bench.power.machines["n3"].is_on = False
     asked = Fence("n3", 1, asked_by="admin")
     bench.store.commit(Create(paths.fence("n3", 1), dumps(asked)))
-    bench.one.carry_out(bench.next_duty())
+    bench.one.judge.carry_out(bench.next_duty())
     assert bench.fence().state is FenceState.FAILED
     assert "yet its daemon has a session" in bench.fence().reason
 
@@ -164,13 +164,13 @@ def test_who_was_primary_can_do_nothing_any_more() -> None:
     bench.store.commit(Delete(paths.PRIMARY))
     two = bench.coordinator("n2")
     two.step()
-    assert two.is_primary
+    assert two.role.is_primary
     taken = bench.store.get(paths.PRIMARY)
     assert stale is not None
     assert taken is not None
     assert stale.version == taken.version
     with pytest.raises(Conflict):
-        bench.one.carry_out(duty)
+        bench.one.judge.carry_out(duty)
     assert bench.power.machines["n3"].orders == []
     assert View(bench.store).fences() == {}
 
@@ -180,11 +180,11 @@ def test_only_one_is_primary_and_leaves_to_who_is_wanted() -> None:
     two = bench.coordinator("n2")
     bench.one.step()
     two.step()
-    assert (bench.one.is_primary, two.is_primary) == (True, False)
+    assert (bench.one.role.is_primary, two.role.is_primary) == (True, False)
     bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("test", primary="n2"))))
     bench.one.step()
     two.step()
-    assert (bench.one.is_primary, two.is_primary) == (False, True)
+    assert (bench.one.role.is_primary, two.role.is_primary) == (False, True)
 
 
 def test_decisions_freeze_without_the_store() -> None:

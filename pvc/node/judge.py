@@ -1,0 +1,253 @@
+"""What the primary does to nodes that are gone: asks their BMCs, writes receipts, releases their VMs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from pvc.clock import Clock
+from pvc.cluster import fencing, paths
+from pvc.cluster.cluster import FencePolicy
+from pvc.cluster.codec import Unreadable, dumps
+from pvc.cluster.fencing import Duties, Duty, Excuse, Finish, Note, Release, Scene, Shoot, name_of
+from pvc.cluster.membership import Evidence, Fence, FenceState, is_gone
+from pvc.cluster.mirror import Mirror
+from pvc.cluster.node import BMC, NodeSpec
+from pvc.cluster.store import Check, Create, Delete, Op, Put, Store
+from pvc.cluster.view import VM, Node, View
+from pvc.cluster.vm import Owner, index_nodes, index_ops
+from pvc.errors import Conflict, Failed, PVCError, Unavailable
+from pvc.node.drivers.power import BMCAccess, Power, PowerState
+from pvc.node.lanes import Lanes
+from pvc.node.role import Role
+
+log = logging.getLogger(__name__)
+
+BEHIND_S = 2.0
+"""An order to switch off must follow the look at who is alive within this time, or look again."""
+
+
+class Judge:
+    """`see_to` finds what is due, as primary; lanes carry it out."""
+
+    def __init__(
+        self,
+        me: Owner,
+        store: Store,
+        mirror: Mirror,
+        view: View,
+        role: Role,
+        power: Power,
+        clock: Clock,
+        secret: str,
+        *,
+        lanes: Callable[[Callable[[Duty], None]], Lanes[Duty]],
+        decide: Callable[[Scene], Duties],
+        access: Callable[[BMC, str], BMCAccess],
+    ) -> None:
+        self.me = me
+        self.store = store
+        self.mirror = mirror
+        self.view = view
+        self.role = role
+        self.power = power
+        self.clock = clock
+        self.secret = secret
+        self.decide = decide
+        self.access = access
+        self.notes: dict[str, Note] = {}
+        self.notes_lock = threading.Lock()
+        self.lanes = lanes(self.carry_out)
+
+    def forget(self) -> None:
+        """Somebody else is primary: what this one remembers would be old when it is again."""
+        with self.notes_lock:
+            self.notes = {}
+
+    def see_to(
+        self, nodes: Mapping[str, Node], busy: Mapping[str, Duty], now: float, believed_from: float
+    ) -> float:
+        """Begin what is due. When more will be, on the monotonic clock."""
+        scene = Scene(
+            me=self.me.node,
+            cluster=self.view.cluster(),
+            nodes=nodes,
+            fences=self.view.fences(),
+            vms=self._vms(),
+            notes={},
+            busy=busy,
+            now=now,
+            believed_from=believed_from,
+        )
+        with self.notes_lock:
+            self.notes = fencing.remember(replace(scene, notes=self.notes))
+            scene = replace(scene, notes=dict(self.notes))
+        found = self.decide(scene)
+        for duty in found.todo:
+            self.lanes.submit(duty)
+        return found.wake_at
+
+    def _vms(self) -> dict[str, VM]:
+        """A document that is damaged keeps its own VM from being recovered, not the others."""
+        try:
+            return self.view.vms()
+        except Unreadable:
+            pass
+        found: dict[str, VM] = {}
+        for uuid in self.mirror.children(paths.VMS):
+            try:
+                found |= self.view.vms([uuid])
+            except Unreadable as error:
+                log.error("%s", error.message)
+        return found
+
+    # Duties, on lanes
+
+    def carry_out(self, duty: Duty) -> None:
+        match duty:
+            case Shoot():
+                self._shoot(duty)
+            case Release():
+                self._release(duty)
+            case Finish():
+                self._finish(duty)
+            case Excuse():
+                self._excuse(duty)
+
+    def _note(self, fence: Fence, change: Callable[[Note], Note]) -> Note:
+        key = name_of(fence.node, fence.incarnation)
+        with self.notes_lock:
+            self.notes[key] = change(self.notes.get(key, Note()))
+            return self.notes[key]
+
+    def _write(self, fence: Fence, version: int | None, *checks: Op) -> int:
+        """Returns the version it has now."""
+        path, data = paths.fence(fence.node, fence.incarnation), dumps(fence)
+        op: Op = Create(path, data) if version is None else Put(path, data, version)
+        self.role.commit(*checks, op)
+        return 0 if version is None else version + 1
+
+    def _shoot(self, duty: Shoot) -> None:
+        """Announce, look once more, switch off, read back; only what was read back is evidence."""
+        now = self.clock.monotonic()
+        note = self._note(
+            duty.fence,
+            lambda note: replace(
+                note, last_try=now, first_try=now if note.first_try is None else note.first_try
+            ),
+        )
+        began = note.first_try or now
+        fence = replace(
+            duty.fence,
+            state=FenceState.FENCING,
+            judge=self.me.node,
+            attempts=duty.fence.attempts + 1,
+            since=duty.fence.since or self.clock.wall(),
+            suspect_s=round(began - (began if note.gone_since is None else note.gone_since), 3),
+        )
+        version = self._write(fence, duty.version)
+        try:
+            evidence = self._evidence(fence)
+        except PVCError as error:
+            if isinstance(error, Unavailable | Conflict):
+                raise
+            self._failed(fence, version, error.message)
+            return
+        finally:
+            ended = self.clock.monotonic()
+            self._note(fence, lambda note: replace(note, last_try=ended))
+        node = View(self.store).node(fence.node)
+        if evidence is Evidence.NONE or not is_gone(node.status, node.alive):
+            self._unproven(fence, version, node, evidence)
+            return
+        took = round(ended - began, 3)
+        receipt = replace(
+            fence,
+            state=FenceState.FENCED,
+            evidence=evidence,
+            reason="",
+            fence_s=took,
+            fenced_at=self.clock.wall(),
+        )
+        # Its status is written by each new life of its daemon: it has not been switched on meanwhile.
+        self._write(receipt, version, Check(paths.node_status(fence.node), node.status_version or 0))
+        self._note(fence, lambda note: replace(note, fenced_at=ended))
+        log.warning("fenced %s after %.1f s, evidence: %s", fence.node, took, evidence)
+
+    def _evidence(self, fence: Fence) -> Evidence:
+        """Raises DriverError and others where there is none. NONE: not yet, or it came back."""
+        node, looked_at = self._look(fence)
+        if fence.confirmed:
+            return Evidence.OPERATOR
+        if node is None:
+            return Evidence.NONE
+        if node.bmc is None:
+            raise Failed(f"{fence.node} has no BMC")
+        access = self.access(node.bmc, self.secret)
+        if self.power.state(access) is PowerState.OFF:
+            return Evidence.POWER_OFF
+        if self.clock.monotonic() > looked_at + BEHIND_S:
+            node, looked_at = self._look(fence)
+            if node is None:
+                return Evidence.NONE
+        log.warning("switching off %s", fence.node)
+        self.power.off(access)
+        return Evidence.POWER_OFF if self.power.state(access) is PowerState.OFF else Evidence.NONE
+
+    def _look(self, fence: Fence) -> tuple[NodeSpec | None, float]:
+        """The node, if it is still to be shot. A read after a commit of this session is never older."""
+        at = self.clock.monotonic()
+        self.role.confirm()
+        node = View(self.store).node(fence.node)
+        is_same = node.status.incarnation == fence.incarnation
+        wanted = is_same and (bool(fence.asked_by) or is_gone(node.status, node.alive))
+        return (node.spec if wanted else None), at
+
+    def _unproven(self, fence: Fence, version: int, node: Node, evidence: Evidence) -> None:
+        if node.status.incarnation != fence.incarnation or (not fence.asked_by and node.alive is not None):
+            self._write(replace(fence, state=FenceState.RETURNED, reason="it came back"), version)
+            log.info("%s came back and is not fenced", fence.node)
+        elif evidence is Evidence.NONE:
+            self._write(replace(fence, reason="its power is not off yet"), version)
+        else:
+            self._failed(fence, version, f"by {evidence} it is off, yet its daemon has a session")
+
+    def _failed(self, fence: Fence, version: int, why: str) -> None:
+        log.warning("cannot fence %s: %s", fence.node, why)
+        self._write(replace(fence, state=FenceState.FAILED, reason=why), version)
+
+    def _excuse(self, duty: Excuse) -> None:
+        self._write(replace(duty.fence, state=duty.state, reason=duty.why), duty.version)
+
+    def _release(self, duty: Release) -> None:
+        """Owner, spec and index of a VM in one transaction that holds only with the receipt."""
+        vm, uuid = duty.vm, duty.vm.spec.uuid
+        status = replace(duty.status, since=self.clock.wall())
+        before, after = index_nodes(vm.spec, vm.status.owner), index_nodes(duty.spec, status.owner)
+        ops: list[Op] = [
+            Check(paths.fence(duty.fence.node, duty.fence.incarnation), duty.version),
+            Check(paths.node_status(duty.fence.node), duty.node.status_version or 0),
+            Put(paths.vm(uuid), dumps(duty.spec), vm.spec_version),
+            Put(paths.vm_status(uuid), dumps(status), vm.status_version or 0),
+            *index_ops(uuid, before, after),
+        ]
+        target = self.store.get(paths.vm_target(uuid))
+        if target is not None:
+            ops.append(Delete(target.path, target.version))
+        self.role.commit(*ops)
+        place = status.owner.node if status.owner else duty.spec.node
+        went = place if place != duty.fence.node else "nowhere"
+        told = f"{vm.spec.name} -> {went}" if vm.spec.power == "started" else f"{vm.spec.name} stopped"
+        self._note(duty.fence, lambda note: replace(note, recovered=(*note.recovered, told)))
+        log.warning("released %s from %s: %s", vm.spec.name, duty.fence.node, status.reason)
+
+    def _finish(self, duty: Finish) -> None:
+        bmc = duty.bmc_of.bmc if duty.bmc_of else None
+        was_shot = duty.fence.evidence is Evidence.POWER_OFF
+        if bmc is not None and was_shot and self.view.cluster().fence_policy is FencePolicy.POWER_CYCLE:
+            self.role.commit()
+            self.power.on(self.access(bmc, self.secret))
+            log.warning("switched %s on again", duty.fence.node)
+        self._write(duty.fence, duty.version)
