@@ -222,7 +222,7 @@ def test_dead_bmc_answers_nothing(lab: RunningLab) -> None:
     assert ipmi(lab, "status").code != 0
     assert not reaches(lab, "n1", lab.states()["n2"]["bmc_address"])
     lab.lab("bmc", "n2", "on")
-    assert ipmi(lab, "status").stdout == "Chassis Power is on\n"
+    eventually(lambda: ipmi(lab, "status").stdout == "Chassis Power is on\n", within=20)
 
 
 # Kill
