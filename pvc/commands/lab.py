@@ -10,7 +10,7 @@ from typing import Annotated
 from pvc import output
 from pvc.commands.context import LocalContext
 from pvc.commands.registry import Arg, local
-from pvc.commands.types import NodeName, Switch
+from pvc.commands.types import NodeName
 from pvc.errors import Invalid
 
 
@@ -27,6 +27,18 @@ class PowerAction(StrEnum):
     OFF = "off"
     RESET = "reset"
     SOFT = "soft"
+
+
+class BMCState(StrEnum):
+    """How a simulated BMC behaves."""
+
+    ON = "on"
+    OFF = "off"
+    """It answers nothing at all."""
+    RUBBISH = "rubbish"
+    """It answers whatever it is asked with noise."""
+    LIES = "lies"
+    """It agrees to every order and does nothing; what it says of the power is true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,12 @@ Process = Annotated[
 
 
 Action = Annotated[PowerAction, Arg("off and reset are power cuts, soft is the button", metavar="ACTION")]
+Behaviour = Annotated[
+    BMCState,
+    Arg(
+        "rubbish answers everything with noise, lies agrees to every order and does nothing", metavar="STATE"
+    ),
+]
 Stop = Annotated[bool, Arg("only halt it (SIGSTOP), as a machine that hangs would")]
 Cont = Annotated[bool, Arg("let it go on (SIGCONT)")]
 COLUMNS = ("name", "power", "zookeeper", "address", "bmc", "bmc_address", "cut")
@@ -163,14 +181,19 @@ def power(ctx: LocalContext, node: NodeName, action: Action) -> None:
 
 
 @local()
-def bmc(ctx: LocalContext, node: NodeName, state: Switch) -> None:
-    """Make a node's BMC dead (it answers nothing at all), or alive again."""
+def bmc(ctx: LocalContext, node: NodeName, state: Behaviour) -> None:
+    """Make a node's BMC dead (off: it answers nothing at all), mad or a liar, or well again (on)."""
     from pvc.lab import bmc as simulated
     from pvc.lab.common import existing
 
     lab = existing()
-    act = simulated.on if state is Switch.ON else simulated.off
-    act(lab, lab.node(node))
+    acts = {
+        BMCState.ON: simulated.on,
+        BMCState.OFF: simulated.off,
+        BMCState.RUBBISH: simulated.rubbish,
+        BMCState.LIES: simulated.lies,
+    }
+    acts[state](lab, lab.node(node))
 
 
 @local()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from pvc.errors import Invalid
 from pvc.lab import discover, inner, launch, power, render
@@ -10,12 +15,24 @@ from pvc.lab.layout import UPSTREAM, Lab, Node
 from pvc.lab.network import NAMESPACES
 from pvc.proc import run
 
+IPMI_PORT = 623
+
+
+def state(lab: Lab, node: Node) -> str:
+    """on, off, rubbish, lies."""
+    if discover.rubbish(lab, node):
+        return "rubbish"
+    if not discover.bmc(lab, node):
+        return "off"
+    return "lies" if _mark_of_a_liar(lab, node).exists() else "on"
+
 
 def on(lab: Lab, node: Node) -> None:
     """Does nothing for a BMC that answers already."""
+    _mark_of_a_liar(lab, node).unlink(missing_ok=True)
     if discover.bmc(lab, node):
         return
-    run(["ip", "-n", lab.switch, "addr", "replace", f"{lab.bmc_address(node)}/24", "dev", UPSTREAM.name])
+    off(lab, node)
     folder = lab.directory / "bmc"
     script = folder / "chassis"
     state = folder / f"{node.name}.state"
@@ -27,10 +44,8 @@ def on(lab: Lab, node: Node) -> None:
     configuration.write_text(render.bmc(lab, node, f"{script} {node.name}"))
     emulation = folder / f"{node.name}.emu"
     emulation.write_text(render.BMC_EMULATION)
-    # Not `ip netns exec`: it has its own mount namespace, where nobody would see the root of a node.
-    argv = ["nsenter", f"--net={NAMESPACES / lab.switch}", "ipmi_sim", "-n"]
-    argv += ["-c", str(configuration), "-f", str(emulation), "-s", str(state)]
-    launch.launch(lab, f"bmc-{node.name}", argv, folder / f"{node.name}.log")
+    argv = ["ipmi_sim", "-n", "-c", str(configuration), "-f", str(emulation), "-s", str(state)]
+    _answer_with(lab, node, argv)
 
 
 def off(lab: Lab, node: Node) -> None:
@@ -39,8 +54,41 @@ def off(lab: Lab, node: Node) -> None:
         ["ip", "-n", lab.switch, "addr", "del", f"{lab.bmc_address(node)}/24", "dev", UPSTREAM.name],
         check=False,
     )
-    discover.kill_and_wait([discover.bmc(lab, node)])
+    discover.kill_and_wait([discover.bmc(lab, node), discover.rubbish(lab, node)])
     launch.forget(lab, f"bmc-{node.name}")
+
+
+def rubbish(lab: Lab, node: Node) -> None:
+    if not discover.rubbish(lab, node):
+        off(lab, node)
+        _answer_with(lab, node, inner.command(lab, "rubbish", node.name))
+
+
+def lies(lab: Lab, node: Node) -> None:
+    on(lab, node)
+    _mark_of_a_liar(lab, node).touch()
+
+
+def _mark_of_a_liar(lab: Lab, node: Node) -> Path:
+    return lab.directory / "bmc" / f"{node.name}.lies"
+
+
+def _answer_with(lab: Lab, node: Node, argv: Sequence[str]) -> None:
+    """At the address of the BMC, in the switch."""
+    run(["ip", "-n", lab.switch, "addr", "replace", f"{lab.bmc_address(node)}/24", "dev", UPSTREAM.name])
+    # Not `ip netns exec`: it has its own mount namespace, where nobody would see the root of a node.
+    inside = ["nsenter", f"--net={NAMESPACES / lab.switch}", *argv]
+    launch.launch(lab, f"bmc-{node.name}", inside, lab.directory / "bmc" / f"{node.name}.log")
+
+
+def answer_rubbish(address: str, port: int = IPMI_PORT) -> NoReturn:
+    """To each datagram, noise: now and then behind what begins like an answer."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, port))
+        while True:
+            asked, sender = sock.recvfrom(2048)
+            noise = secrets.token_bytes(secrets.randbelow(64))
+            sock.sendto(asked[: secrets.randbelow(len(asked) + 1)] + noise, sender)
 
 
 def chassis(lab: Lab, node: Node, words: list[str]) -> list[str]:
@@ -66,6 +114,8 @@ def _value(lab: Lab, node: Node, key: str) -> str:
 
 
 def _set(lab: Lab, node: Node, key: str, value: str) -> None:
+    if _mark_of_a_liar(lab, node).exists():
+        return
     match key, value:
         case "power", "0":
             power.off(lab, node)

@@ -63,7 +63,13 @@ def is_ours(process: Process, lab: Lab, *words: str) -> bool:
 
 
 def bmc(lab: Lab, node: Node) -> int:
+    """What answers IPMI for the node, 0 where nothing does."""
     return _first(one for one in processes() if _is_bmc(one, lab, node))
+
+
+def rubbish(lab: Lab, node: Node) -> int:
+    """What answers nonsense in place of its BMC."""
+    return _first(one for one in processes() if is_ours(one, lab, "rubbish", node.name))
 
 
 def _is_bmc(process: Process, lab: Lab, node: Node) -> bool:

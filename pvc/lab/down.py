@@ -65,7 +65,8 @@ def _processes(lab: Lab) -> set[int]:
     found = {one.pid for one in discover.processes() if discover.is_ours(one, lab, "chassis")}
     found |= discover.in_namespace(lab.switch)
     for node in lab.nodes:
-        found |= {discover.nspawn(lab, node), discover.leader(lab, node), discover.bmc(lab, node)}
+        found |= {discover.nspawn(lab, node), discover.leader(lab, node)}
+        found |= {discover.bmc(lab, node), discover.rubbish(lab, node)}
         found |= discover.in_namespace(lab.namespace(node))
     return found
 

@@ -1,4 +1,5 @@
-"""What the lab starts by itself and no user types: the supervisor of a node, and the chassis behind a BMC.
+"""What the lab starts by itself and no user types: the supervisor of a node, the chassis behind a BMC, and
+what answers in place of a BMC that is mad.
 
 They run from the lab's own copy of pvc, whose path in the command line says which lab they belong to.
 """
@@ -53,4 +54,8 @@ def _serve(lab: Lab, words: Sequence[str]) -> int:
 
             sys.stdout.write("".join(f"{line}\n" for line in chassis(lab, lab.node(name), question)))
             return 0
+        case ["rubbish", name]:
+            from pvc.lab.bmc import answer_rubbish
+
+            answer_rubbish(lab.bmc_address(lab.node(name)))
     raise Invalid(f"nothing is called {' '.join(words)}")

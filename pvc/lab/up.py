@@ -224,7 +224,7 @@ def _shown(lab: Lab, node: Node, mode: str) -> LabNode:
         zookeeper=mode,
         address=lab.address(node),
         upstream=lab.address(node, UPSTREAM),
-        bmc="on" if discover.bmc(lab, node) else "off",
+        bmc=bmc.state(lab, node),
         bmc_address=lab.bmc_address(node),
         cut=network.cut_networks(lab, node) if on else (),
         pid=discover.leader(lab, node),

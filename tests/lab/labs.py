@@ -104,7 +104,7 @@ class RunningLab:
                 self.lab("power", name, "on")
             elif one["cut"]:
                 self.lab("heal", name)
-            if one["bmc"] == "off":
+            if one["bmc"] != "on":
                 self.lab("bmc", name, "on")
         self.settle()
 

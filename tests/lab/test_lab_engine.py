@@ -93,6 +93,7 @@ def test_up_with_another_size_is_a_conflict(lab: RunningLab, words: tuple[str, s
         (("cut", "n1", "--network", "wan"), 2),
         (("heal", "n9"), 3),
         (("bmc", "n9", "off"), 3),
+        (("bmc", "n1", "angry"), 2),
         (("up", "--nodes", "10"), 2),
     ],
 )
@@ -223,6 +224,30 @@ def test_dead_bmc_answers_nothing(lab: RunningLab) -> None:
     assert not reaches(lab, "n1", lab.states()["n2"]["bmc_address"])
     lab.lab("bmc", "n2", "on")
     eventually(lambda: ipmi(lab, "status").stdout == "Chassis Power is on\n", within=20)
+
+
+def test_mad_bmc_answers_noise(lab: RunningLab) -> None:
+    lab.lab("bmc", "n2", "rubbish")
+    assert lab.states()["n2"]["bmc"] == "rubbish"
+    address = lab.states()["n2"]["bmc_address"]
+    ask = f"echo anybody there | socat -t 1 - UDP:{address}:623 | wc -c"
+    eventually(lambda: int(lab.sh("n1", ask)) > 0, within=10)
+    assert ipmi(lab, "off").code != 0
+    assert lab.states()["n2"]["power"] == "on"
+    lab.lab("bmc", "n2", "on")
+    assert ipmi(lab, "status").stdout == "Chassis Power is on\n"
+
+
+def test_lying_bmc_agrees_and_does_nothing(lab: RunningLab) -> None:
+    lab.lab("bmc", "n2", "lies")
+    before = lab.states()["n2"]
+    assert before["bmc"] == "lies"
+    assert ipmi(lab, "off").code == 0
+    assert ipmi(lab, "status").stdout == "Chassis Power is on\n"
+    assert lab.states()["n2"]["pid"] == before["pid"]
+    lab.lab("bmc", "n2", "on")
+    assert ipmi(lab, "reset").code == 0
+    eventually(lambda: lab.states()["n2"]["pid"] not in (0, before["pid"]), within=20)
 
 
 # Kill
