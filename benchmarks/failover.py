@@ -17,8 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.lab.dying import primary, receipt, secondary
 from tests.lab.labs import PVC, RunningLab, run_lab
-from tests.lab.test_failover import primary, receipt, secondary
 from tests.lab.vms import Cluster
 from tests.lab.witness import Witness, watching
 from tests.support import eventually

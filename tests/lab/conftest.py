@@ -6,21 +6,31 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lab import dying
 from tests.lab.labs import DIRECTORY, PVC, RunningLab, run_lab
+from tests.lab.vms import Cluster
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[RunningLab]:
+def lab(request: pytest.FixtureRequest) -> Iterator[RunningLab]:
     """A test that breaks it repairs it (lab.repair()).
 
-    In maintenance, so that what a test switches off stays off: only test_failover.py arms fencing.
+    In maintenance, so that what a test switches off stays off, except where `armed` is asked for. Another
+    number of nodes is asked for with parametrize("lab", [5], indirect=True).
     """
     assert PVC.exists(), "dist/pvc is missing: ./build.py zipapp"
     run_lab(DIRECTORY, "down")
-    run_lab(DIRECTORY, "up", "--nodes", "3")
+    run_lab(DIRECTORY, "up", "--nodes", str(getattr(request, "param", 3)))
     try:
         running = RunningLab(DIRECTORY)
         running.run("n1", "pvc", "cluster", "maintenance", "on")
         yield running
     finally:
         run_lab(DIRECTORY, "down")
+
+
+@pytest.fixture
+def armed(lab: RunningLab) -> Iterator[Cluster]:
+    """Its cluster with fencing armed, as it is in every cluster that is not in maintenance."""
+    with dying.armed(lab) as cluster:
+        yield cluster
