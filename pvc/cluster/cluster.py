@@ -37,6 +37,8 @@ class ClusterSpec:
     fence_grace_s: float = 2.0
     """From the end of a node's session until it is fenced."""
     fence_policy: FencePolicy = FencePolicy.POWER_CYCLE
+    autoready: bool = False
+    """A node that was fenced fetches its VMs home when it is back."""
     layout: int = LAYOUT_VERSION
     """Of the documents, as the whole cluster speaks it; raised when every node can."""
     extra: Mapping[str, Any] = field(default_factory=dict)

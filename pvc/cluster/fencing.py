@@ -6,7 +6,7 @@ power comes back only when nothing is owned by that life of the node any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pvc.cluster import domainxml
@@ -15,7 +15,7 @@ from pvc.cluster.membership import Fence, FenceState, is_gone, is_suspect
 from pvc.cluster.node import NodeSpec
 from pvc.cluster.placement import Placement, explained
 from pvc.cluster.view import VM, Node
-from pvc.cluster.vm import Owner, Power, State, VMSpec, VMStatus, move, shown_state
+from pvc.cluster.vm import Owner, Power, State, VMSpec, VMStatus, move, shown_state, start_order
 from pvc.errors import Invalid
 
 SETTLE_S = 3.0
@@ -141,12 +141,14 @@ def remember(scene: Scene) -> dict[str, Note]:
 def duties(scene: Scene) -> Duties:
     """Every duty that is due and whose lane is free."""
     result = Duties()
-    placement = _placement(scene)
+    receipts: list[tuple[Node, Fence, int]] = []
     for name, node in sorted(scene.nodes.items()):
         found = scene.fences.get(name_of(name, node.status.incarnation))
         _begin(scene, _of_node(scene, node, found, result), result)
         if found is not None and found[0].state is FenceState.FENCED and is_gone(node.status, node.alive):
-            _recover(scene, node, *found, placement, result)
+            receipts.append((node, *found))
+    if receipts:
+        _recover(scene, receipts, result)
     for fence, version in scene.fences.values():
         _begin(scene, _of_the_past(scene, fence, version), result)
     return result
@@ -258,14 +260,15 @@ def _placement(scene: Scene) -> Placement:
     return placement
 
 
-def _recover(
-    scene: Scene, node: Node, fence: Fence, version: int, placement: Placement, result: Duties
-) -> None:
-    for uuid, vm in sorted(scene.vms.items()):
-        if uuid in scene.busy:
+def _recover(scene: Scene, receipts: Sequence[tuple[Node, Fence, int]], result: Duties) -> None:
+    """In start order over all nodes that are fenced: where room is short, the important get it."""
+    placement = _placement(scene)
+    for vm in sorted(scene.vms.values(), key=lambda vm: start_order(vm.spec)):
+        if vm.spec.uuid in scene.busy:
             continue
-        for spec, status in _recovered(scene, vm, fence, placement):
-            result.todo.append(Release(vm, spec, status, node, fence, version))
+        for node, fence, version in receipts:
+            for spec, status in _recovered(scene, vm, fence, placement):
+                result.todo.append(Release(vm, spec, status, node, fence, version))
 
 
 def _recovered(scene: Scene, vm: VM, fence: Fence, placement: Placement) -> Iterator[tuple[VMSpec, VMStatus]]:

@@ -114,6 +114,10 @@ class View:
 
     def cluster(self) -> ClusterSpec:
         """Raises Unavailable before `pvc cluster init`, and when the cluster has gone ahead of this pvc."""
+        return self.cluster_document()[0]
+
+    def cluster_document(self) -> tuple[ClusterSpec, int]:
+        """With its version. Raises as `cluster` does."""
         stored = self.reader.get(paths.CLUSTER)
         if stored is None:
             raise Unavailable("this cluster is not initialised", hint="pvc --direct cluster init --name NAME")
@@ -123,7 +127,7 @@ class View:
                 f"the documents of {spec.name} are in layout {spec.layout}, this pvc knows {LAYOUT_VERSION}",
                 hint="install the newer pvc here",
             )
-        return spec
+        return spec, stored.version
 
     # VMs
 

@@ -97,6 +97,8 @@ class VMSpec:
     shutdown_timeout_s: int = 0
     """0: the cluster's."""
     autostart: bool = False
+    start_priority: int = 100
+    """Among VMs that are to start: the greater goes first, and gets its place first."""
     tags: tuple[Tag, ...] = ()
     new_disks: tuple[NewDisk, ...] = ()
     networks: tuple[str, ...] = ()
@@ -180,6 +182,11 @@ def settled(spec: VMSpec, status: VMStatus) -> bool:
 
 def move(spec: VMSpec, to: str | None, *, home: str | None, method: Method = Method.NONE) -> VMSpec:
     return replace(spec, node=to, home=home, moves=spec.moves + 1, move_method=method)
+
+
+def start_order(spec: VMSpec) -> tuple[int, str]:
+    """To sort by: the greater priority first, equal ones always in the same order."""
+    return -spec.start_priority, spec.uuid
 
 
 def index_nodes(spec: VMSpec | None, owner: Owner | None) -> frozenset[str]:

@@ -31,7 +31,10 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.node_primary": ("primary", "secondary", "is-primary"),
         "pvc.commands.node": ("info", "list", "flush", "ready", "remove", "log-text", "log", "run"),
     },
-    "cluster": {"pvc.commands.cluster": ("init", "status", "maintenance")},
+    "cluster": {
+        "pvc.commands.cluster": ("init", "status", "maintenance"),
+        "pvc.commands.cluster_settings": ("info", "set", "autoready"),
+    },
     "why": {"pvc.commands.why": ("vm", "node")},
     "connection": {"pvc.commands.connection": ("add", "remove", "list", "default", "detail")},
     "api": {"pvc.commands.api": ("token add", "token list", "token remove", "serve", "openapi")},

@@ -19,7 +19,7 @@ from pvc.commands.context import Context
 from pvc.commands.node_fence import told
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Switch
-from pvc.errors import Conflict, Unavailable
+from pvc.errors import Conflict
 
 if TYPE_CHECKING:
     from pvc.cluster.view import VM, Node
@@ -95,16 +95,13 @@ def status(ctx: Context) -> ClusterStatus:
 @operation("PUT", "/cluster/maintenance", role=Role.OPERATE, done="maintenance is {switch}")
 def maintenance(ctx: Context, switch: Annotated[Switch, Arg("on or off")]) -> ClusterStatus:
     """Switch maintenance on or off: while it is on, nothing is fenced and nothing raises an alarm."""
-    found = ctx.reader.get(paths.CLUSTER)
-    if found is None:
-        raise Unavailable("this cluster is not initialised", hint="pvc --direct cluster init --name NAME")
-    spec = ctx.view.decode(ClusterSpec, found)
+    spec, version = ctx.view.cluster_document()
     new = replace(spec, maintenance=switch is Switch.ON)
     if new == spec:
         ctx.say(f"maintenance is {switch} already")
     else:
         ctx.say(f"maintenance of {spec.name} goes {switch}")
-        ctx.commit(Put(paths.CLUSTER, dumps(new), found.version))
+        ctx.commit(Put(paths.CLUSTER, dumps(new), version))
     return _status(new, ctx.view.nodes(), tuple(ctx.view.vms().values()))
 
 

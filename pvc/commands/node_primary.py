@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pvc.cluster import paths
-from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.node import NodeRole
 from pvc.cluster.store import Put
@@ -14,7 +13,7 @@ from pvc.commands.node import NodeInfo, describe
 from pvc.commands.registry import Role, local, operation
 from pvc.commands.types import CoordinatorState, NodeName
 from pvc.commands.vm_info import Goal
-from pvc.errors import Conflict, Unavailable
+from pvc.errors import Conflict
 
 
 @operation("POST", "/node/{node}/primary", noun="node", role=Role.OPERATE, waits="node.info")
@@ -55,15 +54,12 @@ def secondary(ctx: Context, node: NodeName = "") -> NodeInfo:
 
 
 def _want(ctx: Context, node: str) -> None:
-    stored = ctx.reader.get(paths.CLUSTER)
-    if stored is None:
-        raise Unavailable("this cluster is not initialised", hint="pvc --direct cluster init --name NAME")
-    spec = ctx.view.decode(ClusterSpec, stored)
+    spec, version = ctx.view.cluster_document()
     if spec.primary == node:
         ctx.say(f"{node} is the wanted primary already")
         return
     ctx.say(f"{node} is wanted as primary" if node else "no coordinator is wanted as primary above others")
-    ctx.commit(Put(paths.CLUSTER, dumps(replace(spec, primary=node)), stored.version))
+    ctx.commit(Put(paths.CLUSTER, dumps(replace(spec, primary=node)), version))
 
 
 @local(noun="node", verb="is-primary")

@@ -65,6 +65,15 @@ TagName = Annotated[
     ),
 ]
 Autostart = Annotated[bool, Arg("start it when its node becomes ready", short="-a/-A")]
+StartPriority = Annotated[
+    int,
+    Arg(
+        "among VMs that are to start: the greater number first; 100 unless told",
+        metavar="N",
+        minimum=0,
+        maximum=1000,
+    ),
+]
 Restart = Annotated[
     bool, Arg("restart it now if it runs; else the change waits for its next start", short="-r/-R")
 ]

@@ -24,7 +24,7 @@ from pvc.cluster.vm import (
 from pvc.commands import types
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
-from pvc.commands.types import Autostart, MaxDowntime, NewName, NodeLimit, VMName
+from pvc.commands.types import Autostart, MaxDowntime, NewName, NodeLimit, StartPriority, VMName
 from pvc.commands.vm_info import VMInfo, describe
 from pvc.commands.vm_write import save, with_definition
 from pvc.errors import Conflict, NotFound
@@ -80,6 +80,7 @@ def define(
     limit: tuple[NodeLimit, ...] = (),
     selector: By = Selector.NONE,
     autostart: Autostart = False,
+    start_priority: StartPriority = 100,
     method: Moving = Method.NONE,
     max_downtime: MaxDowntime = 300,
     tag: tuple[Tags, ...] = (),
@@ -93,7 +94,7 @@ def define(
 
     uuid = domainxml.parse(xml).uuid or str(uuid4())
     tags = _tags(tag, protected_tag)
-    spec = _treated(uuid, target, limit, selector, autostart, method, max_downtime, tags)
+    spec = _treated(uuid, target, limit, selector, autostart, start_priority, method, max_downtime, tags)
     return _add(ctx, with_definition(spec, domainxml.complete(xml, uuid)))
 
 
@@ -116,6 +117,7 @@ def create(
     limit: tuple[NodeLimit, ...] = (),
     selector: By = Selector.NONE,
     autostart: Autostart = False,
+    start_priority: StartPriority = 100,
     method: Moving = Method.NONE,
     max_downtime: MaxDowntime = 300,
     tag: tuple[Tags, ...] = (),
@@ -142,7 +144,7 @@ def create(
         topology=domainxml.Topology(*types.topology(topology)) if topology else None,
     )
     tags = _tags(tag, protected_tag)
-    spec = _treated(uuid, target, limit, selector, autostart, method, max_downtime, tags)
+    spec = _treated(uuid, target, limit, selector, autostart, start_priority, method, max_downtime, tags)
     return _add(ctx, with_definition(replace(spec, new_disks=new_disks), xml))
 
 
@@ -152,6 +154,7 @@ def _treated(
     limit: tuple[str, ...],
     selector: Selector,
     autostart: bool,
+    start_priority: int,
     method: Method,
     max_downtime_ms: int,
     tags: tuple[Tag, ...],
@@ -169,6 +172,7 @@ def _treated(
         method=method,
         max_downtime_ms=max_downtime_ms,
         autostart=autostart,
+        start_priority=start_priority,
         tags=tags,
     )
 

@@ -72,6 +72,7 @@ class VMInfo:
     migration_timeout_s: int
     shutdown_timeout_s: int
     autostart: bool
+    start_priority: int
     disks: tuple[DiskInfo, ...]
     networks: tuple[NicInfo, ...]
     profile: str
@@ -135,6 +136,7 @@ def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
         migration_timeout_s=spec.migration_timeout_s,
         shutdown_timeout_s=spec.shutdown_timeout_s,
         autostart=spec.autostart,
+        start_priority=spec.start_priority,
         disks=disks,
         networks=nics,
         profile=spec.profile,

@@ -10,7 +10,7 @@ from pvc.cluster.vm import Method, Selector, Tag, VMSpec
 from pvc.commands import types
 from pvc.commands.context import Context, LocalContext
 from pvc.commands.registry import Arg, Role, local, operation
-from pvc.commands.types import Autostart, MaxDowntime, NodeLimit, Restart, TagName, VMName
+from pvc.commands.types import Autostart, MaxDowntime, NodeLimit, Restart, StartPriority, TagName, VMName
 from pvc.commands.vm_info import VMInfo, describe
 from pvc.commands.vm_life import check_can_restart, restarted
 from pvc.commands.vm_write import save, with_definition
@@ -120,6 +120,7 @@ def meta(
     limit: tuple[NodeLimit, ...] | None = None,
     selector: Annotated[Selector, Arg("by what its node is chosen", short="-s")] | None = None,
     autostart: Autostart | None = None,
+    start_priority: StartPriority | None = None,
     method: Annotated[Method, Arg("how it changes nodes while it runs", short="-m")] | None = None,
     max_downtime: MaxDowntime | None = None,
     shutdown_timeout: Annotated[
@@ -142,12 +143,13 @@ def meta(
     ]
     | None = None,
 ) -> VMInfo:
-    """Change how a VM is placed and moved: only what is given changes."""
+    """Change how a VM is placed, started and moved: only what is given changes."""
     found = ctx.view.vm(vm)
     given = {
         "node_limit": None if limit is None else tuple(sorted({*limit})),
         "selector": selector,
         "autostart": autostart,
+        "start_priority": start_priority,
         "method": method,
         "max_downtime_ms": max_downtime,
         "shutdown_timeout_s": shutdown_timeout,

@@ -20,11 +20,12 @@ from pvc.clock import Clock, SystemClock
 from pvc.cluster import paths
 from pvc.cluster.cluster import LAYOUT_VERSION
 from pvc.cluster.codec import Unreadable, dumps
+from pvc.cluster.membership import FenceState
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
 from pvc.cluster.store import Create, Delete, Op, Put, Session, SessionState, Store
-from pvc.cluster.view import VM, View, expand_one_node, one_node
+from pvc.cluster.view import VM, Node, View, expand_one_node, one_node
 from pvc.cluster.vm import Owner, Power, State, Target, VMSpec
 from pvc.config import Config
 from pvc.errors import Conflict, Failed, NotFound, PVCError, Unavailable
@@ -115,12 +116,15 @@ class Daemon:
             log.info("registered %s, new in this cluster", self.name)
             return 1
         incarnation = known.status.incarnation + 1
+        status = self._status(incarnation, known.status)
+        if _was_fenced(known) and View(self.store).cluster().autoready:
+            status = replace(status, flushed=True)  # what was recovered from it comes home
         own = self._spec()
         spec = replace(known.spec, address=own.address, storage_address=own.storage_address, role=own.role)
         ops: list[Op] = [
             Put(
                 paths.node_status(self.name),
-                dumps(self._status(incarnation, known.status)),
+                dumps(status),
                 known.status_version or 0,
             )
         ]
@@ -328,6 +332,10 @@ class Daemon:
             arriving=sum(_is_arriving(vm, self.name) for vm in picture.vms.values()),
             problem=self.problem,
         )
+
+
+def _was_fenced(node: Node) -> bool:
+    return node.fence is not None and node.fence.state is FenceState.FENCED
 
 
 def _that_matters(load: Load) -> tuple[object, ...]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from sys import maxsize
 
 from pvc.cluster import domainxml
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.node import NodeSpec, Wanted
 from pvc.cluster.view import VM
-from pvc.cluster.vm import Method, Migration, Owner, Power, State, Target, VMSpec, VMStatus, move
+from pvc.cluster.vm import Method, Migration, Owner, Power, State, Target, VMSpec, VMStatus, move, start_order
 from pvc.errors import Invalid
 from pvc.node.actions import (
     AbortJob,
@@ -152,7 +153,7 @@ def _seen(picture: Picture, uuid: str, vm: VM | None, note: Note) -> Note:
 def plan(picture: Picture) -> Plan:
     """Every action that is due and whose lane is free."""
     result = Plan()
-    for uuid in sorted({*picture.vms, *picture.domains}):
+    for uuid in sorted({*picture.vms, *picture.domains}, key=lambda uuid: _order(picture, uuid)):
         if uuid in picture.busy:
             continue
         action = _plan_vm(picture, uuid, result)
@@ -162,6 +163,12 @@ def plan(picture: Picture) -> Plan:
     if node_action:
         result.actions.append(node_action)
     return result
+
+
+def _order(picture: Picture, uuid: str) -> tuple[int, str]:
+    """Who starts first where not all may at once; domains of which nothing is known before all."""
+    vm = picture.vms.get(uuid)
+    return start_order(vm.spec) if vm is not None else (-maxsize, uuid)
 
 
 def _over_limit(picture: Picture, action: Action, result: Plan) -> bool:
@@ -510,7 +517,8 @@ def _plan_node(picture: Picture, result: Plan) -> NodeAction | None:
         return _plan_flush(picture, result)
     if not picture.flushed:
         return None
-    away = [vm for _, vm in sorted(picture.vms.items()) if _is_to_fetch(picture, vm)]
+    away = [vm for vm in picture.vms.values() if _is_to_fetch(picture, vm)]
+    away.sort(key=lambda vm: start_order(vm.spec))
     return FetchBack(tuple(away))
 
 

@@ -506,6 +506,7 @@ class World:
             restart_limit=3,
             migrations_at_once=self.rng.choice((1, 3)),
             starts_at_once=self.rng.choice((1, 4)),
+            autoready=self.seed % 2 == 1,
         )
         self.truth.commit(Create(paths.CLUSTER, dumps(spec)))
         for name in self.hosts:

@@ -182,6 +182,23 @@ def test_each_recovery_reserves_its_room() -> None:
     assert left.status.owner is None, "it starts when room comes, wherever"
 
 
+def test_room_goes_to_the_important_first_whatever_node_it_was_on() -> None:
+    dead = scene(gone="n2 n3", vms=(vm(1, Owner("n2", 4), memory_mib=3000, node="n2"),))
+    important = vm(2, memory_mib=3000, start_priority=200)
+    receipts = {f"{name}-4": (replace(RECEIPT, node=name), 2) for name in ("n2", "n3")}
+    (first, second) = released(
+        duties(replace(dead, vms={**dead.vms, important.spec.uuid: important}, fences=receipts))
+    )
+    assert (first.spec.name, first.spec.node) == ("vm2", "n1")
+    assert (second.spec.name, second.spec.node) == ("vm1", "n2"), "it has to wait"
+
+
+def test_no_grace_is_no_wait() -> None:
+    """14.1.12"""
+    at_once = ClusterSpec("test", fence_grace_s=0.0)
+    assert shots(duties(scene(gone_for=0.0, cluster=at_once))) == ["n3"]
+
+
 def test_vm_without_room_stays_wanted_and_goes_when_there_is_some() -> None:
     """14.1.9, 14.1.11"""
     waiting = vm(owner=None, memory_mib=5000, state=State.STARTING)

@@ -13,6 +13,7 @@ from pvc.clock import SystemClock
 from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
+from pvc.cluster.membership import Evidence, Fence, FenceState
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, Wanted
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
@@ -65,6 +66,8 @@ class Bench:
     host: Host
     daemon: Daemon
     lanes: list[Inline]
+    begin: Callable[[], Daemon]
+    """Another life of the daemon."""
 
     def add(self, new: VMSpec) -> None:
         self.store.commit(
@@ -98,10 +101,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
     def make(carry_out: Callable[[Action | NodeAction], None], done: Callable[[], None]) -> Inline:
         lanes.append(Inline(carry_out))
-        return lanes[0]
+        return lanes[-1]
 
-    daemon = Daemon(config, store, host, SystemClock(), lanes=make, bridges=lambda: frozenset({"br0"}))
-    yield Bench(cluster, store, host, daemon, lanes)
+    def begin() -> Daemon:
+        return Daemon(config, store, host, SystemClock(), lanes=make, bridges=lambda: frozenset({"br0"}))
+
+    yield Bench(cluster, store, host, begin(), lanes, begin)
     store.close()
 
 
@@ -167,6 +172,24 @@ def test_files_that_cannot_be_made_are_a_reason_to_fail_and_no_bug(bench: Bench)
     assert (bench.vm.status.state, bench.vm.status.owner) == (State.FAIL, None)
     assert bench.vm.status.reason == "cannot start: /dev/null: File exists"
     assert UUID not in bench.host.machines
+
+
+@pytest.mark.parametrize("autoready", [True, False])
+def test_who_was_fenced_fetches_its_vms_home_where_that_is_wanted(bench: Bench, autoready: bool) -> None:
+    join(bench, "n2", "10.0.0.2")
+    bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("c", autoready=autoready))))
+    bench.rounds()
+    away = spec(node="n2", home="n1")
+    bench.add(away)
+    bench.store.commit(
+        Delete(paths.alive("n1")),
+        Create(paths.fence("n1", 1), dumps(Fence("n1", 1, FenceState.FENCED, Evidence.POWER_OFF))),
+        Create(paths.node_vm("n2", UUID)),
+    )
+    bench.daemon = bench.begin()
+    bench.rounds(3)
+    assert bench.vm.spec.node == ("n1" if autoready else "n2")
+    assert not bench.node.status.flushed
 
 
 def test_hand_over_that_cannot_be_written_is_not_tried_for_ever(bench: Bench) -> None:

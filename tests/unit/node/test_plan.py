@@ -598,6 +598,15 @@ def test_14_2_6_restart_kills_a_hung_guest() -> None:
     assert told(plan(picture(vm(spec(restarts=1), status()), domain(), hung)).actions[0]) == "destroy restart"
 
 
+def test_who_starts_first_is_a_matter_of_priority() -> None:
+    """14.2.12: not all at once, and the important ones first."""
+    vms = {
+        f"{number:036d}": vm(spec(uuid=f"{number:036d}", start_priority=number), FREE) for number in range(6)
+    }
+    begun = plan(picture(vms=vms)).actions
+    assert [action.vm.spec.start_priority for action in begun if isinstance(action, Start)] == [5, 4, 3, 2]
+
+
 def test_14_2_7_nothing_is_shut_down_for_a_target_that_did_not_answer() -> None:
     for method in Method:
         leaving = vm(replace(AWAY, move_method=method), status())

@@ -1,0 +1,161 @@
+"""What the cluster as a whole is told: how it fences, places, starts and moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pvc.cluster import paths
+from pvc.cluster.cluster import ClusterSpec, FencePolicy
+from pvc.cluster.codec import dumps
+from pvc.cluster.store import Put
+from pvc.cluster.vm import Selector
+from pvc.commands.context import Context
+from pvc.commands.registry import Arg, Role, operation
+from pvc.commands.types import FILE_PATTERN, Switch
+from pvc.errors import Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterInfo:
+    name: str
+    maintenance: bool
+    autoready: bool
+    fence_grace_s: float
+    """From the end of a node's session until it is fenced."""
+    fence_policy: FencePolicy
+    primary: str
+    """The coordinator that is wanted as primary; empty: whoever comes first."""
+    selector: Selector
+    shutdown_timeout_s: int
+    migrations_at_once: int
+    """Per node, outgoing."""
+    starts_at_once: int
+    """Per node."""
+    restart_limit: int
+    """Bad ends in a row before a VM is `fail`."""
+    disk_directory: str
+    layout: int
+
+
+def describe(spec: ClusterSpec) -> ClusterInfo:
+    return ClusterInfo(
+        name=spec.name,
+        maintenance=spec.maintenance,
+        autoready=spec.autoready,
+        fence_grace_s=spec.fence_grace_s,
+        fence_policy=spec.fence_policy,
+        primary=spec.primary,
+        selector=spec.selector,
+        shutdown_timeout_s=spec.shutdown_timeout_s,
+        migrations_at_once=spec.migrations_at_once,
+        starts_at_once=spec.starts_at_once,
+        restart_limit=spec.restart_limit,
+        disk_directory=spec.disk_directory,
+        layout=spec.layout,
+    )
+
+
+@operation("GET", "/cluster", noun="cluster")
+def info(ctx: Context) -> ClusterInfo:
+    """Show the settings of the cluster; cluster set changes them."""
+    return describe(ctx.view.cluster())
+
+
+@operation(
+    "PATCH",
+    "/cluster",
+    role=Role.ADMIN,
+    noun="cluster",
+    verb="set",
+    done="the settings of {name} are changed",
+)
+def set_(
+    ctx: Context,
+    *,
+    fence_grace: Annotated[
+        float,
+        Arg(
+            "how long a node may be gone before it is fenced; 0: at once",
+            metavar="SECONDS",
+            minimum=0,
+            maximum=3600,
+        ),
+    ]
+    | None = None,
+    fence_policy: Annotated[FencePolicy, Arg("what becomes of a node that was fenced")] | None = None,
+    selector: Annotated[Selector, Arg("by what the node of a VM is chosen", short="-s")] | None = None,
+    shutdown_timeout: Annotated[
+        int,
+        Arg(
+            "before a guest that does not shut down is powered off",
+            metavar="SECONDS",
+            minimum=1,
+            maximum=86_400,
+        ),
+    ]
+    | None = None,
+    migrations_at_once: Annotated[
+        int, Arg("how many VMs may leave a node at the same time", metavar="N", minimum=1, maximum=100)
+    ]
+    | None = None,
+    starts_at_once: Annotated[
+        int, Arg("how many VMs a node may start at the same time", metavar="N", minimum=1, maximum=100)
+    ]
+    | None = None,
+    restart_limit: Annotated[
+        int, Arg("bad ends in a row before a VM is not started again", metavar="N", minimum=1, maximum=1000)
+    ]
+    | None = None,
+    disk_directory: Annotated[
+        str,
+        Arg(
+            "where vm create puts new disks: a directory that all nodes share",
+            metavar="DIRECTORY",
+            pattern=FILE_PATTERN,
+            what="an absolute path",
+        ),
+    ]
+    | None = None,
+) -> ClusterInfo:
+    """Change the settings of the cluster: only what is given changes."""
+    given = {
+        "fence_grace_s": fence_grace,
+        "fence_policy": fence_policy,
+        "selector": selector,
+        "shutdown_timeout_s": shutdown_timeout,
+        "migrations_at_once": migrations_at_once,
+        "starts_at_once": starts_at_once,
+        "restart_limit": restart_limit,
+        "disk_directory": disk_directory,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        raise Invalid("cluster set needs something to change", hint="pvc cluster set --help")
+    if selector is Selector.NONE:
+        raise Invalid("selector of the cluster cannot be 'none'", hint="VMs with none use the cluster's")
+    spec, version = ctx.view.cluster_document()
+    new = replace(spec, **changes)  # type: ignore[arg-type]
+    for name in changes:
+        ctx.say(f"{name} of {spec.name}: {getattr(spec, name)!s} → {getattr(new, name)!s}")
+    return _save(ctx, spec, new, version)
+
+
+@operation("PUT", "/cluster/autoready", noun="cluster", role=Role.OPERATE, done="autoready is {switch}")
+def autoready(ctx: Context, switch: Annotated[Switch, Arg("on or off")]) -> ClusterInfo:
+    """Choose whether a node that was fenced fetches its VMs home by itself when it is back.
+
+    Off, as it is at first, it takes new VMs, and those that were recovered stay where they are: a node that
+    dies again and again takes them down only once. pvc node flush and pvc node ready bring them home.
+    """
+    spec, version = ctx.view.cluster_document()
+    ctx.say(f"autoready of {spec.name} goes {switch}")
+    return _save(ctx, spec, replace(spec, autoready=switch is Switch.ON), version)
+
+
+def _save(ctx: Context, old: ClusterSpec, new: ClusterSpec, version: int) -> ClusterInfo:
+    if new == old:
+        ctx.say("nothing would change")
+    else:
+        ctx.commit(Put(paths.CLUSTER, dumps(new), version))
+    return describe(new)
