@@ -433,6 +433,7 @@ LATER = (
     "pvc.node.coordinator",
     "pvc.node.drivers.ipmi",
     "pvc.node.drivers.libvirt",
+    "pvc.node.drivers.netlink",
     "pvc.node.drivers.redfish",
     "pvc.node.upkeep",
     "pvc.secretbox",

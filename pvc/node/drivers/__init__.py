@@ -205,3 +205,34 @@ class Hypervisor(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class TooLate(DriverError):
+    """What was to be done until a moment would take effect after it."""
+
+
+class HostAddresses(Protocol):
+    """The floating addresses on this host's devices, as "10.0.0.250/24". Every call may raise DriverError.
+
+    Safe to call from several threads. Addresses that others gave to a device are never touched.
+    """
+
+    def hold(self, address: str, until: float) -> bool:
+        """Have the device in whose network it is answer for the address, until that monotonic time.
+
+        Then the kernel takes it away, whatever has become of us. True where it was not held before.
+        Raises TooLate where less than a second is left.
+        """
+        ...
+
+    def drop(self, address: str) -> None:
+        """At once; done already when it is not held."""
+        ...
+
+    def held(self) -> Mapping[str, str]:
+        """Each floating address that is held now, by whatever life of a daemon, and its device."""
+        ...
+
+    def announce(self, address: str) -> None:
+        """Tell the neighbours on its network who answers for it now. Nothing, when it is not held."""
+        ...
