@@ -37,6 +37,10 @@ class ClusterConfig:
     """ZooKeeper servers, host or host:port."""
     key_file: str = "/etc/pvc/cluster.key"
     session_timeout_s: float = 6.0
+    store_tick_s: float = 0.5
+    """tickTime of zoo.cfg."""
+    store_sync_ticks: int = 6
+    """syncLimit of zoo.cfg."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,12 @@ class DaemonConfig:
     """Between two reports of the node's load."""
     console_port: int = 7371
     libvirt_uri: str = "qemu:///system"
+    lease_s: float = 12.0
+    """Without contact to the cluster for so long, a node ends its VMs."""
+    watchdog: str = "auto"
+    """A device, unix:SOCKET, "none", or "auto": the first hardware watchdog there is."""
+    watchdog_s: float = 8.0
+    """The machine resets that long after its watchdog was fed last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,12 @@ class NodeStatus:
     console_port: int = 0
     flushed: bool = False
     """It was told to flush, and has not yet fetched its VMs back."""
+    watchdog: str = ""
+    """The watchdog that this life of the daemon has armed, or why there is none."""
+    quiet_after_s: float = 0.0
+    """So long after its session was seen gone nothing of it runs any more; 0: it promises nothing."""
+    nothing_runs: bool = False
+    """With state `stop`: when it left it had ended all its VMs."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
