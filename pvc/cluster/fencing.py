@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pvc.cluster import domainxml
+from pvc.cluster import domainxml, timeline
 from pvc.cluster.cluster import ClusterSpec
-from pvc.cluster.membership import Fence, FenceState, is_gone, is_suspect
+from pvc.cluster.membership import Fence, FenceState, StepKind, is_gone, is_suspect
 from pvc.cluster.node import NodeSpec
 from pvc.cluster.placement import Placement, explained
 from pvc.cluster.view import VM, Node
@@ -32,10 +32,9 @@ class Note:
     """What this judge remembers of one life of a node, on its own monotonic clock."""
 
     gone_since: float | None = None
-    first_try: float | None = None
     last_try: float | None = None
-    fenced_at: float | None = None
-    recovered: tuple[str, ...] = ()
+    zero: float | None = None
+    """Where the timeline of its fence begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,15 @@ class Excuse:
     state: FenceState = FenceState.RETURNED
 
 
-Duty = Shoot | Release | Finish | Excuse
+@dataclass(frozen=True, slots=True)
+class Amend:
+    """Write into a receipt what has become of its VMs since."""
+
+    fence: Fence
+    version: int
+
+
+Duty = Shoot | Release | Finish | Excuse | Amend
 
 
 def lane(duty: Duty) -> str:
@@ -102,6 +109,8 @@ class Scene:
     now: float
     believed_from: float
     """Who is gone may be believed from then on: the store was away, and others may not be back yet."""
+    wall: float = 0.0
+    """Only to tell people."""
 
     def note(self, node: str, incarnation: int) -> Note:
         return self.notes.get(name_of(node, incarnation), Note())
@@ -132,9 +141,15 @@ def remember(scene: Scene) -> dict[str, Note]:
         key = name_of(name, node.status.incarnation)
         note = notes.get(key, Note())
         if not is_gone(node.status, node.alive):
-            notes[key] = replace(note, gone_since=None)
+            known_fence = scene.fences.get(key)
+            is_asked = known_fence is not None and known_fence[0].state is not FenceState.RETURNED
+            notes[key] = replace(note, gone_since=None) if is_asked else Note()
         elif note.gone_since is None:
             notes[key] = replace(note, gone_since=scene.now)
+    for key, (fence, _) in scene.fences.items():
+        note = notes.get(key, Note())
+        if fence.timeline and note.zero is None:
+            notes[key] = replace(note, zero=timeline.taken_up(fence, scene.now, scene.wall))
     return notes
 
 
@@ -151,6 +166,7 @@ def duties(scene: Scene) -> Duties:
         _recover(scene, receipts, result)
     for fence, version in scene.fences.values():
         _begin(scene, _of_the_past(scene, fence, version), result)
+    _amend(scene, result)
     return result
 
 
@@ -227,15 +243,35 @@ def _shot(scene: Scene, shoot: Shoot, due: float, result: Duties) -> Shoot | Non
 def _fenced(scene: Scene, node: Node, fence: Fence, version: int) -> Finish | None:
     if fence.finished or any(_is_owned_by(vm, fence) for vm in scene.vms.values()):
         return None
-    if any(isinstance(duty, Release) and duty.fence.node == fence.node for duty in scene.busy.values()):
-        return None  # it has moved a VM and not yet noted where: the receipt would not name it
     return Finish(_closed(scene, fence), version, node.spec)
 
 
 def _closed(scene: Scene, fence: Fence) -> Fence:
-    note = scene.note(fence.node, fence.incarnation)
-    took = 0.0 if note.fenced_at is None else round(scene.now - note.fenced_at, 3)
-    return replace(fence, finished=True, recovered=note.recovered, recovery_s=took)
+    fenced_s, now_s = timeline.at(fence, StepKind.FENCED), _elapsed_s(scene, fence)
+    took = 0.0 if fenced_s is None else round(max(0.0, now_s - fenced_s), 3)
+    name = name_of(fence.node, fence.incarnation)
+    return replace(timeline.told(fence, name, scene.vms.values(), now_s), finished=True, recovery_s=took)
+
+
+def _elapsed_s(scene: Scene, fence: Fence) -> float:
+    zero = scene.note(fence.node, fence.incarnation).zero
+    return 0.0 if zero is None else scene.now - zero
+
+
+def _amend(scene: Scene, result: Duties) -> None:
+    """When nothing moves any more: each release checks the receipt, and must not find another one."""
+    by_receipt: dict[str, list[VM]] = {}
+    for vm in scene.vms.values():
+        if vm.status.recovery is not None and vm.status.recovery.fence in scene.fences:
+            by_receipt.setdefault(vm.status.recovery.fence, []).append(vm)
+    moving = {duty.fence.node for duty in (*result.todo, *scene.busy.values()) if isinstance(duty, Release)}
+    for name, vms in by_receipt.items():
+        fence, version = scene.fences[name]
+        if not fence.finished or fence.node in moving:
+            continue
+        amended = timeline.told(fence, name, vms, _elapsed_s(scene, fence))
+        if amended != fence:
+            _begin(scene, Amend(amended, version), result)
 
 
 def _is_owned_by(vm: VM, fence: Fence) -> bool:

@@ -42,6 +42,29 @@ class Evidence(StrEnum):
     """Somebody gave their word."""
 
 
+class StepKind(StrEnum):
+    CONTACT = "contact"
+    """The last, by the judge's estimate: a session's length before its end."""
+    GONE = "gone"
+    FENCING = "fencing"
+    FENCED = "fenced"
+    RELEASED = "released"
+    """A VM, for the node that is named; for none while it fits nowhere."""
+    STOPPED = "stopped"
+    """A VM that was to be stopped anyway."""
+    RUNNING = "running"
+    """A VM: its new node says that QEMU is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    at_s: float
+    """Since the first of them."""
+    what: StepKind
+    vm: str = ""
+    node: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Fence:
     """Of one life of a node's daemon. Times are for people, durations by the judge's monotonic clock."""
@@ -65,6 +88,8 @@ class Fence:
     """From the first attempt to the evidence."""
     recovery_s: float = 0.0
     """From the evidence until it owned no VM any more."""
+    timeline: tuple[Step, ...] = ()
+    """What it took, from the last contact until the last VM ran again."""
     recovered: tuple[str, ...] = ()
     """VMs and where they went."""
     finished: bool = False

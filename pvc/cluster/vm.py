@@ -123,6 +123,16 @@ class Migration:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovery:
+    """By which receipt it was taken from a dead node, in the very transaction that did it."""
+
+    fence: str
+    """Name of the receipt."""
+    at_s: float
+    """In the timeline of that fence."""
+
+
+@dataclass(frozen=True, slots=True)
 class VMStatus:
     """Written by the owner; by the assigned node when there is none."""
 
@@ -141,6 +151,8 @@ class VMStatus:
     """Of the definition that QEMU runs."""
     migration: Migration | None = None
     last_migration: str = ""
+    recovery: Recovery | None = None
+    """The newest."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -35,7 +35,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.cluster": ("init", "status", "maintenance"),
         "pvc.commands.cluster_settings": ("info", "set", "autoready"),
     },
-    "why": {"pvc.commands.why": ("vm", "node")},
+    "why": {"pvc.commands.why": ("vm", "node", "fence")},
     "connection": {"pvc.commands.connection": ("add", "remove", "list", "default", "detail")},
     "api": {"pvc.commands.api": ("token add", "token list", "token remove", "serve", "openapi")},
     "lab": {

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.membership import Evidence, Fence, FenceState, is_gone
+from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind, is_gone
 from pvc.cluster.node import DaemonState
 from pvc.cluster.store import Create, Op, Put
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Limit, NodeName, limit_pattern
-from pvc.errors import Conflict
+from pvc.errors import Conflict, NotFound
 
 
 @operation(
@@ -66,6 +67,35 @@ def fences(ctx: Context, limit: Limit = "") -> tuple[Fence, ...]:
     matches = limit_pattern(limit).search
     found = [one for one, _ in ctx.view.fences().values() if matches(one.node)]
     return tuple(sorted(found, key=lambda one: (-one.since, one.node, -one.incarnation)))
+
+
+def newest(ctx: Context, node: str) -> Fence:
+    """Raises NotFound for a node that has never been fenced."""
+    found = [one for one, _ in ctx.view.fences().values() if one.node == node]
+    if not found:
+        raise NotFound(f"no fence of {node} is known", hint="pvc node fences lists them")
+    return max(found, key=lambda one: one.incarnation)
+
+
+GONE_SO_FAR = {
+    StepKind.GONE: "its session ended",
+    StepKind.FENCING: "the first attempt to fence it",
+    StepKind.FENCED: "fenced",
+}
+
+
+def story(fence: Fence) -> Iterator[str]:
+    """What it took, in sentences."""
+    for step in fence.timeline:
+        after = f"{step.at_s:.1f} s after its last contact: "
+        if step.what in GONE_SO_FAR:
+            yield after + GONE_SO_FAR[step.what]
+        elif step.what is StepKind.RELEASED:
+            yield after + f"{step.vm} released" + (f" for {step.node}" if step.node else ", it fits nowhere")
+        elif step.what is StepKind.STOPPED:
+            yield after + f"{step.vm} released, it was to be stopped"
+        elif step.what is StepKind.RUNNING:
+            yield after + f"{step.vm} runs on {step.node}"
 
 
 def told(fence: Fence) -> str:

@@ -11,7 +11,7 @@ from pvc.cluster.node import DaemonState, Wanted
 from pvc.cluster.vm import Power, State, VMSpec, settled, shown_state
 from pvc.commands.context import Context
 from pvc.commands.node import vms_of
-from pvc.commands.node_fence import told
+from pvc.commands.node_fence import newest, story, told
 from pvc.commands.registry import operation
 from pvc.commands.types import NodeName, VMName
 from pvc.commands.vm_info import activity, bridges_of, is_moving, is_pending
@@ -115,6 +115,13 @@ def why_node(ctx: Context, node: NodeName = "") -> Explanation:
     found = ctx.view.node(node)
     state = f"{found.daemon_state},{found.domain_state}"
     return Explanation(node, state, tuple(_of_node(ctx, found)))
+
+
+@operation("GET", "/why/fence/{node}", verb="fence")
+def why_fence(ctx: Context, node: NodeName = "") -> Explanation:
+    """Explain the newest fence of a node: the evidence, and how long each step took."""
+    found = newest(ctx, node)
+    return Explanation(node, found.state, (told(found), *story(found)))
 
 
 def _of_node(ctx: Context, node: Node) -> Iterator[str]:

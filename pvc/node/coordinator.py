@@ -46,6 +46,7 @@ class Coordinator:
         decide: Callable[[Scene], Duties] = fencing.duties,
         access: Callable[[BMC, str], BMCAccess] = open_bmc,
         judge: type[Judge] = Judge,
+        session_timeout_s: float = 6.0,
     ) -> None:
         self.store = store
         self.clock = clock
@@ -65,6 +66,7 @@ class Coordinator:
             lanes=lambda carry_out: lanes(carry_out, wake),
             decide=decide,
             access=access,
+            session_timeout_s=session_timeout_s,
         )
         self.believed_from = clock.monotonic() + fencing.SETTLE_S
         self.forgot_at = clock.monotonic()

@@ -509,7 +509,12 @@ def _coordinate(process: Process, daemon: Daemon, store: Store, secret: str) -> 
     from pvc.node.drivers.power import AnyPower
 
     clock = SystemClock()
-    loop = Loop(lambda wake: Coordinator(daemon.me, store, AnyPower(), clock, secret, wake=wake))
+    timeout_s = daemon.config.cluster.session_timeout_s
+    loop = Loop(
+        lambda wake: Coordinator(
+            daemon.me, store, AnyPower(), clock, secret, wake=wake, session_timeout_s=timeout_s
+        )
+    )
     process.is_well = lambda: clock.monotonic() < loop.beat + LATE_S
     loop.start()
     return loop

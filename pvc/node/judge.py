@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from pvc.clock import Clock
-from pvc.cluster import fencing, paths
+from pvc.cluster import fencing, paths, timeline
 from pvc.cluster.cluster import FencePolicy
 from pvc.cluster.codec import Unreadable, dumps
-from pvc.cluster.fencing import Duties, Duty, Excuse, Finish, Note, Release, Scene, Shoot, name_of
-from pvc.cluster.membership import Evidence, Fence, FenceState, is_gone
+from pvc.cluster.fencing import Amend, Duties, Duty, Excuse, Finish, Note, Release, Scene, Shoot, name_of
+from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind, is_gone
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import BMC, NodeSpec
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Store
@@ -46,6 +46,7 @@ class Judge:
         lanes: Callable[[Callable[[Duty], None]], Lanes[Duty]],
         decide: Callable[[Scene], Duties],
         access: Callable[[BMC, str], BMCAccess],
+        session_timeout_s: float,
     ) -> None:
         self.me = me
         self.store = store
@@ -57,6 +58,7 @@ class Judge:
         self.secret = secret
         self.decide = decide
         self.access = access
+        self.session_timeout_s = session_timeout_s
         self.notes: dict[str, Note] = {}
         self.notes_lock = threading.Lock()
         self.lanes = lanes(self.carry_out)
@@ -80,6 +82,7 @@ class Judge:
             busy=busy,
             now=now,
             believed_from=believed_from,
+            wall=self.clock.wall(),
         )
         with self.notes_lock:
             self.notes = fencing.remember(replace(scene, notes=self.notes))
@@ -115,6 +118,8 @@ class Judge:
                 self._finish(duty)
             case Excuse():
                 self._excuse(duty)
+            case Amend():
+                self._write(duty.fence, duty.version)
 
     def _note(self, fence: Fence, change: Callable[[Note], Note]) -> Note:
         key = name_of(fence.node, fence.incarnation)
@@ -131,22 +136,7 @@ class Judge:
 
     def _shoot(self, duty: Shoot) -> None:
         """Announce, look once more, switch off, read back; only what was read back is evidence."""
-        now = self.clock.monotonic()
-        note = self._note(
-            duty.fence,
-            lambda note: replace(
-                note, last_try=now, first_try=now if note.first_try is None else note.first_try
-            ),
-        )
-        began = note.first_try or now
-        fence = replace(
-            duty.fence,
-            state=FenceState.FENCING,
-            judge=self.me.node,
-            attempts=duty.fence.attempts + 1,
-            since=duty.fence.since or self.clock.wall(),
-            suspect_s=round(began - (began if note.gone_since is None else note.gone_since), 3),
-        )
+        fence = self._tried(duty.fence)
         version = self._write(fence, duty.version)
         try:
             evidence = self._evidence(fence)
@@ -162,19 +152,45 @@ class Judge:
         if evidence is Evidence.NONE or not is_gone(node.status, node.alive):
             self._unproven(fence, version, node, evidence)
             return
-        took = round(ended - began, 3)
+        fence = timeline.once(fence, StepKind.FENCED, self._elapsed_s(fence))
         receipt = replace(
             fence,
             state=FenceState.FENCED,
             evidence=evidence,
             reason="",
-            fence_s=took,
+            fence_s=timeline.between(fence, StepKind.FENCING, StepKind.FENCED),
             fenced_at=self.clock.wall(),
         )
         # Its status is written by each new life of its daemon: it has not been switched on meanwhile.
         self._write(receipt, version, Check(paths.node_status(fence.node), node.status_version or 0))
-        self._note(fence, lambda note: replace(note, fenced_at=ended))
-        log.warning("fenced %s after %.1f s, evidence: %s", fence.node, took, evidence)
+        log.warning("fenced %s after %.1f s, evidence: %s", fence.node, receipt.fence_s, evidence)
+
+    def _tried(self, fence: Fence) -> Fence:
+        """As it is announced."""
+        now = self.clock.monotonic()
+        note = self._note(
+            fence,
+            lambda note: replace(note, last_try=now, zero=self._zero(note, now)),
+        )
+        assert note.zero is not None
+        fence = timeline.tried(fence, note.zero, note.gone_since, self.session_timeout_s, now)
+        return replace(
+            fence,
+            state=FenceState.FENCING,
+            judge=self.me.node,
+            attempts=fence.attempts + 1,
+            since=fence.since or self.clock.wall(),
+            suspect_s=timeline.between(fence, StepKind.GONE, StepKind.FENCING),
+        )
+
+    def _zero(self, note: Note, now: float) -> float:
+        if note.zero is not None:
+            return note.zero
+        return now if note.gone_since is None else note.gone_since - self.session_timeout_s
+
+    def _elapsed_s(self, fence: Fence) -> float:
+        zero = self._note(fence, lambda note: note).zero
+        return 0.0 if zero is None else self.clock.monotonic() - zero
 
     def _evidence(self, fence: Fence) -> Evidence:
         """Raises DriverError and others where there is none. NONE: not yet, or it came back."""
@@ -224,7 +240,8 @@ class Judge:
     def _release(self, duty: Release) -> None:
         """Owner, spec and index of a VM in one transaction that holds only with the receipt."""
         vm, uuid = duty.vm, duty.vm.spec.uuid
-        status = replace(duty.status, since=self.clock.wall())
+        mark = timeline.marked(name_of(duty.fence.node, duty.fence.incarnation), self._elapsed_s(duty.fence))
+        status = replace(duty.status, since=self.clock.wall(), recovery=mark)
         before, after = index_nodes(vm.spec, vm.status.owner), index_nodes(duty.spec, status.owner)
         ops: list[Op] = [
             Check(paths.fence(duty.fence.node, duty.fence.incarnation), duty.version),
@@ -237,10 +254,6 @@ class Judge:
         if target is not None:
             ops.append(Delete(target.path, target.version))
         self.role.commit(*ops)
-        place = status.owner.node if status.owner else duty.spec.node
-        went = place if place != duty.fence.node else "nowhere"
-        told = f"{vm.spec.name} -> {went}" if vm.spec.power == "started" else f"{vm.spec.name} stopped"
-        self._note(duty.fence, lambda note: replace(note, recovered=(*note.recovered, told)))
         log.warning("released %s from %s: %s", vm.spec.name, duty.fence.node, status.reason)
 
     def _finish(self, duty: Finish) -> None:

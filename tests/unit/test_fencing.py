@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from pvc.cluster import election, fencing
+from pvc.cluster import election, fencing, timeline
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.election import Move
-from pvc.cluster.fencing import Duties, Excuse, Finish, Note, Release, Scene, Shoot, duties, remember
-from pvc.cluster.membership import Evidence, Fence, FenceState
+from pvc.cluster.fencing import Amend, Duties, Excuse, Finish, Note, Release, Scene, Shoot, duties, remember
+from pvc.cluster.membership import Evidence, Fence, FenceState, Step, StepKind
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.view import VM, Node
-from pvc.cluster.vm import Migration, Owner, Power, State
+from pvc.cluster.vm import Migration, Owner, Power, Recovery, State
 from tests.unit.node.pictures import UUID, spec, status
 
 NOW = 100.0
+RESULTS = ("state", "migration", "attempts", "recovery")
 DEAD = Owner("n3", 4)
 RECEIPT = Fence("n3", 4, FenceState.FENCED, Evidence.POWER_OFF)
 
@@ -57,7 +58,7 @@ def scene(
 
 
 def vm(number: int = 0, owner: Owner | None = DEAD, **fields: Any) -> VM:
-    told = {key: fields.pop(key) for key in ("state", "migration", "attempts") if key in fields}
+    told = {key: fields.pop(key) for key in RESULTS if key in fields}
     uuid = f"{number:08d}{UUID[8:]}"
     return VM(spec(uuid=uuid, name=f"vm{number}", **{"node": "n3", **fields}), 5, status(owner, **told), 9)
 
@@ -245,14 +246,58 @@ def test_power_comes_back_only_when_nothing_is_owned() -> None:
     assert duties(scene(fence=finish.fence)).todo == []
 
 
-def test_receipt_is_closed_only_when_every_release_has_been_noted() -> None:
-    """Its transaction is seen a moment before its lane has written down where the VM went."""
-    (release,) = released(duties(scene(fence=RECEIPT, vms=(vm(),))))
-    moved = vm(owner=None, node="n2")
-    going_on = scene(fence=RECEIPT, vms=(moved,), busy={moved.spec.uuid: release})
-    assert duties(going_on).todo == []
-    (finish,) = duties(replace(going_on, busy={})).todo
+# What is told of it
+
+
+def told_of(*vms: VM, elapsed_s: float = 9.0) -> Fence:
+    """What the judge closes the receipt with, so long after the last contact."""
+    fence = timeline.once(RECEIPT, StepKind.FENCED, 8.5)
+    notes = {"n3-4": Note(gone_since=0.0, zero=NOW - elapsed_s)}
+    (finish,) = duties(scene(fence=fence, vms=vms, notes=notes)).todo
     assert isinstance(finish, Finish)
+    return finish.fence
+
+
+def test_receipt_names_each_vm_from_the_mark_that_its_release_left() -> None:
+    """Whoever is judge by then: nothing depends on what one of them remembers."""
+    moved = vm(1, owner=None, node="n2", recovery=Recovery("n3-4", 8.6))
+    stays = vm(2, owner=None, node="n3", memory_mib=9000, recovery=Recovery("n3-4", 8.7))
+    ended = vm(3, owner=None, power=Power.STOPPED, recovery=Recovery("n3-4", 8.8))
+    of_another = vm(4, owner=None, node="n2", recovery=Recovery("n3-2", 1.0))
+    closed = told_of(moved, stays, ended, of_another)
+    assert closed.recovered == ("vm1 -> n2", "vm2 -> nowhere", "vm3 stopped")
+    assert closed.recovery_s == 0.5
+    assert [(step.at_s, str(step.what), step.vm, step.node) for step in closed.timeline] == [
+        (8.5, "fenced", "", ""),
+        (8.6, "released", "vm1", "n2"),
+        (8.7, "released", "vm2", ""),
+        (8.8, "stopped", "vm3", ""),
+    ]
+
+
+def test_receipt_that_is_closed_goes_on_with_when_each_vm_ran() -> None:
+    closed = told_of(vm(1, owner=None, node="n2", recovery=Recovery("n3-4", 8.6)))
+    up = vm(1, owner=Owner("n2", 1), node="n2", state=State.START, recovery=Recovery("n3-4", 8.6))
+    seen = scene(fence=closed, vms=(up,), notes={"n3-4": Note(gone_since=0.0, zero=NOW - 9.7)})
+    (amend,) = duties(seen).todo
+    assert isinstance(amend, Amend)
+    assert amend.fence.timeline[-1] == Step(9.7, StepKind.RUNNING, "vm1", "n2")
+    assert duties(replace(seen, fences={"n3-4": (amend.fence, 3)})).todo == [], "once is enough"
+
+
+def test_receipt_is_not_written_while_releases_check_it() -> None:
+    going_on = vm(2)
+    (release,) = released(duties(scene(fence=RECEIPT, vms=(going_on,))))
+    up = vm(1, owner=Owner("n2", 1), node="n2", recovery=Recovery("n3-4", 8.6))
+    closed = replace(RECEIPT, finished=True)
+    busy = {going_on.spec.uuid: release}
+    assert duties(scene(fence=closed, vms=(up, going_on), busy=busy)).todo == []
+
+
+def test_another_judge_takes_up_the_count_by_the_wall_clock() -> None:
+    begun = Fence("n3", 4, since=1000.0, timeline=(Step(0.0, StepKind.CONTACT), Step(8.0, StepKind.FENCING)))
+    assert timeline.taken_up(begun, now=50.0, wall=1002.0) == 40.0, "8 s and 2 s ago"
+    assert timeline.taken_up(begun, now=50.0, wall=0.0) == 42.0, "never before what is told already"
 
 
 # The primary

@@ -288,6 +288,7 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("vm.log-text", with_vm, {"vm": "web1", "cursor": "n1:-1"}, Invalid, "cursor of an earlier answer"),
     ("vm.log-text", with_vm, {"vm": "web1"}, Unavailable, "come through the API"),
     ("why.vm", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("why.fence", a_world, {"node": "n3"}, NotFound, "no fence of n3 is known"),
     ("why.node", a_world, {"node": "n9"}, NotFound, "no node named n9"),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps, from_json
-from pvc.cluster.membership import Evidence, Fence, FenceState, Primary
+from pvc.cluster.membership import Evidence, Fence, FenceState, Primary, Step, StepKind
 from pvc.cluster.node import BMC, BMCDriver
 from pvc.cluster.store import Create
 from pvc.commands.context import LocalContext
@@ -112,6 +112,29 @@ def test_receipt_shows_as_fenced_everywhere() -> None:
 def test_status_says_how_a_fence_goes(fields: dict[str, Any], told: str) -> None:
     world = with_fence(**fields)
     assert any(told in problem for problem in world.call("cluster.status")["problems"])
+
+
+def test_why_fence_tells_each_step() -> None:
+    steps = (
+        Step(0.0, StepKind.CONTACT),
+        Step(6.0, StepKind.GONE),
+        Step(8.0, StepKind.FENCING),
+        Step(8.5, StepKind.FENCED),
+        Step(8.6, StepKind.RELEASED, "web1", "n1"),
+        Step(8.7, StepKind.RELEASED, "big"),
+        Step(8.8, StepKind.STOPPED, "old"),
+        Step(9.7, StepKind.RUNNING, "web1", "n1"),
+    )
+    world = with_fence(state=FenceState.FENCED, evidence=Evidence.OPERATOR, judge="n1", timeline=steps)
+    assert world.call("why.fence", node="n3")["because"][1:] == [
+        "6.0 s after its last contact: its session ended",
+        "8.0 s after its last contact: the first attempt to fence it",
+        "8.5 s after its last contact: fenced",
+        "8.6 s after its last contact: web1 released for n1",
+        "8.7 s after its last contact: big released, it fits nowhere",
+        "8.8 s after its last contact: old released, it was to be stopped",
+        "9.7 s after its last contact: web1 runs on n1",
+    ]
 
 
 def test_receipt_of_an_earlier_life_says_nothing_of_this_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -11,11 +11,11 @@ from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.fencing import Duty
-from pvc.cluster.membership import Evidence, Fence, FenceState
+from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import View
-from pvc.cluster.vm import Owner, VMStatus
+from pvc.cluster.vm import Owner, State, VMStatus
 from pvc.errors import Conflict
 from pvc.node.coordinator import Coordinator
 from pvc.node.drivers.power import BMCAccess
@@ -105,6 +105,12 @@ class Bench:
     def fence(self) -> Fence:
         return View(self.store).fences()["n3-1"][0]
 
+    def runs(self, node: str) -> None:
+        """Its new node has started the VM."""
+        found = View(self.store).vm(UUID)
+        up = replace(found.status, owner=Owner(node, 1), state=State.START)
+        self.store.commit(Put(paths.vm_status(UUID), dumps(up)))
+
     @property
     def owner(self) -> Owner | None:
         return View(self.store).vm(UUID).status.owner
@@ -122,6 +128,26 @@ def test_power_off_read_back_is_a_receipt_and_frees_the_vms() -> None:
     bench.one.judge.carry_out(bench.next_duty())
     assert bench.power.machines["n3"].is_on, "the policy is power-cycle"
     assert bench.fence().finished
+
+
+def test_another_judge_finishes_and_tells_the_whole_of_it() -> None:
+    """What was released, when and where to: though the judge that did it is gone."""
+    bench = Bench()
+    bench.one.judge.carry_out(bench.until_duty())
+    bench.one.judge.carry_out(bench.next_duty())
+    place = View(bench.store).vm(UUID).spec.node
+    bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("test", primary="n2"))))
+    bench.one.step()
+    bench.one = bench.coordinator("n2")
+    bench.one.judge.carry_out(bench.next_duty("n2"))
+    told = bench.fence()
+    assert (told.finished, told.recovered) == (True, (f"web1 -> {place}",))
+    assert [step.what for step in told.timeline] == ["contact", "gone", "fencing", "fenced", "released"]
+    assert [step.at_s for step in told.timeline] == sorted(step.at_s for step in told.timeline)
+    bench.runs(str(place))
+    bench.one.judge.carry_out(bench.next_duty("n2"))
+    last = bench.fence().timeline[-1]
+    assert (last.what, last.vm, last.node) == (StepKind.RUNNING, "web1", place)
 
 
 @pytest.mark.parametrize("fault", [Fault.SILENT, Fault.RUBBISH, Fault.DEAF])
