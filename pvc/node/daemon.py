@@ -19,8 +19,8 @@ from pvc import __version__
 from pvc.clock import Clock, SystemClock
 from pvc.cluster import paths
 from pvc.cluster.cluster import LAYOUT_VERSION
-from pvc.cluster.codec import Unreadable, dumps
-from pvc.cluster.membership import FenceState
+from pvc.cluster.codec import Unreadable, dumps, loads
+from pvc.cluster.membership import Fence, FenceState
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
@@ -166,13 +166,24 @@ class Daemon:
         )
 
     def join(self) -> None:
-        """Be alive: an ephemeral of this session. One that a killed daemon of ours left behind goes."""
+        """Be alive: an ephemeral of this session. One that a killed daemon of ours left behind goes.
+
+        The status is written in the same transaction, and every receipt writes it too: of a receipt for this
+        life and its return exactly one happens.
+        """
         path, data = paths.alive(self.name), dumps(Alive(self.me.incarnation))
         older = self.store.get(path)
         if older is not None and older.session == self.store.session.id:
             return  # the reply to its making was lost
         ops: list[Op] = [] if older is None else [Delete(path, older.version)]
-        self.store.commit(*ops, Create(path, data, ephemeral=True))
+        self._change_status(self._returned, *ops, Create(path, data, ephemeral=True))
+
+    def _returned(self, status: NodeStatus) -> NodeStatus:
+        """Asked after the status was read, so that a receipt of which we do not know here is newer."""
+        stored = self.store.get(paths.fence(self.name, self.me.incarnation))
+        if stored is not None and loads(Fence, stored.data, stored.path).state is FenceState.FENCED:
+            raise Failed(f"incarnation {self.me.incarnation} of {self.name} was fenced: it has to begin anew")
+        return replace(status, state=DaemonState.RUN)
 
     def leave(self) -> None:
         """Leave cleanly: VMs go on, and nobody takes this node for dead."""
@@ -180,8 +191,8 @@ class Daemon:
         with suppress(PVCError):
             self._change_status(lambda status: replace(status, state=DaemonState.STOP))
 
-    def _change_status(self, change: Callable[[NodeStatus], NodeStatus]) -> None:
-        """This node's own document: nobody else writes it, so two lanes of ours are all that can race."""
+    def _change_status(self, change: Callable[[NodeStatus], NodeStatus], *ops: Op) -> None:
+        """This node's own document: nobody else changes it, so two lanes of ours are all that can race."""
         with self.status_lock:
             stored = self.store.get(paths.node_status(self.name))
             if stored is None:
@@ -190,8 +201,8 @@ class Daemon:
             if before.incarnation != self.me.incarnation:
                 raise Failed(f"another daemon runs as {self.name}, incarnation {before.incarnation}")
             after = change(before)
-            if after != before:
-                self.store.commit(Put(stored.path, dumps(after), stored.version))
+            if ops or after != before:
+                self.store.commit(*ops, Put(stored.path, dumps(after), stored.version))
         with suppress(Unavailable):
             self.mirror.refresh([paths.node_status(self.name)])
 
@@ -248,7 +259,6 @@ class Daemon:
         if self.session_id:
             self.mirror.reset()
         self.join()
-        self._change_status(lambda status: replace(status, state=DaemonState.RUN))
         self.session_id = session  # last: what failed before is done again
         log.info("%s is in the cluster, incarnation %d", self.name, self.me.incarnation)
 

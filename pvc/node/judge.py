@@ -161,8 +161,7 @@ class Judge:
             fence_s=timeline.between(fence, StepKind.FENCING, StepKind.FENCED),
             fenced_at=self.clock.wall(),
         )
-        # Its status is written by each new life of its daemon: it has not been switched on meanwhile.
-        self._write(receipt, version, Check(paths.node_status(fence.node), node.status_version or 0))
+        self._write(receipt, version, _not_returned(node))
         log.warning("fenced %s after %.1f s, evidence: %s", fence.node, receipt.fence_s, evidence)
 
     def _tried(self, fence: Fence) -> Fence:
@@ -264,3 +263,9 @@ class Judge:
             self.power.on(self.access(bmc, self.secret))
             log.warning("switched %s on again", duty.fence.node)
         self._write(duty.fence, duty.version)
+
+
+def _not_returned(node: Node) -> Op:
+    """Its status, as it is. A life of its daemon that begins or returns writes it in one transaction with its
+    ephemeral: if it did, there will be no receipt, and if it was about to, it finds another version now."""
+    return Put(paths.node_status(node.spec.name), dumps(node.status), node.status_version or 0)

@@ -22,7 +22,7 @@ from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps, loads
 from pvc.cluster.fencing import Duties, Scene
 from pvc.cluster.membership import Fence, FenceState
-from pvc.cluster.node import BMC, BMCDriver, DaemonState, Load, NodeSpec, NodeStatus
+from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Op, Put, Session, SessionState, Stored, Watch
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Owner, Power, State, VMSpec, VMStatus, settled
@@ -149,6 +149,7 @@ class SimStore:
             self.inner.commit(*ops)
             self.actor.committed()
         finally:
+            world.check_lives(ops)
             world.check_owners(self.actor.name, before, world.owners(ops))
         self.actor.point()
 
@@ -605,6 +606,20 @@ class World:
                 self.fail(f"{writer} gave up {uuid[:2]} while it has its QEMU")
             elif now is None and self._runs_anywhere(uuid):
                 self.fail(f"{writer} gave up {uuid[:2]} to nobody while it runs elsewhere")
+
+    def check_lives(self, ops: Iterable[Op]) -> None:
+        """Of a receipt for a life and a session of that life only one is made."""
+        for op in ops:
+            kind, _, name = op.path.removeprefix(f"{paths.ROOT}/").partition("/")
+            if not isinstance(op, Create | Put) or kind not in ("alive", "fences"):
+                continue
+            node = name if kind == "alive" else name.rpartition("-")[0]
+            alive = self.cluster.document(paths.alive(node))
+            if alive is None:
+                continue
+            fence = self.cluster.document(paths.fence(node, loads(Alive, alive.data).incarnation))
+            if fence is not None and loads(Fence, fence.data).state is FenceState.FENCED:
+                self.fail(f"{node} is alive in a life for which there is a receipt")
 
     def _is_released(self, was: Owner, now: Owner | None, uuid: str) -> bool:
         """By a receipt, which must be true."""

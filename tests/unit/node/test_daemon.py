@@ -19,13 +19,15 @@ from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import NewDisk, Power, State, Target, VMSpec, VMStatus, move
 from pvc.config import Config, NodeConfig, PathsConfig
-from pvc.errors import Failed, NotFound
+from pvc.errors import Conflict, Failed, NotFound
 from pvc.node.actions import Action, NodeAction
 from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.unit.node.pictures import UUID, XML, spec
+
+FENCED = Fence("n1", 1, FenceState.FENCED, Evidence.POWER_OFF)
 
 
 @dataclass(slots=True)
@@ -213,3 +215,38 @@ def test_hand_over_that_cannot_be_written_is_not_tried_for_ever(bench: Bench) ->
     with pytest.raises(NotFound):
         bench.rounds(1)
     assert bench.host.world.running_on(UUID) == ("10.0.0.2",)
+
+
+def test_life_for_which_there_is_a_receipt_ends(bench: Bench) -> None:
+    """Its VMs run elsewhere: it must not be alive again, and the next life of the daemon may."""
+    bench.rounds()
+    bench.store.commit(Create(paths.fence("n1", 1), dumps(FENCED)))
+    bench.cluster.expire(bench.store)
+    bench.cluster.resume(bench.store)
+    with pytest.raises(Failed, match="was fenced"):
+        bench.rounds()
+    assert bench.node.alive is None
+
+
+def test_receipt_made_while_a_node_returns_keeps_it_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has looked for a receipt and found none when the judge writes one, and the status with it."""
+    bench.rounds()
+    bench.cluster.expire(bench.store)
+    bench.cluster.resume(bench.store)
+    looked = bench.daemon._returned
+
+    def look_too_early(status: NodeStatus) -> NodeStatus:
+        after = looked(status)
+        node = bench.node
+        bench.store.commit(
+            Create(paths.fence("n1", 1), dumps(FENCED)),
+            Put(paths.node_status("n1"), dumps(node.status), node.status_version or 0),
+        )
+        return after
+
+    monkeypatch.setattr(bench.daemon, "_returned", look_too_early)
+    with pytest.raises(Conflict):
+        bench.rounds()
+    assert bench.node.alive is None
