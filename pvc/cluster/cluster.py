@@ -37,11 +37,19 @@ class ClusterSpec:
     fence_grace_s: float = 2.0
     """From the end of a node's session until it is fenced."""
     fence_policy: FencePolicy = FencePolicy.POWER_CYCLE
+    upstream_address: str = ""
+    """Floating, as 10.0.0.250/24: whoever is primary answers for it. Empty: there is none."""
+    cluster_address: str = ""
+    """The same on the cluster network."""
     autoready: bool = False
     """A node that was fenced fetches its VMs home when it is back."""
     layout: int = LAYOUT_VERSION
     """Of the documents, as the whole cluster speaks it; raised when every node can."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def floating_addresses(self) -> tuple[str, ...]:
+        return tuple(one for one in (self.upstream_address, self.cluster_address) if one)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,17 @@ class Primary:
     node: str
     incarnation: int
     term: int
+    addresses_free: bool = False
+    """Who was primary before had let go of the floating addresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """How the newest term began, or how it ended, if its primary could say so."""
+
+    node: str = ""
+    let_go: bool = False
+    """It has ended, and nobody holds a floating address."""
 
 
 class FenceState(StrEnum):

@@ -112,6 +112,10 @@ class Load:
     """VMs that are on their way to it."""
     problem: str = ""
     """Why a flush or a return does not get on."""
+    addresses: tuple[str, ...] = ()
+    """The floating ones that it answers for."""
+    address_problem: str = ""
+    """Why it does not answer for one, as primary."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

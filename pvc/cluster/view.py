@@ -62,6 +62,8 @@ class Node:
     is_primary: bool = False
     role_moves: bool = False
     """It is to get the primary role, or to lose it to one who lives."""
+    awaits_addresses: bool = False
+    """It is primary, and does not answer for all floating addresses yet."""
     fence: Fence | None = None
     """Of this life of its daemon."""
     fence_version: int | None = None
@@ -186,29 +188,32 @@ class View:
             [*(where(name) for where in kinds for name in wanted), paths.PRIMARY]
         )
         primary = self.decode(Primary, role).node if role else None
-        moving = self._role_moves(primary)
+        stored = self.reader.get(paths.CLUSTER)
+        cluster = self.decode(ClusterSpec, stored) if stored else ClusterSpec("")
+        moving = self._role_moves(primary, cluster.primary)
         count = len(wanted)
         found = {}
         for index, name in enumerate(wanted):
             spec, status, alive, load = (documents[index + kind * count] for kind in range(4))
             if spec is not None:
+                known = self.decode(Load, load) if load else Load()
+                missing = set(cluster.floating_addresses) - {*known.addresses}
                 found[name] = Node(
                     self.decode(NodeSpec, spec),
                     spec.version,
                     self.decode(NodeStatus, status) if status else NodeStatus(),
                     status.version if status else None,
                     self.decode(Alive, alive) if alive else None,
-                    self.decode(Load, load) if load else Load(),
+                    known,
                     load.version if load else None,
                     is_primary=name == primary,
                     role_moves=name in moving,
+                    awaits_addresses=name == primary and bool(missing) and not known.address_problem,
                 )
         return found | self._with_fences({name: node for name, node in found.items() if node.alive is None})
 
-    def _role_moves(self, primary: str | None) -> tuple[str | None, ...]:
+    def _role_moves(self, primary: str | None, wanted: str) -> tuple[str | None, ...]:
         """From whom and to whom the primary role is about to go."""
-        stored = self.reader.get(paths.CLUSTER)
-        wanted = self.decode(ClusterSpec, stored).primary if stored else ""
         if wanted in ("", primary) or self.reader.get(paths.alive(wanted)) is None:
             return ()
         return primary, wanted

@@ -50,6 +50,8 @@ class ClusterStatus:
     name: str
     pvc_version: str
     maintenance: bool
+    addresses: Mapping[str, str]
+    """The floating ones, and which node answers for each; empty: none does now."""
     nodes: Mapping[str, int]
     """How many are in which state, as `run,ready`; and in total."""
     vms: Mapping[str, int]
@@ -118,12 +120,19 @@ def _status(cluster: ClusterSpec, nodes: Mapping[str, Node], vms: tuple[VM, ...]
         health="problems" if problems else "ok",
         problems=problems,
         maintenance=cluster.maintenance,
+        addresses={one: _who_answers(one, nodes) for one in cluster.floating_addresses},
         nodes=_counted(f"{node.daemon_state},{node.domain_state}" for node in nodes.values()),
         vms=_counted(shown_state(vm.spec, vm.status) for vm in vms),
         resources=_resources(nodes.values()),
         version="",
     )
     return replace(found, version=hashlib.sha256(dumps(found)).hexdigest()[:16])
+
+
+def _who_answers(address: str, nodes: Mapping[str, Node]) -> str:
+    return next(
+        (name for name, node in nodes.items() if node.is_running and address in node.load.addresses), ""
+    )
 
 
 def _counted(states: Iterable[str]) -> Mapping[str, int]:
@@ -155,8 +164,9 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
             yield f"node {name} is {node.daemon_state}: {_why_down(node)}"
         elif node.spec.wanted is Wanted.FLUSHED:
             yield f"node {name} is {node.domain_state} and takes no VMs"
-        if node.load.problem:
-            yield f"node {name}: {node.load.problem}"
+        for problem in (node.load.problem, node.load.address_problem if node.is_primary else ""):
+            if problem:
+                yield f"node {name}: {problem}"
     versions = sorted({node.status.version for node in nodes.values() if node.is_running})
     if len(versions) > 1:
         yield f"the nodes run different versions of pvc: {', '.join(versions)}"

@@ -21,6 +21,10 @@ class ClusterInfo:
     name: str
     maintenance: bool
     autoready: bool
+    upstream_address: str
+    """Floating: whoever is primary answers for it. Empty: there is none."""
+    cluster_address: str
+    """The same on the cluster network."""
     fence_grace_s: float
     """From the end of a node's session until it is fenced."""
     fence_policy: FencePolicy
@@ -43,6 +47,8 @@ def describe(spec: ClusterSpec) -> ClusterInfo:
         name=spec.name,
         maintenance=spec.maintenance,
         autoready=spec.autoready,
+        upstream_address=spec.upstream_address,
+        cluster_address=spec.cluster_address,
         fence_grace_s=spec.fence_grace_s,
         fence_policy=spec.fence_policy,
         primary=spec.primary,
@@ -54,6 +60,17 @@ def describe(spec: ClusterSpec) -> ClusterInfo:
         disk_directory=spec.disk_directory,
         layout=spec.layout,
     )
+
+
+Floating = Annotated[
+    str,
+    Arg(
+        "floating address, as 10.0.0.250/24; none: without one",
+        metavar="ADDRESS/LENGTH",
+        pattern=r"[0-9A-Fa-f.:]{2,45}/\d{1,3}|none",
+        what="an address with the length of its network, like 10.0.0.250/24, or none",
+    ),
+]
 
 
 @operation("GET", "/cluster", noun="cluster")
@@ -73,6 +90,8 @@ def info(ctx: Context) -> ClusterInfo:
 def set_(
     ctx: Context,
     *,
+    upstream_address: Floating | None = None,
+    cluster_address: Floating | None = None,
     fence_grace: Annotated[
         float,
         Arg(
@@ -118,8 +137,13 @@ def set_(
     ]
     | None = None,
 ) -> ClusterInfo:
-    """Change the settings of the cluster: only what is given changes."""
+    """Change the settings of the cluster: only what is given changes.
+
+    The primary answers for the floating addresses, on the device where it has an address of that network.
+    """
     given = {
+        "upstream_address": _floating(upstream_address),
+        "cluster_address": _floating(cluster_address),
         "fence_grace_s": fence_grace,
         "fence_policy": fence_policy,
         "selector": selector,
@@ -136,9 +160,30 @@ def set_(
         raise Invalid("selector of the cluster cannot be 'none'", hint="VMs with none use the cluster's")
     spec, version = ctx.view.cluster_document()
     new = replace(spec, **changes)  # type: ignore[arg-type]
+    _check_addresses(ctx, new)
     for name in changes:
         ctx.say(f"{name} of {spec.name}: {getattr(spec, name)!s} → {getattr(new, name)!s}")
     return _save(ctx, spec, new, version)
+
+
+def _floating(text: str | None) -> str | None:
+    if text is None or text == "none":
+        return None if text is None else ""
+    from pvc.cluster.addresses import parse
+
+    return str(parse(text))
+
+
+def _check_addresses(ctx: Context, spec: ClusterSpec) -> None:
+    """Of each host there is one; what a node has already cannot float."""
+    wanted = [one.partition("/")[0] for one in spec.floating_addresses]
+    if len(wanted) > len(set(wanted)):
+        raise Invalid(f"{wanted[0]} cannot be upstream and cluster address at the same time")
+    for name, node in ctx.view.nodes().items() if wanted else ():
+        for taken in {node.spec.address, node.spec.storage_address} & {*wanted}:
+            raise Invalid(
+                f"{taken} is the address of {name}", hint="a floating address is one that nobody has"
+            )
 
 
 @operation("PUT", "/cluster/autoready", noun="cluster", role=Role.OPERATE, done="autoready is {switch}")

@@ -46,6 +46,8 @@ class NodeInfo:
     memory_provisioned_mib: int
     address: str
     storage_address: str
+    floating_addresses: tuple[str, ...]
+    """Those of the cluster that it answers for."""
     bmc: str
     """Through which it is fenced when it dies; empty: it cannot be."""
     bridges: tuple[str, ...]
@@ -82,6 +84,7 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
         memory_provisioned_mib=load.memory_provisioned_mib,
         address=node.spec.address,
         storage_address=node.spec.storage_address,
+        floating_addresses=load.addresses if node.is_running else (),
         bmc=f"{node.spec.bmc.driver} {node.spec.bmc.address}" if node.spec.bmc else "",
         bridges=status.bridges,
         emulation=status.emulation,
@@ -90,14 +93,19 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
         kernel=status.kernel,
         incarnation=node.status.incarnation,
         version=node.version,
-        settled=state in (types.DomainState.READY, types.DomainState.FLUSHED) and not node.role_moves,
+        settled=state in (types.DomainState.READY, types.DomainState.FLUSHED)
+        and not node.role_moves
+        and not node.awaits_addresses,
         goal=goal,
     )
 
 
 def coordinator_state(node: Node) -> types.CoordinatorState:
+    if node.role_moves:
+        return types.CoordinatorState.RELINQUISH if node.is_primary else types.CoordinatorState.TAKEOVER
     if node.is_primary:
-        return types.CoordinatorState.PRIMARY
+        is_new = node.awaits_addresses
+        return types.CoordinatorState.TAKEOVER if is_new else types.CoordinatorState.PRIMARY
     is_coordinator = node.spec.role is NodeRole.COORDINATOR
     return types.CoordinatorState.SECONDARY if is_coordinator else types.CoordinatorState.HYPERVISOR
 
@@ -105,6 +113,8 @@ def coordinator_state(node: Node) -> types.CoordinatorState:
 def _activity(node: Node, state: str) -> str:
     if node.role_moves:
         return "the primary role leaves it" if node.is_primary else "the primary role comes to it"
+    if node.awaits_addresses:
+        return "about to answer for the floating addresses"
     if state == types.DomainState.FLUSH:
         return f"{_vms_are(node.load.vms)} still here" if node.load.vms else "about to move VMs away"
     if state == types.DomainState.UNFLUSH:

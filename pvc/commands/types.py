@@ -130,6 +130,10 @@ class CoordinatorState(StrEnum):
     """Of a node, as users see it."""
 
     PRIMARY = "primary"
+    TAKEOVER = "takeover"
+    """It is to be primary, or is and does not answer for the floating addresses yet."""
+    RELINQUISH = "relinquish"
+    """It is primary, and another one is to be."""
     SECONDARY = "secondary"
     HYPERVISOR = "hypervisor"
 

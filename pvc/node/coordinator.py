@@ -12,11 +12,14 @@ from pvc.cluster.fencing import Duties, Duty, Scene
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import BMC
 from pvc.cluster.store import Session, SessionState, Store
+from pvc.cluster.timing import Timing
 from pvc.cluster.view import View, expand_whole_cluster, whole_cluster
 from pvc.cluster.vm import Owner
 from pvc.errors import Conflict, PVCError
+from pvc.node.drivers import HostAddresses
 from pvc.node.drivers.power import BMCAccess, Power, open_bmc
 from pvc.node.judge import Judge
+from pvc.node.keeper import Keeper, Tenure
 from pvc.node.lanes import Lanes, ThreadLanes
 from pvc.node.role import Role
 
@@ -38,7 +41,9 @@ class Coordinator:
         me: Owner,
         store: Store,
         power: Power,
+        host: HostAddresses,
         clock: Clock,
+        timing: Timing,
         secret: str,
         *,
         lanes: Callable[[Callable[[Duty], None], Callable[[], None]], Lanes[Duty]] = thread_lanes,
@@ -46,14 +51,15 @@ class Coordinator:
         decide: Callable[[Scene], Duties] = fencing.duties,
         access: Callable[[BMC, str], BMCAccess] = open_bmc,
         judge: type[Judge] = Judge,
-        session_timeout_s: float = 6.0,
+        keeper: type[Keeper] = Keeper,
     ) -> None:
         self.store = store
         self.clock = clock
         self.wake = wake
         self.mirror = Mirror(store, whole_cluster(), expand_whole_cluster, wake)
         self.view = View(self.mirror)
-        self.role = Role(me, store, self.mirror, self.view)
+        self.keeper = keeper(store, host, clock, timing)
+        self.role = Role(me, store, self.mirror, self.view, self.keeper.rest)
         self.judge = judge(
             me,
             store,
@@ -66,7 +72,7 @@ class Coordinator:
             lanes=lambda carry_out: lanes(carry_out, wake),
             decide=decide,
             access=access,
-            session_timeout_s=session_timeout_s,
+            session_timeout_s=timing.session_timeout_s,
         )
         self.believed_from = clock.monotonic() + fencing.SETTLE_S
         self.forgot_at = clock.monotonic()
@@ -79,7 +85,10 @@ class Coordinator:
 
     def step(self) -> float:
         """Stand for primary; as primary, see to those who are gone. Seconds until the next round is due."""
-        if self.store.session.state is not SessionState.CONNECTED:
+        state = self.store.session.state
+        if state is SessionState.LOST:
+            self.keeper.rest()
+        if state is not SessionState.CONNECTED:
             return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop
         busy = self.judge.lanes.busy
         self.mirror.sync()
@@ -90,48 +99,96 @@ class Coordinator:
         nodes = self.view.nodes()
         wait = self.role.stand(nodes, now)
         wait = LONGEST_WAIT_S if wait is None else wait
-        if self.role.authority() is None:
+        authority = self.role.authority()
+        if authority is None:
+            self.keeper.rest()
             self.judge.forget()
             return wait
+        addresses = self.view.cluster().floating_addresses
+        self.keeper.serve(Tenure(authority, addresses, self.role.are_addresses_free()))
         due = self.judge.see_to(nodes, busy, now, self.believed_from)
         return max(0.0, min(due - now, wait))
 
+    def leave(self) -> bool:
+        """The role to others, at once. Whether no floating address is left here."""
+        try:
+            if self.store.session.state is SessionState.CONNECTED:
+                self.role.resign()
+        except PVCError as error:
+            log.warning("the primary role will end with the session: %s", error.message)
+        self.keeper.rest()
+        return not self.keeper.shown()[0]
+
 
 class Loop:
-    """A coordinator on a thread of its own: neither waits for the node's VMs nor they for it."""
+    """Rounds on a thread of their own, each when it is due or when something wakes it."""
 
-    def __init__(self, make: Callable[[Callable[[], None]], Coordinator]) -> None:
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name = name
+        self.clock = clock
+        self.step: Callable[[], float] = lambda: LONGEST_WAIT_S
+        self.beat = clock.monotonic()
+        """When its newest round began."""
         self._woken = threading.Event()
         self._ending = threading.Event()
-        self._coordinator = make(self._woken.set)
-        self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
-        self.beat = self._coordinator.clock.monotonic()
-        """When its newest round began."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> None:
+    def start(self, step: Callable[[], float]) -> None:
+        self.step = step
         self._thread.start()
+
+    def wake(self) -> None:
+        self._woken.set()
 
     def close(self) -> None:
         self._ending.set()
         self._woken.set()
         self._thread.join(LONGEST_WAIT_S)
-        self._coordinator.judge.lanes.close()
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            self.beat = self._coordinator.clock.monotonic()
+            self.beat = self.clock.monotonic()
             self._woken.wait(self._round())
             self._woken.clear()
 
     def _round(self) -> float:
         try:
-            return self._coordinator.step()
+            return self.step()
         except Conflict as error:
             log.info("%s; looking again", error.message)
             return 0.1
         except PVCError as error:
-            log.warning("coordinator: %s", error.message)
+            log.warning("%s: %s", self.name, error.message)
             return 1.0
         except Exception:  # the boundary: one mistake must not end the cluster's only judge
-            log.exception("a round of the coordinator failed: a bug in pvc")
+            log.exception("a round of the %s failed: a bug in pvc", self.name)
             return 1.0
+
+
+class Coordinating:
+    """A coordinator and its keeper, each with a loop: neither waits for the other, nor for the node's VMs."""
+
+    def __init__(self, make: Callable[[Callable[[], None]], Coordinator], clock: Clock) -> None:
+        self.is_left: bool | None = None
+        self.loops = Loop("coordinator", clock), Loop("keeper", clock)
+        rounds, renewals = self.loops
+        self.coordinator = make(rounds.wake)
+        self.coordinator.keeper.wake = renewals.wake
+
+    def start(self) -> None:
+        rounds, renewals = self.loops
+        rounds.start(self.coordinator.step)
+        renewals.start(self.coordinator.keeper.step)
+
+    @property
+    def beat(self) -> float:
+        return min(loop.beat for loop in self.loops)
+
+    def close(self) -> bool:
+        """The role goes to others. Whether no floating address is left here."""
+        if self.is_left is None:
+            for loop in self.loops:
+                loop.close()
+            self.coordinator.judge.lanes.close()
+            self.is_left = self.coordinator.leave()
+        return self.is_left

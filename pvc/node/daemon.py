@@ -25,18 +25,19 @@ from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
 from pvc.cluster.store import Create, Delete, Op, Put, Session, SessionState, Store
+from pvc.cluster.timing import Timing
 from pvc.cluster.view import VM, Node, View, expand_one_node, one_node
 from pvc.cluster.vm import Owner, Power, State, Target, VMSpec
 from pvc.config import Config
 from pvc.errors import Conflict, Failed, NotFound, PVCError, Unavailable
 from pvc.node.actions import Action, NodeAction
-from pvc.node.drivers import Domain, DomainEvent, DriverError, EventKind, Hypervisor
+from pvc.node.drivers import Domain, DomainEvent, DriverError, EventKind, HostAddresses, Hypervisor
 from pvc.node.execute import Executor
 from pvc.node.lanes import Lanes, ThreadLanes
 from pvc.node.plan import Note, Picture, Plan, plan, remember
 
 if TYPE_CHECKING:
-    from pvc.node.coordinator import Loop
+    from pvc.node.coordinator import Coordinating
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ class Daemon:
         self.notes_lock = threading.Lock()
         self.status_lock = threading.Lock()
         self.problem = ""
+        self.floating: Callable[[], tuple[tuple[str, ...], str]] = lambda: ((), "")
+        """The floating addresses that are here, and what is wrong with one that is not."""
         self.published = Load()
         self.load_due = 0.0
         self.session_id = 0
@@ -184,6 +187,11 @@ class Daemon:
         if stored is not None and loads(Fence, stored.data, stored.path).state is FenceState.FENCED:
             raise Failed(f"incarnation {self.me.incarnation} of {self.name} was fenced: it has to begin anew")
         return replace(status, state=DaemonState.RUN)
+
+    def begin_to_leave(self) -> None:
+        """Others are given no more VMs here, nor wait for this one as primary."""
+        with suppress(PVCError):
+            self._change_status(lambda status: replace(status, state=DaemonState.SHUTDOWN))
 
     def leave(self) -> None:
         """Leave cleanly: VMs go on, and nobody takes this node for dead."""
@@ -325,6 +333,7 @@ class Daemon:
 
     def _load(self, picture: Picture) -> Load:
         host, here = self.hypervisor.load(), picture.domains
+        addresses, address_problem = self.floating()
         coming = [
             vm.spec for uuid, vm in picture.vms.items() if uuid not in here and _is_coming(vm, self.name)
         ]
@@ -341,6 +350,8 @@ class Daemon:
             vms=sum(_is_here(vm, self.name) for vm in picture.vms.values()),
             arriving=sum(_is_arriving(vm, self.name) for vm in picture.vms.values()),
             problem=self.problem,
+            addresses=addresses,
+            address_problem=address_problem,
         )
 
 
@@ -350,7 +361,8 @@ def _was_fenced(node: Node) -> bool:
 
 def _that_matters(load: Load) -> tuple[object, ...]:
     """What placement and waiting clients should not see late."""
-    return load.vms, load.arriving, load.memory_allocated_mib, load.problem
+    addresses = load.addresses, load.address_problem
+    return load.vms, load.arriving, load.memory_allocated_mib, load.problem, addresses
 
 
 def _is_here(vm: VM, name: str) -> bool:
@@ -463,6 +475,7 @@ def main(config: Config) -> None:
     from pvc.node import certificates
     from pvc.node.console import ConsoleServer
     from pvc.node.drivers.libvirt import LibvirtHypervisor
+    from pvc.node.drivers.netlink import NetlinkAddresses
     from pvc.node.upkeep import Upkeep, remove_old_consoles
     from pvc.systemd import notify
 
@@ -472,9 +485,12 @@ def main(config: Config) -> None:
     signal.signal(signal.SIGINT, process.end)
     secret = config.secret()
     lock = _only_one(config)
+    host = NetlinkAddresses()
+    drop_leftovers(host)
     store = ZooKeeperStore(
         config.servers(), secret=secret, session_timeout_s=config.cluster.session_timeout_s
     )
+    coordinating: Coordinating | None = None
     try:
         if not _wait_for_cluster(process, store):
             return
@@ -493,41 +509,56 @@ def main(config: Config) -> None:
             ]
         )
         upkeep.start()
-        coordinating = _coordinate(process, daemon, store, secret)
+        coordinating = _coordinate(process, daemon, store, host, secret)
         try:
             process.loop(daemon)
             notify("STOPPING=1")
+            daemon.begin_to_leave()
+            process.is_well = lambda: True
+            if coordinating is not None:
+                coordinating.close()
             process.drain(daemon)
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
         finally:
-            if coordinating is not None:
-                coordinating.close()
             upkeep.close()
             console.close()
             hypervisor.close()
     finally:
-        store.close()
+        # A session that is closed ends the role at once. One that is left ends when the addresses have.
+        if coordinating is None or coordinating.close():
+            store.close()
         lock.close()
 
 
-def _coordinate(process: Process, daemon: Daemon, store: Store, secret: str) -> Loop | None:
+def drop_leftovers(host: HostAddresses) -> None:
+    """Floating addresses that an earlier life has left: nothing says that they belong here."""
+    try:
+        for address in host.held():
+            log.info("dropping %s, which an earlier life has left", address)
+            host.drop(address)
+    except DriverError as error:
+        log.warning("%s; the kernel ends what was left", error.message)
+
+
+def _coordinate(
+    process: Process, daemon: Daemon, store: Store, host: HostAddresses, secret: str
+) -> Coordinating | None:
     """Beside the node's own loop, where the node is a coordinator."""
     if daemon.role is not NodeRole.COORDINATOR:
         return None
-    from pvc.node.coordinator import Coordinator, Loop
+    from pvc.node.coordinator import Coordinating, Coordinator
     from pvc.node.drivers.power import AnyPower
 
-    clock = SystemClock()
-    timeout_s = daemon.config.cluster.session_timeout_s
-    loop = Loop(
-        lambda wake: Coordinator(
-            daemon.me, store, AnyPower(), clock, secret, wake=wake, session_timeout_s=timeout_s
-        )
+    clock, timing = SystemClock(), Timing.of(daemon.config)
+    made = Coordinating(
+        lambda wake: Coordinator(daemon.me, store, AnyPower(), host, clock, timing, secret, wake=wake), clock
     )
-    process.is_well = lambda: clock.monotonic() < loop.beat + LATE_S
-    loop.start()
-    return loop
+    keeper = made.coordinator.keeper
+    keeper.changed, daemon.floating = daemon.wake, keeper.shown
+    process.is_well = lambda: clock.monotonic() < made.beat + LATE_S
+    made.start()
+    return made
 
 
 def _only_one(config: Config) -> TextIO:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from pvc.cluster import election, paths
-from pvc.cluster.codec import dumps
-from pvc.cluster.membership import Primary
+from pvc.cluster.codec import Unreadable, dumps, loads
+from pvc.cluster.membership import Primary, Term
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import NodeRole
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Store, Stored
@@ -26,11 +26,15 @@ class NotPrimary(Conflict):
 class Role:
     """Of one coordinator. Whether it has the role is in the store; `is_primary` is what it said last."""
 
-    def __init__(self, me: Owner, store: Store, mirror: Mirror, view: View) -> None:
+    def __init__(
+        self, me: Owner, store: Store, mirror: Mirror, view: View, let_go: Callable[[], bool]
+    ) -> None:
         self.me = me
         self.store = store
         self.mirror = mirror
         self.view = view
+        self.let_go = let_go
+        """Of the floating addresses; whether nobody holds one then."""
         self.free_since: float | None = None
         self.is_primary = False
 
@@ -52,9 +56,9 @@ class Role:
         )
         if move is election.Move.TAKE:
             self._take(stored)
-        elif move is election.Move.RESIGN and stored is not None:
+        elif move is election.Move.RESIGN:
             log.info("leaving the primary role to %s", self.view.cluster().primary)
-            self._commit([Delete(stored.path, stored.version)])
+            self.resign()
         is_primary = self.authority() is not None
         if is_primary != self.is_primary:
             self.is_primary = is_primary
@@ -73,11 +77,21 @@ class Role:
         term = self.store.get(paths.TERM)
         ops: list[Op] = [Delete(old.path, old.version)] if old is not None else []
         new = 0 if term is None else term.version + 1
-        ops.append(Create(paths.TERM) if term is None else Put(paths.TERM, b"", term.version))
+        begun = dumps(Term(self.me.node))
+        ops.append(Create(paths.TERM, begun) if term is None else Put(paths.TERM, begun, term.version))
         if self.store.get(paths.FENCES) is None:
             ops.append(Create(paths.FENCES))
-        mine = Primary(self.me.node, self.me.incarnation, new)
+        mine = Primary(self.me.node, self.me.incarnation, new, addresses_free=_is_free(term))
         self._commit([*ops, Create(paths.PRIMARY, dumps(mine), ephemeral=True)])
+
+    def resign(self) -> None:
+        """First what nobody else may have at the same time, then the role: the next one need not wait."""
+        own = self.authority()
+        if own is None:
+            return
+        role, term = own
+        ended = Term(self.me.node, let_go=self.let_go())
+        self._commit([Delete(role.path, role.version), Put(term.path, dumps(ended), term.version)])
 
     def _commit(self, ops: list[Op]) -> None:
         try:
@@ -86,7 +100,7 @@ class Role:
             with suppress(Unavailable):
                 self.mirror.refresh([op.path for op in ops])
 
-    def authority(self) -> tuple[Op, ...] | None:
+    def authority(self) -> tuple[Check, Check] | None:
         """What a commit as primary checks; None for one who is not."""
         stored = self.mirror.get(paths.PRIMARY)
         if stored is None or stored.session != self.store.session.id:
@@ -102,8 +116,23 @@ class Role:
         """Nobody else is primary: a read after this is not older than this moment. Raises Conflict."""
         self.store.commit(*self._own())
 
+    def are_addresses_free(self) -> bool:
+        """As who had the role before has left it."""
+        stored = self.mirror.get(paths.PRIMARY)
+        return stored is not None and self.view.decode(Primary, stored).addresses_free
+
     def _own(self) -> tuple[Op, ...]:
         authority = self.authority()
         if authority is None:
             raise NotPrimary(f"{self.me.node} is not primary any more")
         return authority
+
+
+def _is_free(term: Stored | None) -> bool:
+    """Nothing is written of a term whose primary knew of no floating addresses."""
+    if term is None or not term.data:
+        return True
+    try:
+        return loads(Term, term.data, term.path).let_go
+    except Unreadable:
+        return False

@@ -24,6 +24,7 @@ from pvc.cluster.fencing import Duties, Scene
 from pvc.cluster.membership import Fence, FenceState
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Op, Put, Session, SessionState, Stored, Watch
+from pvc.cluster.timing import Timing
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Owner, Power, State, VMSpec, VMStatus, settled
 from pvc.commands.context import Caller, Context, invoke
@@ -39,6 +40,7 @@ from pvc.node.execute import Executor
 from pvc.node.judge import Judge
 from pvc.node.lanes import REST_AFTER_CONFLICT_S, REST_S
 from pvc.node.plan import Picture, Plan, plan
+from tests.fakes.addresses import FakeAddresses
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimPower
 from tests.sim.tasks import Crashed, Task
@@ -250,7 +252,9 @@ class Life(Actor):
             self.daemon.me,
             self.store,
             SimPower(self),
+            FakeAddresses(self.world, {}),
             self.world,
+            Timing(),
             "",
             lanes=lambda carry_out, done: SimLanes(self, carry_out, done, fencing.lane),
             wake=rounds.wake,

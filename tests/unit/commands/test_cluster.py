@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from pvc.cluster import paths
+from pvc.cluster.codec import dumps
+from pvc.cluster.membership import Primary
+from pvc.cluster.store import Create
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner, State
+from pvc.errors import Invalid
 from tests.unit.commands.test_vm import failed
 from tests.unit.commands.world import UUID, World, a_world, with_vm
 
@@ -108,6 +112,75 @@ def test_settings_are_shown_and_changed_one_by_one() -> None:
     documents = world.documents()
     world.call("cluster.set", fence_policy="off")
     assert world.documents() == documents, "no change writes nothing"
+
+
+FLOATING = "10.0.0.250/24"
+
+
+def test_floating_addresses_are_set_and_removed() -> None:
+    world = a_world()
+    assert world.call("cluster.info")["upstream_address"] == ""
+    shown = world.call("cluster.set", upstream_address="10.0.0.250/24", cluster_address="fd00:0:0::FA/64")
+    assert (shown["upstream_address"], shown["cluster_address"]) == (FLOATING, "fd00::fa/64")
+    assert world.call("cluster.set", cluster_address="none")["cluster_address"] == ""
+    assert world.call("cluster.info")["upstream_address"] == FLOATING
+
+
+@pytest.mark.parametrize("own", ["address", "storage_address"])
+def test_what_a_node_has_already_cannot_float(own: str) -> None:
+    world = a_world()
+    world.edit(paths.node("n2"), **{own: "10.0.0.250"})
+    with pytest.raises(Invalid, match=r"10\.0\.0\.250 is the address of n2"):
+        world.call("cluster.set", upstream_address=FLOATING)
+
+
+def test_two_floating_addresses_are_two() -> None:
+    world = a_world()
+    world.call("cluster.set", upstream_address=FLOATING)
+    with pytest.raises(Invalid, match="at the same time"):
+        world.call("cluster.set", cluster_address="10.0.0.250/16")
+
+
+def test_who_answers_for_a_floating_address() -> None:
+    """Told by who has it, so shown only while that node runs."""
+    world = a_world()
+    world.call("cluster.set", upstream_address=FLOATING)
+    make_primary(world, "n1")
+    assert world.call("cluster.status")["addresses"] == {FLOATING: ""}
+    shown = world.call("node.info", node="n1")
+    assert (shown["coordinator_state"], shown["settled"]) == ("takeover", False)
+    assert shown["activity"] == "about to answer for the floating addresses"
+    world.edit(paths.load("n1"), addresses=[FLOATING])
+    assert world.call("cluster.status")["addresses"] == {FLOATING: "n1"}
+    shown = world.call("node.info", node="n1")
+    assert (shown["coordinator_state"], shown["settled"]) == ("primary", True)
+    assert shown["floating_addresses"] == [FLOATING]
+    world.kill_node("n1")
+    assert world.call("cluster.status")["addresses"] == {FLOATING: ""}
+    assert world.call("node.info", node="n1")["floating_addresses"] == []
+
+
+def test_an_address_that_has_no_device() -> None:
+    world = a_world()
+    world.call("cluster.set", upstream_address=FLOATING)
+    make_primary(world, "n1")
+    world.edit(paths.load("n1"), address_problem="no network device")
+    assert world.call("cluster.status")["problems"] == ["node n1: no network device"]
+    assert world.call("node.info", node="n1")["coordinator_state"] == "primary"
+
+
+def test_the_role_on_its_way() -> None:
+    world = a_world()
+    make_primary(world, "n1")
+    world.edit(paths.CLUSTER, primary="n2")
+    states = {one["name"]: one["coordinator_state"] for one in world.call("node.list")}
+    assert states == {"n1": "relinquish", "n2": "takeover", "n3": "secondary"}
+
+
+def make_primary(world: World, name: str) -> None:
+    for node in ("n1", "n2", "n3"):
+        world.edit(paths.node(node), role="coordinator")
+    world.store.commit(Create(paths.PRIMARY, dumps(Primary(name, 1, 0)), ephemeral=True))
 
 
 # Why

@@ -14,11 +14,13 @@ from pvc.cluster.fencing import Duty
 from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Delete, Put
+from pvc.cluster.timing import Timing
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner, State, VMStatus
 from pvc.errors import Conflict
 from pvc.node.coordinator import Coordinator
 from pvc.node.drivers.power import BMCAccess
+from tests.fakes.addresses import FakeAddresses
 from tests.fakes.power import FakePower, Fault, Machine
 from tests.fakes.store import MemoryCluster
 from tests.unit.node.pictures import UUID, spec
@@ -67,6 +69,7 @@ class Bench:
             Create(paths.node_vm("n3", UUID)),
         )
         self.hands: dict[str, Hands] = {}
+        self.hosts: dict[str, FakeAddresses] = {}
         self.one = self.coordinator("n1")
 
     def monotonic(self) -> float:
@@ -84,7 +87,18 @@ class Bench:
             return BMCAccess(bmc.driver, bmc.address, bmc.user, "secret")
 
         store = self.cluster.connect()
-        return Coordinator(Owner(name, 1), store, self.power, self, "", lanes=lanes, access=access)
+        self.hosts[name] = FakeAddresses(self, {"10.0.0.1/24": "br0"})
+        return Coordinator(
+            Owner(name, 1),
+            store,
+            self.power,
+            self.hosts[name],
+            self,
+            Timing(),
+            "",
+            lanes=lanes,
+            access=access,
+        )
 
     def until_duty(self, name: str = "n1") -> Duty:
         """n3 has died; the duty that its judge finds."""
