@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from uuid import UUID
 from xml.parsers import expat
 
+from pvc.cluster.network import bridge_name
 from pvc.errors import Invalid
 
 NAMESPACE = "urn:pvc:vm"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+VNI = re.compile(r"[1-9][0-9]{0,7}")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 MAX_BYTES = 512 * 1024  # a definition is one document of the store
 MAX_DEPTH = 64
@@ -55,6 +57,18 @@ class Nic:
     source: str
     model: str
 
+    @property
+    def vni(self) -> int | None:
+        """Of the network of the cluster that it is in: <interface type="network"> with its number."""
+        return int(self.source) if self.type == "network" and VNI.fullmatch(self.source) else None
+
+    @property
+    def bridge(self) -> str:
+        """What its node must have for it; empty: nothing that pvc knows of."""
+        if self.vni is not None:
+            return bridge_name(self.vni)
+        return self.source if self.type == "bridge" else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
@@ -86,7 +100,7 @@ class Facts:
     @property
     def bridges(self) -> tuple[str, ...]:
         """What a node must have for it."""
-        return tuple(sorted({nic.source for nic in self.nics if nic.type == "bridge"}))
+        return tuple(sorted({nic.bridge for nic in self.nics} - {""}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +111,10 @@ class NewDisk:
 
 @dataclass(frozen=True, slots=True)
 class NewNic:
-    bridge: str
+    """On a bridge of the nodes, or in a network of the cluster."""
+
+    bridge: str = ""
+    vni: int = 0
     model: str = "virtio"
     mac: str = ""
 
@@ -290,6 +307,7 @@ def render(xml: str, *, emulation: str, emulator: str, console_log: str) -> str:
     if devices is None:
         devices = _add(root, "devices")
     _set_emulator(devices, emulator)
+    _join_bridges(devices)
     _log_console(devices, console_log)
     _set_own_metadata(root, digest(xml))
     return _write(root)
@@ -538,10 +556,13 @@ def _add_disk(devices: ET.Element, disk: NewDisk, target: str) -> None:
 
 
 def _add_nic(devices: ET.Element, nic: NewNic) -> None:
-    element = _add(devices, "interface", type="bridge")
+    element = _add(devices, "interface", type="network" if nic.vni else "bridge")
     if nic.mac:
         _add(element, "mac", address=nic.mac.lower())
-    _add(element, "source", bridge=nic.bridge)
+    if nic.vni:
+        _add(element, "source", network=str(nic.vni))
+    else:
+        _add(element, "source", bridge=nic.bridge)
     _add(element, "model", type=nic.model)
     _add(element, "rom", enabled="no")
 
@@ -612,6 +633,16 @@ def _set_emulator(devices: ET.Element, emulator: str) -> None:
         devices.insert(0, element)
     if (element.text or "").strip().rsplit("/", 1)[-1] in ("", *EMULATORS):
         element.text = emulator
+
+
+def _join_bridges(devices: ET.Element) -> None:
+    """libvirt knows bridges; that a network of the cluster has one on each node is ours to know."""
+    for element in devices.findall("interface"):
+        source, bridge = element.find("source"), _nic(element).bridge
+        if source is not None and bridge and element.get("type") == "network":
+            element.set("type", "bridge")
+            source.attrib.clear()
+            source.set("bridge", bridge)
 
 
 def _log_console(devices: ET.Element, path: str) -> None:

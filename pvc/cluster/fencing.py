@@ -332,10 +332,9 @@ def _recovered(scene: Scene, vm: VM, fence: Fence, placement: Placement) -> Iter
 def placed(vm: VM, gone: str, placement: Placement) -> tuple[VMSpec, str]:
     """With a node that can take it, if there is one, and why."""
     try:
-        nics = domainxml.parse(vm.spec.definition).nics
+        bridges = domainxml.parse(vm.spec.definition).bridges
     except Invalid as error:
         return vm.spec, f"{gone} was fenced; its definition is unreadable: {error.message}"
-    bridges = {nic.source for nic in nics if nic.type == "bridge"}
     planned = vm.spec.node or ""
     if planned in placement.nodes and not placement.refusal(planned, vm.spec, [gone], bridges):
         placement.reserve(planned, vm.spec)

@@ -64,6 +64,15 @@ class NodeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkProblem:
+    """Why a network is not as it should be on a node."""
+
+    vni: int
+    """0: all that are managed."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """Written by the node when something of it changes, not periodically."""
 
@@ -78,6 +87,11 @@ class NodeStatus:
     qemu: str = ""
     kernel: str = ""
     bridges: tuple[str, ...] = ()
+    managed_mtu: int = 0
+    """The greatest that a managed network can have here; 0: not known."""
+    bridged_mtu: int = 0
+    """The greatest that a bridged network can have here; 0: it can have none."""
+    network_problems: tuple[NetworkProblem, ...] = ()
     console_port: int = 0
     flushed: bool = False
     """It was told to flush, and has not yet fetched its VMs back."""

@@ -12,6 +12,8 @@ LOAD = f"{ROOT}/load"
 VMS = f"{ROOT}/vms"
 NAMES = f"{ROOT}/names"
 VM_NAMES = f"{NAMES}/vm"
+NETWORKS = f"{ROOT}/networks"
+NETWORK_NAMES = f"{NAMES}/network"
 TOKENS = f"{ROOT}/tokens"
 FENCES = f"{ROOT}/fences"
 PRIMARY = f"{ROOT}/primary"
@@ -19,7 +21,7 @@ PRIMARY = f"{ROOT}/primary"
 TERM = f"{ROOT}/term"
 """Written by each new primary: its version grows with every change of the role."""
 
-LAYOUT = (ROOT, NODES, ALIVE, LOAD, VMS, NAMES, VM_NAMES, TOKENS, FENCES, TERM)
+LAYOUT = (ROOT, NODES, ALIVE, LOAD, VMS, NETWORKS, NAMES, VM_NAMES, NETWORK_NAMES, TOKENS, FENCES, TERM)
 """Created once, parents first."""
 
 
@@ -63,6 +65,23 @@ def vm_target(uuid: str) -> str:
 
 def vm_name(name: str) -> str:
     return f"{VM_NAMES}/{name}"
+
+
+def network(vni: int | str) -> str:
+    return f"{NETWORKS}/{vni}"
+
+
+def network_vms(vni: int | str) -> str:
+    return f"{NETWORKS}/{vni}/vms"
+
+
+def network_vm(vni: int | str, uuid: str) -> str:
+    """Index: the VM has an interface in the network."""
+    return f"{NETWORKS}/{vni}/vms/{uuid}"
+
+
+def network_name(description: str) -> str:
+    return f"{NETWORK_NAMES}/{description}"
 
 
 def token(identity: str) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pvc.cluster.node import Wanted
+from pvc.cluster.network import bridge_name
+from pvc.cluster.node import NetworkProblem, Wanted
 from pvc.cluster.vm import Selector, VMSpec
 
 if TYPE_CHECKING:
@@ -111,9 +112,7 @@ class Placement:
         if spec.memory_mib > self.room[name].memory_free_mib:
             return f"{spec.memory_mib} MiB do not fit its free {self.room[name].memory_free_mib} MiB"
         missing = [bridge for bridge in bridges if bridge not in node.status.bridges]
-        if missing:
-            return f"it has no bridge {missing[0]}"
-        return ""
+        return without_bridge(missing[0], node.status.network_problems) if missing else ""
 
     def reserve(self, name: str, spec: VMSpec) -> None:
         room = self.room[name]
@@ -124,6 +123,12 @@ class Placement:
             vcpus=room.vcpus + spec.vcpus,
             vms=room.vms + 1,
         )
+
+
+def without_bridge(bridge: str, problems: Iterable[NetworkProblem] = ()) -> str:
+    """Why a node cannot take a VM that needs a bridge it does not have."""
+    why = next((one.why for one in problems if one.vni and bridge_name(one.vni) == bridge), "")
+    return f"it has no bridge {bridge}{f': {why}' if why else ''}"
 
 
 def explained(choice: Choice) -> str:

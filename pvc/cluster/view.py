@@ -11,6 +11,7 @@ from pvc.cluster.cluster import LAYOUT_VERSION, ClusterSpec
 from pvc.cluster.codec import loads
 from pvc.cluster.membership import Fence, FenceState, Primary
 from pvc.cluster.mirror import Follow
+from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
 from pvc.cluster.store import Reader, Stored
 from pvc.cluster.vm import Target, VMSpec, VMStatus, shown_state
@@ -88,6 +89,12 @@ class Node:
         role = int(self.is_primary)
         known = f"{self.spec_version}.{self.status_version}.{alive}.{self.load_version}"
         return f"{known}.{self.fence_version}.{role}"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    spec: NetworkSpec
+    spec_version: int
 
 
 class View:
@@ -173,6 +180,34 @@ class View:
         stored = self.reader.get(paths.vm_target(uuid))
         return (self.decode(Target, stored), stored.version) if stored else None
 
+    # Networks
+
+    def resolve_network(self, number_or_description: str) -> int:
+        """The VNI. One lookup, whatever the number of networks. Raises NotFound."""
+        if number_or_description.isdigit():
+            return int(number_or_description)
+        path = paths.network_name(number_or_description)
+        named = self.reader.get(path) if "/" not in number_or_description else None
+        if named is None:
+            raise NotFound(
+                f"no network described as {number_or_description}", hint="pvc network list shows them"
+            )
+        return int(named.data)
+
+    def network(self, number_or_description: str) -> Network:
+        vni = self.resolve_network(number_or_description)
+        found = self.networks([vni]).get(vni)
+        if found is None:
+            raise NotFound(f"no network {number_or_description}", hint="pvc network list shows them")
+        return found
+
+    def networks(self, vnis: Iterable[int] | None = None) -> dict[int, Network]:
+        """By VNI; every network unless told which. Those that do not exist are left out."""
+        names = self.reader.children(paths.NETWORKS) if vnis is None else vnis
+        stored = self.reader.get_many([paths.network(name) for name in names])
+        found = (Network(self.decode(NetworkSpec, one), one.version) for one in stored if one is not None)
+        return {one.spec.vni: one for one in found}
+
     # Nodes
 
     def node(self, name: str) -> Node:
@@ -251,9 +286,10 @@ class View:
 
 def whole_cluster() -> tuple[Follow, ...]:
     """Roots of the API's mirror."""
-    listed = (paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.VM_NAMES, paths.TOKENS, paths.FENCES)
+    names = (paths.VM_NAMES, paths.NETWORK_NAMES)
+    listed = (paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.NETWORKS, paths.TOKENS, paths.FENCES)
     single = (paths.CLUSTER, paths.AUTHORITY, paths.PRIMARY)
-    return (*(Follow(path) for path in single), *(Follow(path, children=True) for path in listed))
+    return (*(Follow(path) for path in single), *(Follow(path, children=True) for path in (*listed, *names)))
 
 
 def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
@@ -265,6 +301,8 @@ def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follo
         paths.LOAD: (paths.load,),
         paths.VMS: (paths.vm, paths.vm_status),
         paths.VM_NAMES: (paths.vm_name,),
+        paths.NETWORKS: (paths.network,),
+        paths.NETWORK_NAMES: (paths.network_name,),
         paths.TOKENS: (paths.token,),
     }[listing]
     return (Follow(where(name)) for name in names for where in followed)

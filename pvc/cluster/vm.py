@@ -102,7 +102,7 @@ class VMSpec:
     tags: tuple[Tag, ...] = ()
     new_disks: tuple[NewDisk, ...] = ()
     networks: tuple[str, ...] = ()
-    """Of the definition, as memory and vCPUs are: lists do not read XML."""
+    """Of the definition, as memory and vCPUs are: lists do not read XML. A number is one of the cluster's."""
     profile: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -199,6 +199,11 @@ def move(spec: VMSpec, to: str | None, *, home: str | None, method: Method = Met
 def start_order(spec: VMSpec) -> tuple[int, str]:
     """To sort by: the greater priority first, equal ones always in the same order."""
     return -spec.start_priority, spec.uuid
+
+
+def vnis_of(spec: VMSpec | None) -> frozenset[int]:
+    """Networks of the cluster in which it has an interface."""
+    return frozenset(int(name) for name in spec.networks if name.isdigit()) if spec else frozenset()
 
 
 def index_nodes(spec: VMSpec | None, owner: Owner | None) -> frozenset[str]:

@@ -3,6 +3,7 @@
 NOUNS: dict[str, str] = {
     "vm": "virtual machines",
     "node": "the machines of the cluster",
+    "network": "networks of virtual machines",
     "cluster": "the cluster as a whole",
     "status": "how the cluster is (cluster status)",
     "why": "why something is as it is",
@@ -35,7 +36,8 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.cluster": ("init", "status", "maintenance"),
         "pvc.commands.cluster_settings": ("info", "set", "autoready"),
     },
-    "why": {"pvc.commands.why": ("vm", "node", "fence")},
+    "network": {"pvc.commands.network": ("add", "modify", "remove", "info", "list")},
+    "why": {"pvc.commands.why": ("vm", "node", "fence", "network")},
     "connection": {"pvc.commands.connection": ("add", "remove", "list", "default", "detail")},
     "api": {"pvc.commands.api": ("token add", "token list", "token remove", "serve", "openapi")},
     "lab": {

@@ -167,6 +167,7 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
         for problem in (node.load.problem, node.load.address_problem if node.is_primary else ""):
             if problem:
                 yield f"node {name}: {problem}"
+        yield from _of_networks(name, node)
     versions = sorted({node.status.version for node in nodes.values() if node.is_running})
     if len(versions) > 1:
         yield f"the nodes run different versions of pvc: {', '.join(versions)}"
@@ -185,6 +186,17 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
     yield from _of_vms(
         placeless, "are to run and have no node that could run them", "pvc vm start NAME finds a place"
     )
+
+
+def _of_networks(name: str, node: Node) -> Iterator[str]:
+    if not node.is_running:
+        return
+    for problem in node.status.network_problems[:NAMED_AT_MOST]:
+        what = f"network {problem.vni}: " if problem.vni else ""
+        yield f"node {name}: {what}{problem.why}"
+    rest = len(node.status.network_problems) - NAMED_AT_MOST
+    if rest > 0:
+        yield f"node {name}: {rest} more problems with networks (pvc why network NETWORK says why)"
 
 
 def _why_down(node: Node) -> str:

@@ -20,7 +20,8 @@ WITHIN_S = 1.0
 PLAIN = re.compile(r"[\w.:/=@,+~-]+")
 """Only such words are offered: a shell might evaluate others."""
 
-NAMES = {"vm": ("vm.list", "name"), "node": ("node.list", "name"), "token": ("api.token-list", "name")}
+NAMES = {"vm": ("vm.list", "name"), "node": ("node.list", "name")}
+NAMES |= {"network": ("network.list", "vni"), "token": ("api.token-list", "name")}
 
 BASH = """\
 # completion of pvc for bash:  source <(pvc completion bash)

@@ -12,6 +12,7 @@ from pvc.errors import Invalid
 
 VM_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 NODE_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
+NETWORK_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}"
 SIZE_PATTERN = r"\d{1,9}(\.\d{1,3})?\s?([KMGT]i?B?|[kmgt])"
 FILE_PATTERN = r"/[^\0\n]{1,4095}"
@@ -112,10 +113,21 @@ DiskText = Annotated[
 NetworkText = Annotated[
     str,
     Arg(
-        "a network interface on that bridge of the nodes",
-        metavar="bridge:NAME",
-        pattern=r"bridge:[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}",
-        what="bridge:NAME with the name of a bridge",
+        "an interface in that network, or on that bridge of the nodes",
+        metavar="NETWORK|bridge:NAME",
+        complete="network",
+        pattern=rf"bridge:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,14}}|{NETWORK_PATTERN}",
+        what="a network's number or description, or bridge:NAME with the name of a bridge",
+    ),
+]
+NetworkName = Annotated[
+    str,
+    Arg(
+        "number (VNI) or description of the network",
+        metavar="NETWORK",
+        complete="network",
+        pattern=NETWORK_PATTERN,
+        what="a network's number or description",
     ),
 ]
 Lines = Annotated[int, Arg("how many of the last lines", short="-l", metavar="N", minimum=0, maximum=100_000)]

@@ -26,7 +26,7 @@ from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Autostart, MaxDowntime, NewName, NodeLimit, StartPriority, VMName
 from pvc.commands.vm_info import VMInfo, describe
-from pvc.commands.vm_write import save, with_definition
+from pvc.commands.vm_write import network_ops, save, with_definition
 from pvc.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def create(
         memory_mib=types.memory_mib(memory),
         vcpus=vcpus,
         disks=files,
-        nics=[domainxml.NewNic(one.removeprefix("bridge:")) for one in network],
+        nics=[_nic(ctx, text) for text in network],
         kernel=kernel or "",
         initrd=initrd or "",
         cmdline=cmdline,
@@ -195,6 +195,13 @@ def _disks(
     return files, tuple(new)
 
 
+def _nic(ctx: Context, text: str) -> domainxml.NewNic:
+    from pvc.cluster import domainxml
+
+    kind, separator, bridge = text.partition(":")
+    return domainxml.NewNic(bridge) if separator else domainxml.NewNic(vni=ctx.view.network(kind).spec.vni)
+
+
 def _tags(plain: tuple[str, ...], protected: tuple[str, ...]) -> tuple[Tag, ...]:
     return tuple(Tag(name, name in protected) for name in sorted({*plain, *protected}))
 
@@ -209,7 +216,8 @@ def _add(ctx: Context, spec: VMSpec) -> VMInfo:
         Create(paths.vm_status(spec.uuid), dumps(VMStatus())),
         Create(paths.vm_name(spec.name), spec.uuid.encode()),
     ]
-    ctx.commit(*ops, *index_ops(spec.uuid, frozenset(), index_nodes(spec, None)))
+    used = network_ops(ctx, spec.uuid, None, spec)
+    ctx.commit(*ops, *index_ops(spec.uuid, frozenset(), index_nodes(spec, None)), *used)
     ctx.say(f"{spec.name} is a new VM, stopped; {spec.node or 'a node is chosen when it starts'}")
     return describe(VM(spec, 0, VMStatus(), 0))
 
@@ -284,7 +292,8 @@ def undefine(ctx: Context, vm: VMName) -> None:
         ops.append(Delete(paths.vm_status(spec.uuid), found.status_version))
     ops.append(Delete(paths.vm(spec.uuid), found.spec_version))
     ctx.say(f"{spec.name} is forgotten; its disks stay")
-    ctx.commit(*ops, *index_ops(spec.uuid, index_nodes(spec, status.owner), frozenset()))
+    used = network_ops(ctx, spec.uuid, spec, None)
+    ctx.commit(*ops, *index_ops(spec.uuid, index_nodes(spec, status.owner), frozenset()), *used)
 
 
 def _check_stopped(vm: VM, verb: str) -> None:

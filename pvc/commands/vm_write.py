@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
+from pvc.cluster.network import use_ops
 from pvc.cluster.store import Check, Op, Put
-from pvc.cluster.vm import VMSpec, index_nodes, index_ops
+from pvc.cluster.vm import VMSpec, index_nodes, index_ops, vnis_of
 from pvc.commands.context import Context
+from pvc.errors import NotFound
 
 if TYPE_CHECKING:
     from pvc.cluster import domainxml
@@ -29,8 +31,19 @@ def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = 
     ops: list[Op] = [Put(paths.vm(new.uuid), dumps(new), vm.spec_version)]
     if (moved or relies_on_status) and vm.status_version is not None:
         ops.append(Check(paths.vm_status(new.uuid), vm.status_version))
-    ctx.commit(*ops, *index_ops(new.uuid, before, after), *more)
+    used = network_ops(ctx, new.uuid, vm.spec, new)
+    ctx.commit(*ops, *index_ops(new.uuid, before, after), *used, *more)
     return replace(vm, spec=new, spec_version=vm.spec_version + 1)
+
+
+def network_ops(ctx: Context, uuid: str, before: VMSpec | None, after: VMSpec | None) -> tuple[Op, ...]:
+    """The index of who uses which network. Raises NotFound for a new one that the cluster does not have."""
+    old, new = vnis_of(before), vnis_of(after)
+    if added := new - old:
+        known = ctx.view.networks(added)
+        for vni in sorted(added - known.keys()):
+            raise NotFound(f"no network {vni}", hint="pvc network list shows them")
+    return use_ops(uuid, old, new)
 
 
 def with_definition(spec: VMSpec, xml: str) -> VMSpec:
@@ -49,4 +62,11 @@ def with_definition(spec: VMSpec, xml: str) -> VMSpec:
 
 
 def networks_of(facts: domainxml.Facts) -> tuple[str, ...]:
-    return tuple(nic.source or nic.type for nic in facts.nics)
+    """A number is a network of the cluster, and nothing else is."""
+    return tuple(_network_of(nic) for nic in facts.nics)
+
+
+def _network_of(nic: domainxml.Nic) -> str:
+    if nic.vni is not None:
+        return str(nic.vni)
+    return f"{nic.type}:{nic.source}" if nic.source.isdigit() else nic.source or nic.type

@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pvc.cluster import domainxml, paths
+from pvc.cluster.network import Kind
 from pvc.cluster.node import DaemonState, Wanted
 from pvc.cluster.vm import Power, State, VMSpec, settled, shown_state
 from pvc.commands.context import Context
+from pvc.commands.network import NetworkInfo
+from pvc.commands.network import info as network_info
 from pvc.commands.node import vms_of
 from pvc.commands.node_fence import newest, story, told
 from pvc.commands.registry import operation
-from pvc.commands.types import NodeName, VMName
+from pvc.commands.types import NetworkName, NodeName, VMName
 from pvc.commands.vm_info import activity, bridges_of, is_moving, is_pending
 from pvc.commands.vm_place import placement_of
 from pvc.errors import Invalid
 
 if TYPE_CHECKING:
     from pvc.cluster.view import VM, Node
+
+GUEST_MTU = 1500
+"""Of a guest that nobody has told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +176,42 @@ def _still_here(ctx: Context, node: Node, running: list[VM]) -> Iterator[str]:
         for other in sorted(placement.nodes):
             if other != node.spec.name and (why := placement.refusal(other, vm.spec, bridges=bridges)):
                 yield f"{vm.spec.name} cannot go to {other}: {why}"
+
+
+@operation("GET", "/why/network/{network}", verb="network")
+def why_network(ctx: Context, network: NetworkName) -> Explanation:
+    """Explain the state of a network: how it is on each node, and which VMs are in it."""
+    found = network_info(ctx, network)
+    return Explanation(found.name, found.state, tuple(_of_network(ctx, found)))
+
+
+def _of_network(ctx: Context, found: NetworkInfo) -> Iterator[str]:
+    carried = "by VXLAN over the cluster network" if found.kind is Kind.MANAGED else f"as VLAN {found.vni}"
+    yield f"it is wanted on every node as bridge {found.bridge}, carried {carried}"
+    if found.mtu:
+        yield f"its MTU is {found.mtu}, as it was told"
+    yield from _mtus(ctx, found)
+    for name, how in sorted(found.nodes.items()):
+        yield f"{name}: {how}"
+    yield f"VMs in it: {', '.join(found.vms)}" if found.vms else "no VM is in it"
+
+
+def _mtus(ctx: Context, found: NetworkInfo) -> Iterator[str]:
+    """What the nodes could give it, and what that means for guests."""
+    is_managed = found.kind is Kind.MANAGED
+    greatest = {
+        node.spec.name: node.status.managed_mtu if is_managed else node.status.bridged_mtu
+        for node in ctx.view.nodes().values()
+        if node.is_running
+    }
+    known = {name: mtu for name, mtu in greatest.items() if mtu}
+    if not known:
+        return
+    least = found.mtu or min(known.values())
+    if not found.mtu:
+        yield f"its MTU is {least}, what the nodes can give it"
+    if len({*known.values()}) > 1:
+        said = ", ".join(f"{name} {mtu}" for name, mtu in sorted(known.items()))
+        yield f"the nodes differ in the MTU they can give it: {said}"
+    if least < GUEST_MTU:
+        yield f"guests use {GUEST_MTU} unless told: set {least} in them, or more on the network below"

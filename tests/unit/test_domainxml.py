@@ -306,6 +306,25 @@ def test_render_for_kvm_leaves_the_machine_alone() -> None:
     assert len(root.findall("clock/timer")) == 2
 
 
+def test_render_joins_the_bridges_of_the_cluster_s_networks() -> None:
+    xml = domainxml.create("web1", UUID, memory_mib=64, vcpus=1, nics=[domainxml.NewNic(vni=101)])
+    assert domainxml.parse(xml).bridges == ("br101",)
+    (nic,) = rendered(xml).findall("devices/interface")
+    source = nic.find("source")
+    assert source is not None
+    assert (nic.get("type"), source.attrib) == ("bridge", {"bridge": "br101"})
+
+
+@pytest.mark.parametrize("name", ["default", "0101", "101a", ""])
+def test_a_network_of_libvirt_s_own_is_left_to_libvirt(name: str) -> None:
+    nic = f"<interface type='network'><source network='{name}' portgroup='a'/></interface>"
+    xml = MINIMAL.replace("</domain>", f"<devices>{nic}</devices></domain>")
+    assert domainxml.parse(xml).bridges == ()
+    source = rendered(xml).find("devices/interface[@type='network']/source")
+    assert source is not None
+    assert source.attrib == {"network": name, "portgroup": "a"}
+
+
 @pytest.mark.parametrize(
     ("emulator", "expected"),
     [

@@ -16,13 +16,15 @@ from pvc.commands import registry
 from pvc.commands.context import Caller, Context, LocalContext, invoke
 from pvc.commands.registry import Operation, Role, convert, find
 from pvc.errors import Conflict, Failed, Invalid, NotFound, NotPermitted, PVCError, Unavailable
-from tests.unit.commands.world import UUID, World, a_world, changed, with_vm, xml_of
+from tests.unit.commands.world import OTHER, UUID, World, a_world, changed, with_vm, xml_of
 
-OURS = ("vm", "node", "cluster", "why")
+OURS = ("vm", "node", "network", "cluster", "why")
 
 Make = Callable[[], World]
 
 BMC = {"node": "n1", "address": "10.0.0.201", "user": "admin", "password": "secret1\n"}
+
+NETWORK = {"vni": 103, "description": "shop", "kind": "managed"}
 
 
 def operations() -> list[Operation]:
@@ -56,6 +58,15 @@ def dead_node() -> World:
     return world
 
 
+def networked() -> World:
+    """Networks 101 and 102; web1 is in 101."""
+    world = a_world()
+    for vni in (101, 102):
+        world.call("network.add", vni=vni, description=f"net{vni}", kind="managed")
+    world.call("vm.define", xml=xml_of(bridge="", vni=101), target="n1")
+    return world
+
+
 def coordinators() -> World:
     """n1 is primary."""
     world = a_world()
@@ -70,6 +81,9 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "cluster.maintenance": (a_world, {"switch": "on"}),
     "cluster.set": (a_world, {"fence_policy": "off", "fence_grace": 5, "selector": "vms"}),
     "cluster.autoready": (a_world, {"switch": "on"}),
+    "network.add": (a_world, NETWORK),
+    "network.modify": (networked, {"network": "net102", "description": "shop", "mtu": 1400}),
+    "network.remove": (networked, {"network": "102"}),
     "node.bmc": (a_world, BMC),
     "node.flush": (running, {"node": "n1"}),
     "node.ready": (flushed, {"node": "n1"}),
@@ -128,7 +142,8 @@ def test_a_plan_changes_nothing_and_says_what_the_operation_then_does(name: str)
 def test_fields_of_a_newer_version_survive(name: str) -> None:
     make, given = CHANGES[name]
     world = make()
-    documents = [paths.CLUSTER, paths.vm(UUID), *(paths.node(one) for one in ("n1", "n2", "n3"))]
+    documents = [paths.CLUSTER, paths.vm(UUID), paths.network(101), paths.network(102)]
+    documents += [paths.node(one) for one in ("n1", "n2", "n3")]
     present = [path for path in documents if world.store.get(path) is not None]
     for path in present:
         world.edit(path, of_the_future={"a": [1]})
@@ -170,6 +185,24 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("cluster.set", a_world, {"disk_directory": "vms"}, Invalid, "is not an absolute path"),
     ("cluster.autoready", a_world, {"switch": "maybe"}, Invalid, "cannot be 'maybe'"),
     ("cluster.autoready", World, {"switch": "on"}, Unavailable, "not initialised"),
+    ("network.add", a_world, {**NETWORK, "vni": 0}, Invalid, "at least 1"),
+    ("network.add", a_world, {**NETWORK, "vni": 2**24}, Invalid, "at most"),
+    ("network.add", a_world, {**NETWORK, "vni": 4095, "kind": "bridged"}, Invalid, "is no VLAN"),
+    ("network.add", a_world, {**NETWORK, "kind": "magic"}, Invalid, "cannot be 'magic'"),
+    ("network.add", a_world, {**NETWORK, "description": "7"}, Invalid, "not only digits"),
+    ("network.add", a_world, {**NETWORK, "mtu": 500}, Invalid, "below 576"),
+    ("network.add", a_world, {**NETWORK, "mtu": 8951}, Invalid, "on every node: 8950"),
+    ("network.add", networked, {**NETWORK, "vni": 101}, Conflict, "a network 101 already"),
+    ("network.add", networked, {**NETWORK, "description": "net102"}, Conflict, "102 is described as"),
+    ("network.add", World, NETWORK, Unavailable, "not initialised"),
+    ("network.modify", networked, {"network": "101"}, Invalid, "needs something to change"),
+    ("network.modify", networked, {"network": "101", "mtu": 9000}, Invalid, "on every node: 8950"),
+    ("network.modify", networked, {"network": "101", "description": "net102"}, Conflict, "102 is described"),
+    ("network.modify", networked, {"network": "103", "mtu": 1500}, NotFound, "no network 103"),
+    ("network.remove", networked, {"network": "net101"}, Conflict, "network 101 is used by web1"),
+    ("network.remove", networked, {"network": "net103"}, NotFound, "no network described as net103"),
+    ("network.info", networked, {"network": "a/b"}, Invalid, "is not a network's number or description"),
+    ("network.list", networked, {"limit": "("}, Invalid, "is not a regular expression"),
     ("node.fence", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.fence", a_world, {"node": "n1"}, Conflict, "has no BMC"),
     ("node.fence", a_world, {"node": "n1", "confirm_off": True}, Conflict, "its daemon has a session"),
@@ -225,7 +258,11 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("vm.create", a_world, {"name": "a", "vcpus": "two"}, Invalid, "must be a whole number"),
     ("vm.create", a_world, {"name": "a", "disk": ["web.qcow2"]}, Invalid, "an absolute path, or a size"),
     ("vm.create", a_world, {"name": "a", "disk": ["0.5M"]}, Invalid, "not between 1 MiB and 1 PiB"),
-    ("vm.create", a_world, {"name": "a", "network": ["br0"]}, Invalid, "bridge:NAME"),
+    ("vm.create", a_world, {"name": "a", "network": ["br0"]}, NotFound, "no network described as br0"),
+    ("vm.create", networked, {"name": "a", "network": ["103"]}, NotFound, "no network 103"),
+    ("vm.create", a_world, {"name": "a", "network": ["nat:br0"]}, Invalid, "bridge:NAME"),
+    ("vm.define", networked, {"xml": xml_of("a", OTHER, vni=103)}, NotFound, "no network 103"),
+    ("vm.set-definition", networked, {"vm": "web1", "xml": xml_of(vni=103)}, NotFound, "no network 103"),
     ("vm.create", a_world, {"name": "a", "cmdline": "quiet"}, Invalid, "needs a kernel"),
     ("vm.create", a_world, {"name": "a", "kernel": "vmlinuz"}, Invalid, "kernel 'vmlinuz'"),
     ("vm.create", a_world, {"name": "a", "topology": "2,2"}, Invalid, "sockets,cores,threads"),
@@ -292,6 +329,7 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("vm.log-text", with_vm, {"vm": "web1"}, Unavailable, "come through the API"),
     ("why.vm", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
     ("why.fence", a_world, {"node": "n3"}, NotFound, "no fence of n3 is known"),
+    ("why.network", a_world, {"network": "101"}, NotFound, "no network 101"),
     ("why.node", a_world, {"node": "n9"}, NotFound, "no node named n9"),
 ]
 

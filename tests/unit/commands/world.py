@@ -13,16 +13,20 @@ from pvc.cluster.codec import dumps, to_json
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Delete, Put, Reader, Stored
 from pvc.cluster.view import VM, View
-from pvc.cluster.vm import Owner, State, VMSpec, index_nodes, index_ops
+from pvc.cluster.vm import Owner, State, VMSpec, index_nodes, index_ops, vnis_of
 from pvc.commands.context import Caller, Context, FetchText, invoke
 from pvc.commands.registry import Role, find
 from tests.fakes.store import MemoryCluster, MemoryStore
 
 UUID = "6b29fc40-ca47-1067-b31d-00dd010662da"
+OTHER = "7b29fc40-ca47-1067-b31d-00dd010662da"
 
 
-def xml_of(name: str = "web1", uuid: str = UUID, memory_mib: int = 512, bridge: str = "br0") -> str:
+def xml_of(
+    name: str = "web1", uuid: str = UUID, memory_mib: int = 512, bridge: str = "br0", vni: int = 0
+) -> str:
     nics = [domainxml.NewNic(bridge)] if bridge else []
+    nics += [domainxml.NewNic(vni=vni)] if vni else []
     return domainxml.create(name, uuid, memory_mib=memory_mib, vcpus=1, nics=nics)
 
 
@@ -70,7 +74,18 @@ class World:
         bridges: tuple[str, ...] = ("br0",),
         version: str = "1.0",
     ) -> None:
-        status = NodeStatus(1, DaemonState.RUN, version, 1, cpus, 8192, bridges=bridges, console_port=7371)
+        status = NodeStatus(
+            1,
+            DaemonState.RUN,
+            version,
+            1,
+            cpus,
+            8192,
+            bridges=bridges,
+            managed_mtu=8950,
+            bridged_mtu=1500,
+            console_port=7371,
+        )
         self.store.commit(
             Create(paths.node(name), dumps(NodeSpec(name, "10.0.0.1", "10.0.0.1"))),
             Create(paths.node_status(name), dumps(status)),
@@ -141,6 +156,11 @@ class World:
             assert set(self.store.children(paths.node_vms(node))) == concerned, node
         names = {name: view.resolve_vm(name) for name in self.store.children(paths.VM_NAMES)}
         assert names == {vm.spec.name: uuid for uuid, vm in vms.items()}
+        for vni in view.networks():
+            members = {uuid for uuid, vm in vms.items() if vni in vnis_of(vm.spec)}
+            assert set(self.store.children(paths.network_vms(vni))) == members, vni
+        called = {one: view.resolve_network(one) for one in self.store.children(paths.NETWORK_NAMES)}
+        assert called == {one.spec.description: vni for vni, one in view.networks().items()}
         for uuid, vm in vms.items():
             facts = domainxml.parse(vm.spec.definition)
             assert (facts.uuid, facts.name) == (uuid, vm.spec.name)

@@ -1,0 +1,235 @@
+"""A network of VMs: what is wanted, its rules, and what it is called on a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from pvc.cluster import paths
+from pvc.cluster.store import Create, Delete, Op
+from pvc.errors import Invalid
+
+LEAST_MTU, LEAST_MTU_IPV6 = 576, 1280
+GREATEST_MTU = 65_535
+GREATEST_VNI, GREATEST_VLAN = 2**24 - 1, 4094
+VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6 = 50, 70
+"""Of the inner Ethernet header and the outer IP, UDP and VXLAN headers."""
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+
+
+class Kind(StrEnum):
+    MANAGED = "managed"
+    """A network of the cluster's own: VXLAN between the nodes."""
+    BRIDGED = "bridged"
+    """A VLAN of the network outside, on the device for bridged networks of each node."""
+
+
+@dataclass(frozen=True, slots=True)
+class DHCPRange:
+    start: str
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class IPv4:
+    network: str = ""
+    gateway: str = ""
+    dhcp: DHCPRange | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class IPv6:
+    network: str = ""
+    gateway: str = ""
+    dhcp: bool = False
+    """Addresses are given by DHCPv6 besides router advertisements."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """Written by operations."""
+
+    vni: int
+    """Of the VXLAN; the VLAN's number where the network is bridged."""
+    description: str
+    """What it may be called instead of its number: no two have the same."""
+    kind: Kind
+    mtu: int = 0
+    """0: as much as the network below it carries."""
+    domain: str = ""
+    dns_servers: tuple[str, ...] = ()
+    ipv4: IPv4 = field(default_factory=IPv4)
+    ipv6: IPv6 = field(default_factory=IPv6)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+# What it is called on a node
+
+
+def bridge_name(vni: int) -> str:
+    """At most 15 characters, as the kernel wants it: so are the others."""
+    return f"br{vni}"
+
+
+def vxlan_name(vni: int) -> str:
+    return f"vx{vni}"
+
+
+def vlan_name(vni: int) -> str:
+    return f"vl{vni}"
+
+
+# Who uses it
+
+
+def use_ops(uuid: str, before: frozenset[int], after: frozenset[int]) -> tuple[Op, ...]:
+    """What a transaction that changes the networks of a VM must do to the index.
+
+    A network is deleted together with its index, which is possible only when that is empty: so neither a VM
+    comes to a network that has just gone, nor goes a network that has just got a VM.
+    """
+    added = tuple(Create(paths.network_vm(vni, uuid)) for vni in sorted(after - before))
+    return added + tuple(Delete(paths.network_vm(vni, uuid)) for vni in sorted(before - after))
+
+
+# Rules
+
+
+def check(spec: NetworkSpec, others: Iterable[NetworkSpec] = (), *, carries: int = 0) -> None:
+    """Raises Invalid saying what can never work.
+
+    `carries` is the greatest MTU that a network of its kind can have on every node, 0 where nobody knows.
+    """
+    what = f"network {spec.vni}"
+    if not 1 <= spec.vni <= GREATEST_VNI:
+        raise Invalid(f"{what} is not between 1 and {GREATEST_VNI}")
+    if spec.kind is Kind.BRIDGED and spec.vni > GREATEST_VLAN:
+        raise Invalid(
+            f"{what} is no VLAN: a bridged network is called by its VLAN, 1 to {GREATEST_VLAN}",
+            hint="--kind managed takes greater numbers",
+        )
+    _check_mtu(spec, carries)
+    if spec.kind is Kind.BRIDGED and (spec.ipv4 != IPv4() or spec.ipv6 != IPv6() or spec.domain):
+        raise Invalid(f"{what} is bridged: its addresses and names are given by whoever runs that VLAN")
+    _check_ipv4(spec.ipv4, what)
+    _check_ipv6(spec.ipv6, what)
+    for server in spec.dns_servers:
+        _address(server, "DNS server", what)
+    _check_overlaps(spec, others)
+
+
+def _check_mtu(spec: NetworkSpec, carries: int) -> None:
+    if not spec.mtu:
+        return
+    least, why = (LEAST_MTU_IPV6, " with IPv6") if spec.ipv6.network else (LEAST_MTU, "")
+    if spec.mtu < least:
+        raise Invalid(f"an MTU of {spec.mtu} is below {least}, the least of a network{why}")
+    if spec.mtu > GREATEST_MTU:
+        raise Invalid(f"an MTU of {spec.mtu} is above {GREATEST_MTU}, the greatest there is")
+    if carries and spec.mtu > carries:
+        raise Invalid(
+            f"an MTU of {spec.mtu} is more than a {spec.kind} network can have on every node: {carries}",
+            hint="leave --mtu out: the network gets what is possible",
+        )
+
+
+def _check_ipv4(ipv4: IPv4, what: str) -> None:
+    if not ipv4.network:
+        if ipv4.gateway or ipv4.dhcp:
+            raise Invalid(f"{what} has an IPv4 gateway or range and no IPv4 network they could be in")
+        return
+    prefix = _prefix(ipv4.network, 4, what)
+    if not 8 <= prefix.prefixlen <= 30:
+        raise Invalid(f"{prefix} of {what} leaves no addresses for VMs, or too many: /8 to /30 is possible")
+    gateway = _host(ipv4.gateway, prefix, "gateway", what) if ipv4.gateway else None
+    if ipv4.dhcp is None:
+        return
+    start = _host(ipv4.dhcp.start, prefix, "start of the DHCP range", what)
+    end = _host(ipv4.dhcp.end, prefix, "end of the DHCP range", what)
+    if int(start) > int(end):
+        raise Invalid(f"the DHCP range of {what} ends at {end}, before its start {start}")
+    if gateway is not None and int(start) <= int(gateway) <= int(end):
+        raise Invalid(f"the gateway {gateway} of {what} is inside its DHCP range {start} to {end}")
+
+
+def _check_ipv6(ipv6: IPv6, what: str) -> None:
+    if not ipv6.network:
+        if ipv6.gateway or ipv6.dhcp:
+            raise Invalid(f"{what} has an IPv6 gateway or DHCPv6 and no IPv6 network they could be in")
+        return
+    prefix = _prefix(ipv6.network, 6, what)
+    if prefix.prefixlen != 64:
+        raise Invalid(
+            f"{prefix} of {what} is not a /64, in which VMs can give themselves addresses",
+            hint=f"{prefix.network_address}/64",
+        )
+    if ipv6.gateway:
+        _host(ipv6.gateway, prefix, "gateway", what)
+
+
+def _prefix(text: str, version: int, what: str) -> Prefix:
+    try:
+        prefix = ip_network(text, strict=False)
+    except ValueError:
+        raise Invalid(
+            f"{text!r} of {what} is not a network", hint="like 10.1.0.0/24 or fd00:1::/64"
+        ) from None
+    if prefix.version != version:
+        raise Invalid(f"{text} of {what} is not an IPv{version} network")
+    if "/" not in text:
+        raise Invalid(
+            f"{text} of {what} has no prefix length", hint=f"like {text}/{24 if version == 4 else 64}"
+        )
+    if str(prefix.network_address) != str(ip_address(text.partition("/")[0])):
+        raise Invalid(f"{text} of {what} is an address in the network {prefix}", hint=f"{prefix}")
+    if (
+        prefix.is_multicast
+        or prefix.is_loopback
+        or prefix.is_link_local
+        or prefix.network_address.is_unspecified
+    ):
+        raise Invalid(f"{prefix} of {what} is reserved: no VM can have an address there")
+    return prefix
+
+
+def _address(text: str, role: str, what: str) -> Address:
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise Invalid(f"{text!r}, the {role} of {what}, is not an address") from None
+
+
+def _host(text: str, prefix: Prefix, role: str, what: str) -> Address:
+    address = _address(text, role, what)
+    if address not in prefix:
+        raise Invalid(f"{address}, the {role} of {what}, is outside its network {prefix}")
+    if address == prefix.network_address or (prefix.version == 4 and address == prefix.broadcast_address):
+        raise Invalid(f"{address}, the {role} of {what}, is no host's address in {prefix}")
+    return address
+
+
+def _check_overlaps(spec: NetworkSpec, others: Iterable[NetworkSpec]) -> None:
+    """All are routed by the same gateway, which could not tell them apart."""
+    own = list(_prefixes(spec))
+    if not own:
+        return
+    for other in others:
+        if other.vni == spec.vni:
+            continue
+        for mine in own:
+            for theirs in _prefixes(other):
+                if mine.version == theirs.version and mine.overlaps(theirs):
+                    raise Invalid(f"{mine} of network {spec.vni} overlaps {theirs} of network {other.vni}")
+
+
+def _prefixes(spec: NetworkSpec) -> Iterator[Prefix]:
+    for text in (spec.ipv4.network, spec.ipv6.network):
+        if text:
+            yield ip_network(text)

@@ -1,0 +1,218 @@
+"""Networks as operations see them: what they write, who uses them, how they are on the nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pvc.cluster import domainxml, paths
+from pvc.cluster.store import Delete, Put
+from pvc.cluster.view import View
+from pvc.errors import Conflict, NotFound
+from tests.unit.commands.world import OTHER, UUID, Interrupted, World, a_world, xml_of
+
+
+def a_network(vni: int = 101, description: str = "shop", kind: str = "managed", **given: Any) -> World:
+    world = a_world()
+    world.call("network.add", vni=vni, description=description, kind=kind, **given)
+    return world
+
+
+def nodes_have(world: World, *bridges: str, problems: list[dict[str, Any]] | None = None) -> None:
+    for node in ("n1", "n2", "n3"):
+        path = paths.node_status(node)
+        world.edit(path, bridges=["br0", *bridges], network_problems=problems or [])
+
+
+def test_a_network_is_on_its_way_until_every_node_has_it() -> None:
+    world = a_network()
+    found = world.call("network.info", network="shop")
+    assert (found["state"], found["settled"], found["bridge"]) == ("incomplete", False, "br101")
+    assert found["nodes"] == dict.fromkeys(("n1", "n2", "n3"), "not made yet")
+    nodes_have(world, "br101")
+    later = world.call("network.info", network="101")
+    assert (later["state"], later["settled"], later["reason"]) == ("up", True, "")
+    assert later["version"] != found["version"], "whoever waits is told"
+
+
+def test_a_node_that_cannot_make_it_says_why_and_nobody_waits_for_it() -> None:
+    world = a_network()
+    nodes_have(world, "br101")
+    broken = [{"vni": 101, "why": "br101 is somebody else's"}]
+    world.edit(paths.node_status("n2"), bridges=["br0"], network_problems=broken)
+    found = world.call("network.info", network="101")
+    assert (found["state"], found["settled"]) == ("incomplete", True)
+    assert found["reason"] == "n2: br101 is somebody else's"
+    assert "node n2: network 101: br101 is somebody else's" in world.call("cluster.status")["problems"]
+    assert "n2: br101 is somebody else's" in world.call("why.network", network="101")["because"]
+
+
+def test_a_dead_node_is_not_waited_for() -> None:
+    world = a_network()
+    nodes_have(world, "br101")
+    world.edit(paths.node_status("n3"), bridges=["br0"])
+    world.kill_node("n3")
+    found = world.call("network.info", network="101")
+    assert (found["state"], found["nodes"]["n3"]) == ("up", "its daemon is dead")
+
+
+def test_routing_that_fails_concerns_every_managed_network_and_no_bridged_one() -> None:
+    world = a_network()
+    world.call("network.add", vni=7, description="dmz", kind="bridged")
+    nodes_have(world, "br101", "br7", problems=[{"vni": 0, "why": "FRR does not run"}])
+    states = {row["vni"]: row["state"] for row in world.call("network.list")}
+    assert states == {7: "up", 101: "incomplete"}
+    assert world.call("network.info", network="7")["state"] == "up"
+    assert world.call("network.info", network="101")["reason"].startswith("n1: FRR does not run")
+    assert "node n1: FRR does not run" in world.call("cluster.status")["problems"]
+
+
+def test_the_list_counts_vms_and_can_be_narrowed() -> None:
+    world = a_network()
+    world.call("network.add", vni=7, description="dmz", kind="bridged", mtu=1400)
+    world.call("vm.create", name="web1", network=["shop", "101", "bridge:br0"])
+    world.call("vm.create", name="web2", network=["dmz"])
+    rows = world.call("network.list")
+    assert [(row["vni"], row["description"], row["kind"], row["mtu"], row["vms"]) for row in rows] == [
+        (7, "dmz", "bridged", 1400, 1),
+        (101, "shop", "managed", 0, 1),
+    ]
+    assert [row["vni"] for row in world.call("network.list", limit="^d")] == [7]
+    assert [row["vni"] for row in world.call("network.list", kind="managed")] == [101]
+
+
+def test_a_vm_is_in_a_network_by_its_number() -> None:
+    world = a_network()
+    world.call("vm.create", name="web1", network=["shop", "bridge:br0"])
+    spec = world.spec("web1")
+    assert spec.networks == ("101", "br0")
+    facts = domainxml.parse(spec.definition)
+    assert [(nic.type, nic.source, nic.vni) for nic in facts.nics] == [
+        ("network", "101", 101),
+        ("bridge", "br0", None),
+    ]
+    assert facts.bridges == ("br0", "br101")
+    assert world.call("network.info", network="101")["vms"] == ["web1"]
+    world.check_invariants()
+
+
+def test_a_bridge_whose_name_is_a_number_is_no_network() -> None:
+    world = a_network()
+    world.call("vm.define", xml=xml_of(bridge="101"))
+    assert world.spec("web1").networks == ("bridge:101",)
+    assert world.call("network.info", network="101")["vms"] == []
+
+
+def test_the_index_follows_the_definition() -> None:
+    world = a_network()
+    world.call("network.add", vni=102, description="back", kind="managed")
+    world.call("vm.define", xml=xml_of(bridge="", vni=101))
+    world.check_invariants()
+    world.call("vm.set-definition", vm="web1", xml=xml_of(bridge="", vni=102))
+    world.check_invariants()
+    assert [world.call("network.info", network=one)["vms"] for one in ("101", "102")] == [[], ["web1"]]
+    world.call("vm.rename", vm="web1", new="web2")
+    assert world.call("network.info", network="102")["vms"] == ["web2"]
+    world.call("vm.undefine", vm="web2")
+    world.check_invariants()
+    world.call("network.remove", network="102")
+    assert world.store.get(paths.network_vms(102)) is None
+
+
+def test_a_used_network_stays_and_says_who_uses_it() -> None:
+    world = a_network()
+    for number in range(12):
+        world.call("vm.create", name=f"web{number:02}", network=["101"])
+    with pytest.raises(Conflict, match=r"used by web00, web01, .* web09 and 2 more"):
+        world.call("network.remove", network="101")
+
+
+def test_a_vm_that_comes_while_its_network_goes_does_not_come() -> None:
+    world = a_network()
+
+    def meanwhile() -> None:
+        world.call("network.remove", network="101")
+
+    reader = Interrupted(world.store, paths.network(101), meanwhile)
+    with pytest.raises(NotFound, match="no network 101"):
+        world.call("vm.define", reader=reader, xml=xml_of(bridge="", vni=101))
+    assert world.store.get(paths.vm(UUID)) is None
+
+
+def test_a_network_that_gets_a_vm_while_it_goes_stays() -> None:
+    world = a_network()
+
+    def meanwhile() -> None:
+        world.call("vm.define", xml=xml_of(bridge="", vni=101))
+
+    reader = Interrupted(world.store, paths.network(101), meanwhile)
+    with pytest.raises(Conflict, match="used by web1"):
+        world.call("network.remove", reader=reader, network="101")
+    world.check_invariants()
+
+
+def test_a_change_keeps_what_is_not_given() -> None:
+    world = a_network(mtu=1400)
+    world.call("network.modify", network="101", description="store")
+    spec = View(world.store).network("store").spec
+    assert (spec.vni, spec.mtu, spec.description) == (101, 1400, "store")
+    world.call("network.modify", network="store", mtu=0)
+    assert View(world.store).network("101").spec.mtu == 0
+    with pytest.raises(NotFound, match="described as shop"):
+        world.call("network.info", network="shop")
+    world.check_invariants()
+
+
+def test_a_change_to_what_it_is_writes_nothing() -> None:
+    world = a_network(mtu=1400)
+    before = world.documents()
+    world.call("network.modify", network="101", mtu=1400, description="shop")
+    assert world.documents() == before
+
+
+def test_a_network_changed_meanwhile_is_looked_at_again() -> None:
+    world = a_network()
+    path = paths.network(101)
+
+    def meanwhile() -> None:
+        stored = world.store.get(path)
+        assert stored is not None
+        world.store.commit(Put(path, stored.data, stored.version))
+
+    reader = Interrupted(world.store, path, meanwhile)
+    world.call("network.modify", reader=reader, network="101", mtu=1400)
+    assert View(world.store).network("101").spec.mtu == 1400
+
+
+def test_a_vm_is_not_placed_where_its_network_is_missing_and_says_why() -> None:
+    world = a_network()
+    nodes_have(world, "br101")
+    broken = [{"vni": 101, "why": "the kernel has no VXLAN"}]
+    world.edit(paths.node_status("n1"), bridges=["br0"], network_problems=broken)
+    world.call("vm.create", name="web1", network=["101"])
+    assert world.plan("vm.start", vm="web1")["plan"][1] == (
+        "not n1: it has no bridge br101: the kernel has no VXLAN"
+    )
+    world.call("vm.start", vm="web1")
+    assert world.spec("web1").node == "n2"
+    because = world.call("why.vm", vm="web1")["because"]
+    assert "n1 cannot take it: it has no bridge br101: the kernel has no VXLAN" in because
+
+
+def test_the_mtu_of_the_node_with_the_least_counts() -> None:
+    world = a_network()
+    world.edit(paths.node_status("n2"), managed_mtu=1450)
+    said = world.call("why.network", network="101")["because"]
+    assert "its MTU is 1450, what the nodes can give it" in said
+    assert "the nodes differ in the MTU they can give it: n1 8950, n2 1450, n3 8950" in said
+    assert any("guests use 1500 unless told" in one for one in said)
+
+
+def test_two_vms_are_two_users() -> None:
+    world = a_network()
+    world.call("vm.define", xml=xml_of(bridge="", vni=101))
+    world.call("vm.define", xml=xml_of("web2", OTHER, bridge="", vni=101))
+    assert world.call("network.info", network="101")["vms"] == ["web1", "web2"]
+    world.store.commit(Delete(paths.network_vm(101, OTHER)))
+    assert world.call("network.info", network="101")["vms"] == ["web1"]
