@@ -27,6 +27,7 @@ from pvc.node.drivers import (
     Progress,
 )
 from pvc.node.drivers.power import BMCAccess, PowerState
+from tests.sim.network import bmc_of
 
 if TYPE_CHECKING:
     from tests.sim.world import Life, World
@@ -61,7 +62,11 @@ class BMCFault(StrEnum):
 class Host:
     world: World
     name: str
+    rate: float = 1.0
+    """Of its monotonic clock."""
     is_up: bool = True
+    paused_until: float = 0.0
+    """The whole machine stands still: its daemon, its QEMUs and what libvirt does."""
     has_libvirt: bool = True
     bmc: BMCFault = BMCFault.NONE
     pending_off: int = 0
@@ -74,6 +79,21 @@ class Host:
     """VMs whose guest ignores ACPI."""
     by_hand: set[str] = field(default_factory=set)
     """Domains that an administrator started behind the cluster's back."""
+
+    def local(self, now: float) -> float:
+        """A time as its monotonic clock counts it."""
+        return now * self.rate
+
+    def later(self, delay: float, event: Callable[[], None]) -> None:
+        """Something that the machine itself does: not while it is paused, and not without power."""
+
+        def happen() -> None:
+            if self.world.now < self.paused_until:
+                self.world.later(self.paused_until - self.world.now, happen)
+            else:
+                event()
+
+        self.world.later(delay, happen)
 
     # What happens to domains
 
@@ -112,7 +132,7 @@ class Host:
                 if not life.dead and self.has_libvirt:
                     callback(event)
 
-            self.world.later(self.world.rng.choice((0.0, 0.0, 0.01, 0.4)), deliver)
+            self.later(self.world.rng.choice((0.0, 0.0, 0.01, 0.4)), deliver)
 
     # Faults
 
@@ -149,7 +169,7 @@ class Host:
         domain = self._domain(uuid)
         if uuid in self.jobs or domain.state is not DomainState.RUNNING:
             raise DriverError(f"{uuid} cannot be migrated now")
-        if not target.is_up or not target.has_libvirt:
+        if not self.world.network.talks(self.name, target.name) or not target.has_libvirt:
             raise DriverError(f"{target.name} does not answer", retryable=True)
         if uuid in target.domains:
             raise DriverError(f"{target.name} has such a domain already")
@@ -157,17 +177,17 @@ class Host:
         self.jobs[uuid] = job
         target.put(replace(domain, state=DomainState.INCOMING, migrating=True, reason="migrated"))
         self.put(replace(domain, migrating=True))
-        self.world.later(seconds, lambda: self._pause_for_switch(job))
+        self.later(seconds, lambda: self._pause_for_switch(job))
         return job
 
     def _pause_for_switch(self, job: Job) -> None:
         if job.ended:
             return
-        if job.fails:
+        if job.fails or not self.world.network.talks(self.name, job.target.name):
             self.fail(job, "the migration failed")
             return
         self.change(job.uuid, DomainState.OUTGOING, migrating=True)
-        self.world.later(0.1, lambda: self._switch(job))
+        self.later(0.1, lambda: self._switch(job))
 
     def _switch(self, job: Job) -> None:
         if job.ended:
@@ -175,7 +195,7 @@ class Host:
         job.switched = True
         job.target.change(job.uuid, DomainState.RUNNING)
         self.world.trace(f"{self.name}: {job.uuid[:2]} runs on {job.target.name}")
-        self.world.later(self.world.rng.choice((0.0, 0.1, 0.5)), lambda: self._leave(job))
+        self.later(self.world.rng.choice((0.0, 0.1, 0.5)), lambda: self._leave(job))
 
     def _leave(self, job: Job) -> None:
         if not job.ended:
@@ -240,7 +260,8 @@ class SimPower:
 
     def _host(self, bmc: BMCAccess) -> Host:
         host = self.world.hosts[bmc.address]
-        if host.bmc is BMCFault.SILENT:
+        is_cut = not self.world.network.talks(self.life.name, bmc_of(host.name))
+        if host.bmc is BMCFault.SILENT or is_cut:
             raise DriverError(f"the BMC of {host.name} does not answer", retryable=True)
         return host
 
@@ -318,7 +339,7 @@ class SimHypervisor:
             if self.host.domains.get(uuid) is domain:
                 self.host.end(uuid, Ended.SHUTDOWN)
 
-        self.world.later(self.world.rng.choice((0.1, 2.0, 15.0)), off)
+        self.host.later(self.world.rng.choice((0.1, 2.0, 15.0)), off)
 
     def destroy(self, uuid: str) -> None:
         self._reach(least=self.world.rng.choice((0.0, 0.3)))

@@ -20,7 +20,7 @@ from pvc.node.judge import Judge
 from pvc.node.plan import Picture, Plan, plan
 from tests.sim.world import Mutant, Violation, simulate
 
-WITHIN = 150
+WITHIN = 600
 """Seeds until the simulation has to have noticed."""
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.store import Put, SessionState
+from pvc.cluster.store import Put
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Power, State
+from pvc.errors import Conflict
 from pvc.node.drivers import DomainState, Ended
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.sim.hosts import BMCFault
@@ -169,16 +172,14 @@ def test_store_away_for_long_changes_nothing(stage: Stage) -> None:
     world = stage.world
     clients = [life.client for life in world.lives.values()]
     for client in clients:
-        world.cluster.suspend(client)
+        client.drop()
+        client.barred_until = world.now + 100
     world.command("shutdown", stage.uuid)
     world.until(lambda: stage.vm().spec.power is Power.STOPPED)
     begun = world.now
-    world.until(lambda: world.now > begun + 100)
+    world.until(lambda: world.now > begun + 99)
     assert world.where(stage.uuid) == ["n1"], "decisions freeze"
-    for client in clients:
-        world.cluster.expire(client)
-        world.cluster.resume(client)
-        assert client.session.state is SessionState.CONNECTED
+    world.until(lambda: all(client.is_connected for client in clients))
     stage.at_rest()
     assert world.where(stage.uuid) == []
 
@@ -251,6 +252,11 @@ def test_flush_and_ready_bring_everything_away_and_back() -> None:
     world.end()
 
 
+def _touch(world: World, vm: VM) -> None:
+    with suppress(Conflict):
+        world.truth.commit(Put(paths.vm(vm.spec.uuid), dumps(vm.spec), vm.spec_version))
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fetching_back_is_not_lost_to_a_conflict(seed: int) -> None:
     """`node ready` while somebody changes the VM: the node must not say that it is done."""
@@ -262,7 +268,7 @@ def test_fetching_back_is_not_lost_to_a_conflict(seed: int) -> None:
     world.until(lambda: View(world.truth).node("n1").domain_state == "flushed")
     vm = stage.vm()
     world.command("ready", "n1")
-    world.later(0.0, lambda: world.truth.commit(Put(paths.vm(vm.spec.uuid), dumps(vm.spec))))
+    world.later(0.0, partial(_touch, world, vm))
     stage.at_rest()
     assert stage.runs_on("n1")
     world.end()

@@ -21,9 +21,9 @@ from pvc.cluster import domainxml, fencing, paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps, loads
 from pvc.cluster.fencing import Duties, Scene
-from pvc.cluster.membership import Fence, FenceState
-from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeSpec, NodeStatus
-from pvc.cluster.store import Create, Op, Put, Session, SessionState, Stored, Watch
+from pvc.cluster.membership import Fence, FenceState, Primary
+from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
+from pvc.cluster.store import Create, Op, Put, Session, Stored, Watch
 from pvc.cluster.timing import Timing
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Owner, Power, State, VMSpec, VMStatus, settled
@@ -41,16 +41,23 @@ from pvc.node.judge import Judge
 from pvc.node.lanes import REST_AFTER_CONFLICT_S, REST_S
 from pvc.node.plan import Picture, Plan, plan
 from tests.fakes.addresses import FakeAddresses
-from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimPower
+from tests.sim.network import Cut, Network, bmc_of, both_ways, one_way, one_way_in
 from tests.sim.tasks import Crashed, Task
+from tests.sim.zookeeper import ANSWER_S, Client, Ensemble, Tree
 
 FAULTS_S = 60.0
 SETTLE_S = 900.0
 """The longest chain after the last fault: no answer, a migration that times out, its fallback, back-offs."""
 QUIET_S = 30.0
+PLACES = ("n1", "n2", "n3")
+"""Of ZooKeeper servers; in a cluster of two nodes the third is on a machine that does nothing else."""
+NODES = (2, 3, 3, 3, 4, 5)
+DRIFT = 0.005
+"""Of each machine's monotonic clock: two machines differ by up to 1 %."""
 BUSY_ACTIONS, BUSY_S = 100, 10.0
 """More actions in so short a time are a loop that feeds itself."""
+SOMEBODY_COMES_S = 120.0
 HEALTHY_S = 15.0
 """After the last fault of a node, nobody has a reason to fence it."""
 ROUNDS_AT_REST = 60
@@ -85,15 +92,19 @@ class Actor:
         self.tasks: dict[Task, None] = {}
         self.committed: Callable[[], None] = lambda: None
 
-    def holds_lock(self) -> bool:
-        return False
+    @property
+    def stopped_until(self) -> float:
+        return self.frozen_until
+
+    def is_awake(self) -> bool:
+        return not self.dead and self.world.now >= self.stopped_until
 
     def point(self, least: float | None = None) -> None:
         """Others may go on here, and the process may die here."""
         if self.dead:
             raise Crashed
         world, task = self.world, self.world.current
-        if task is None or self.holds_lock():
+        if task is None:
             return
         if least is None:
             if world.rng.random() >= 0.3:
@@ -114,9 +125,10 @@ class Actor:
 class SimStore:
     """A client of the store as one process uses it: others act between its calls, it may die between them."""
 
-    def __init__(self, actor: Actor, inner: MemoryStore) -> None:
+    def __init__(self, actor: Actor, inner: Client) -> None:
         self.actor = actor
         self.inner = inner
+        self.world = actor.world
 
     @property
     def session(self) -> Session:
@@ -125,38 +137,76 @@ class SimStore:
     def on_session(self, listener: Callable[[Session], None]) -> None:
         self.inner.on_session(listener)
 
+    def last_contact(self) -> float:
+        return self.inner.last_contact()
+
     def get(self, path: str) -> Stored | None:
         return self.get_many([path])[0]
 
     def get_many(self, paths: Sequence[str]) -> tuple[Stored | None, ...]:
-        self.actor.point()
-        return self.inner.get_many(paths)
+        return self.read(paths, ())[0]
 
     def children(self, path: str) -> tuple[str, ...]:
-        self.actor.point()
-        return self.inner.children(path)
+        return self.read((), (path,))[1][0]
 
     def read(
         self, paths: Sequence[str], listings: Sequence[str], watch: Watch | None = None
     ) -> tuple[tuple[Stored | None, ...], tuple[tuple[str, ...], ...]]:
-        if self.actor.dead:
-            raise Crashed
-        return self.inner.read(paths, listings, watch)  # no pause: the mirror holds a lock
+        self.actor.point(self._slowness())
+        if self.inner.is_connected and not self.inner.is_linked:
+            self._wait_in_vain()
+        return self.inner.read(paths, listings, watch)
 
     def commit(self, *ops: Op) -> None:
-        self.actor.point()
-        world = self.actor.world
-        before = world.owners(ops)
-        try:
-            self.inner.commit(*ops)
-            self.actor.committed()
-        finally:
-            world.check_lives(ops)
-            world.check_owners(self.actor.name, before, world.owners(ops))
-        self.actor.point()
+        self.actor.point(self._slowness())
+        if not self.inner.submit(ops, partial(self.world.apply, self.actor, ops)):
+            self._wait_in_vain()
+        self.actor.point(self._slowness())
+
+    def _slowness(self) -> float | None:
+        return self.world.slow.get(self.inner.place)
+
+    def _wait_in_vain(self) -> None:
+        """Until the connection is given up: whether anything was done nobody knows."""
+        connection, until = self.inner.connection, self.world.now + ANSWER_S
+        while self.inner.connection == connection and self.world.now < until and self.world.current:
+            self.actor.point(0.2)
+        if self.inner.connection == connection:
+            self.inner.drop()
+        raise Unavailable("the server does not answer: nobody knows whether the change was made")
 
     def close(self) -> None:
         self.inner.close()
+
+
+class SimLock:
+    """A lock of the process under the scheduler."""
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
+        self.held = False
+
+    def __enter__(self) -> None:
+        while self.held:
+            self.actor.point(0.01)
+        self.held = True
+
+    def __exit__(self, *_: object) -> None:
+        self.held = False
+
+
+class SimClock:
+    """As one process sees it: its machine's monotonic clock drifts, its own wall clock may jump."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return self.host.local(self.host.world.now)
+
+    def wall(self) -> float:
+        return self.host.world.now + self.ahead
 
 
 class SimLanes:
@@ -222,7 +272,9 @@ class Life(Actor):
     def __init__(self, world: World, host: Host) -> None:
         super().__init__(world, host.name)
         self.host = host
-        self.client = world.cluster.connect()
+        self.clock = SimClock(host)
+        self.client = world.zookeeper.connect(host.name, self.is_awake)
+        self.client.local = host.local
         self.store = SimStore(self, self.client)
         self.daemon: Daemon | None = None
         self.rounds: Rounds | None = None
@@ -231,29 +283,40 @@ class Life(Actor):
         self.due = 0
         world.spawn(self, self._boot, self._booted)
 
-    def holds_lock(self) -> bool:
-        return self.daemon is not None and self.daemon.status_lock.locked()
+    @property
+    def stopped_until(self) -> float:
+        return max(self.frozen_until, self.host.paused_until)
 
     def _boot(self) -> None:
         mutant = self.world.mutant
-        self.daemon = Daemon(
+        while not self.client.is_connected:
+            self.point(0.5)
+        daemon = Daemon(
             self.world.config(self.name),
             self.store,
             SimHypervisor(self),
-            self.world,
+            self.clock,
             lanes=lambda carry_out, done: SimLanes(self, carry_out, done),
             wake=self.wake,
             bridges=lambda: frozenset({"br0"}),
             planner=mutant.planner,
             executor=mutant.executor,
         )
+        daemon.mirror._syncing = SimLock(self)  # type: ignore[assignment]
+        daemon.status_lock = SimLock(self)  # type: ignore[assignment]
+        if daemon.role is NodeRole.COORDINATOR:
+            self.rounds = self._coordinate(daemon)
+        self.daemon = daemon
+
+    def _coordinate(self, daemon: Daemon) -> Rounds:
+        mutant = self.world.mutant
         rounds = Rounds(self)
         rounds.coordinator = Coordinator(
-            self.daemon.me,
+            daemon.me,
             self.store,
             SimPower(self),
-            FakeAddresses(self.world, {}),
-            self.world,
+            FakeAddresses(self.clock, {}),
+            self.clock,
             Timing(),
             "",
             lanes=lambda carry_out, done: SimLanes(self, carry_out, done, fencing.lane),
@@ -262,13 +325,14 @@ class Life(Actor):
             judge=mutant.judge,
             access=lambda bmc, secret: BMCAccess(bmc.driver, bmc.address, bmc.user, ""),
         )
-        self.rounds = rounds
+        rounds.coordinator.mirror._syncing = SimLock(self)  # type: ignore[assignment]
+        return rounds
 
     def _booted(self, error: BaseException | None) -> None:
         if error is None:
-            assert self.rounds is not None
             self.next_step(0.0)
-            self.rounds.next_step(0.0)
+            if self.rounds is not None:
+                self.rounds.next_step(0.0)
         elif isinstance(error, PVCError):
             self.world.restart_daemon(self.name)
         else:
@@ -308,6 +372,7 @@ class Life(Actor):
             self.world.fail(f"a bug in a round of the daemon: {error!r}", error)
 
     def kill(self) -> None:
+        self.world.zookeeper.lose(self.client)
         super().kill()
         self.host.watchers.pop(self, None)
 
@@ -322,7 +387,7 @@ class Rounds:
         self.due = 0
 
     def wake(self) -> None:
-        if self.stepping or self.life.rounds is None:
+        if self.stepping or self.life.daemon is None:
             self.woken = True
         else:
             self.next_step(self.life.world.rng.choice((0.0, 0.0, 0.05)))
@@ -392,17 +457,34 @@ class World:
         """Of each node: a fault had to do with it."""
         self.expected: dict[str, str] = {}
         """What users last wanted of a VM's power: started, stopped, or any where nobody can know."""
-        self.cluster = MemoryCluster(queued=True, monotonic=self.monotonic)
+        self.slow: dict[str, float] = {}
+        """Places whose way to the store is slow, and by how much."""
+        self.cluster = Tree(queued=True, monotonic=self.monotonic)
+        self.network = Network(self.is_awake)
+        self.zookeeper = Ensemble(self, self.network, self.cluster, PLACES)
+        self.network.before_change = self.zookeeper.before_change
+        self.zookeeper.lags = not self.vms
         self.truth = self.cluster.connect()
-        names = [f"n{number}" for number in range(1, (self.nodes or self.rng.choice((2, 3, 3))) + 1)]
-        self.hosts = {name: Host(self, name) for name in names}
+        names = [f"n{number}" for number in range(1, (self.nodes or self.rng.choice(NODES)) + 1)]
+        self.hosts = {name: Host(self, name, rate=1 + self.rng.uniform(-DRIFT, DRIFT)) for name in names}
         self.lives: dict[str, Life] = {}
         self.users: list[Actor] = []
+        self.apis = {
+            place: self.zookeeper.connect(place, partial(self.is_awake, place))
+            for place in PLACES
+            if place in self.hosts
+        }
+        """The API servers, on coordinators."""
         self._lay_out()
         for name in names:
             self.boot(name)
 
     # Time, and who runs
+
+    def is_awake(self, place: str) -> bool:
+        """The machine there has power and is not paused."""
+        host = self.hosts.get(place)
+        return host is None or (host.is_up and self.now >= host.paused_until)
 
     def monotonic(self) -> float:
         return self.now
@@ -429,8 +511,8 @@ class World:
     def resume(self, actor: Actor, task: Task) -> None:
         if task.done or actor.dead:
             return
-        if self.now < actor.frozen_until:
-            self.later(actor.frozen_until - self.now, partial(self.resume, actor, task))
+        if self.now < actor.stopped_until:
+            self.later(actor.stopped_until - self.now, partial(self.resume, actor, task))
             return
         self.current = task
         task.resume()
@@ -517,8 +599,9 @@ class World:
         for name in self.hosts:
             bmc = BMC(BMCDriver.IPMI, name, "admin", "") if self.rng.random() < 0.9 else None
             address = f"10.0.0.{name[1:]}"
+            role = NodeRole.COORDINATOR if name in PLACES else NodeRole.HYPERVISOR
             self.truth.commit(
-                Create(paths.node(name), dumps(NodeSpec(name, address, address, bmc=bmc))),
+                Create(paths.node(name), dumps(NodeSpec(name, address, address, role, bmc=bmc))),
                 Create(paths.node_status(name), dumps(NodeStatus(state=DaemonState.STOP))),
                 Create(paths.node_vms(name)),
                 Create(paths.load(name), dumps(Load())),
@@ -566,13 +649,38 @@ class World:
         if not life.dead:
             self.trace(f"{name}: kill -9")
             life.kill()
-            self.later(6.0, lambda: self.cluster.expire(life.client))
 
     def restart_daemon(self, name: str, after: float = 2.0) -> None:
         self.kill_daemon(name)
         self.later(after, lambda: self.boot(name))
 
     # The rules that hold at every step
+
+    def apply(self, actor: Actor, ops: Sequence[Op], carry_out: Callable[[], None]) -> None:
+        """A transaction is made: maybe long after its client has given it up."""
+        before = self.owners(ops)
+        try:
+            carry_out()
+            actor.committed()
+            self.check_receipts(ops)
+            self.check_lives(ops)
+        finally:
+            self.check_owners(actor.name, before, self.owners(ops))
+
+    def check_receipts(self, ops: Iterable[Op]) -> None:
+        """A receipt says that nothing of that life runs: then nothing does."""
+        for op in ops:
+            if not op.path.startswith(paths.FENCES + "/") or not isinstance(op, Create | Put):
+                continue
+            fence = loads(Fence, op.data)
+            host, life = self.hosts[fence.node], self.lives[fence.node]
+            if fence.state is not FenceState.FENCED or fence.finished:
+                continue
+            me = life.daemon.me if life.daemon is not None and not life.dead else None
+            lives = me is not None and me.incarnation <= fence.incarnation
+            runs = sorted(host.domains.keys() - host.by_hand)
+            if lives or runs:
+                self.fail(f"a false receipt, {fence.evidence}: of {fence.node} run {runs or 'its daemon'}")
 
     def check_copies(self, uuid: str) -> None:
         where = [
@@ -691,7 +799,7 @@ class World:
                 self.expected[what] = wanted
 
         def carry_out() -> None:
-            store = SimStore(actor, self.cluster.connect())
+            store = self.api(actor)
             ctx = Context(store, store, Caller("someone", Role.ADMIN), clock=self)
             noun = "node" if what in self.hosts else "vm"
             invoke(find(f"{noun}.{verb}"), ctx, {noun: what, **options})
@@ -703,8 +811,18 @@ class World:
         actor.committed = committed
         self.spawn(actor, carry_out, ended)
 
+    def primary(self) -> str | None:
+        stored = self.cluster.document(paths.PRIMARY)
+        return loads(Primary, stored.data).node if stored else None
+
+    def api(self, actor: Actor) -> SimStore:
+        """The store as the API server knows it that this user has found."""
+        up = [client for client in self.apis.values() if client.is_connected]
+        return SimStore(actor, self.rng.choice(up or list(self.apis.values())))
+
     def power_cut(self, name: str) -> None:
         self.trace(f"{name}: power cut")
+        self.zookeeper.cut_power(name)
         self.kill_daemon(name)
         for uuid in self.hosts[name].domains:
             self._excuse(uuid, only_stop=True)
@@ -713,7 +831,11 @@ class World:
     def power_on(self, name: str) -> None:
         self.hosts[name].pending_off = 0
         self.disturb(name, 10.0)
+        self.zookeeper.before_change()
         self.hosts[name].is_up = True
+        self.hosts[name].paused_until = 0.0
+        if name in PLACES:
+            self.later(self.rng.choice((0.1, 2.0)), partial(_zookeeper_starts, self, name))
         self.boot(name)
 
     def _excuse(self, uuid: str, *, only_stop: bool) -> None:
@@ -726,7 +848,11 @@ class World:
     def _heal(self) -> None:
         self.faulty = False
         self.trace("the faults are over")
+        self.network.heal_all()
+        self.slow.clear()
+        self.zookeeper.before_change()
         for name, host in self.hosts.items():
+            host.paused_until = 0.0
             if not host.has_libvirt:
                 host.libvirt_up()
             self.disturb(name, 20.0)
@@ -735,10 +861,10 @@ class World:
                 self.power_on(name)
             self.boot(name)
             self.lives[name].frozen_until = 0.0
-            client = self.lives[name].client
-            if client.session.state is not SessionState.CONNECTED:
-                self.cluster.resume(client)
-        self.later(1.0, partial(_set_maintenance, self, "off"))
+            self.lives[name].client.barred_until = 0.0
+        self.zookeeper.heal()
+        self.later(SOMEBODY_COMES_S, self._somebody_comes)
+        self.later(1.0, partial(_set_maintenance, self, "off", insists=True))
         if self.rng.random() < 0.7:
             for name in self.hosts:
                 self.later(8.0, partial(self.command, "ready", name))
@@ -748,6 +874,15 @@ class World:
 
     def where(self, uuid: str) -> list[str]:
         return [host.name for host in self.hosts.values() if uuid in host.domains]
+
+    def _somebody_comes(self) -> None:
+        """Who finds the cluster without a quorum looks after the machines that are off."""
+        if not self.zookeeper.has_quorum():
+            for name, host in self.hosts.items():
+                if not host.is_up:
+                    self.trace(f"somebody switches {name} on")
+                    self.power_on(name)
+        self.later(SOMEBODY_COMES_S, self._somebody_comes)
 
     def _is_at_rest(self) -> bool:
         quiet_since = max(self.last_action_at, 1000.0 + FAULTS_S + 10)
@@ -860,11 +995,9 @@ def _freeze(world: World) -> None:
         return
     seconds = world.rng.choice((1.0, 5.0, 30.0))
     world.trace(f"{life.name}: frozen for {seconds} s")
+    world.zookeeper.before_change()
     life.frozen_until = world.now + seconds
     world.disturb(life.name, seconds + 5.0)
-    if seconds > 10:
-        world.later(8.0, partial(world.cluster.expire, life.client))
-        world.later(seconds + 1, partial(_reconnect, world, life))
 
 
 def _leave(world: World) -> None:
@@ -878,8 +1011,9 @@ def _leave(world: World) -> None:
     def left(error: BaseException | None) -> None:
         if error is not None and not isinstance(error, PVCError):
             world.fail(f"a bug at the end of the daemon: {error!r}", error)
-        world.restart_daemon(name, 0.5)
-        world.cluster.expire(life.client)
+        if not life.dead:
+            life.client.close()
+            world.restart_daemon(name, 0.5)
 
     world.spawn(life, life.daemon.leave, left)
 
@@ -899,22 +1033,114 @@ def _power_comes_back(world: World, name: str) -> None:
 
 
 def _suspend(world: World) -> None:
+    """By the dice, whatever the network does: no server takes a client for a while, or ends its session."""
     names = list(world.hosts) if world.rng.random() < 0.3 else [_some_node(world)]
     expires, seconds = world.rng.random() < 0.5, world.rng.choice((0.3, 3.0, 10.0, 40.0))
     for life in [world.lives[name] for name in names]:
-        if life.dead or life.client.session.state is not SessionState.CONNECTED:
+        if life.dead or not life.client.is_connected:
             continue
         world.trace(f"{life.name}: loses the store for {seconds} s")
-        world.cluster.suspend(life.client)
+        life.client.drop()
+        life.client.barred_until = world.now + seconds
         world.disturb(life.name, seconds + 5.0)
         if expires:
-            world.later(seconds / 2, partial(world.cluster.expire, life.client))
-        world.later(seconds, partial(_reconnect, world, life))
+            world.later(seconds / 2, partial(world.zookeeper.expire, life.client.session.id))
 
 
-def _reconnect(world: World, life: Life) -> None:
-    if not life.dead and life.client.session.state is not SessionState.CONNECTED:
-        world.cluster.resume(life.client)
+def _partition(world: World) -> None:
+    """Of some from some, in both directions or one; the BMCs are on a network of their own."""
+    rng, names = world.rng, [*world.hosts]
+    places = sorted({*names, *PLACES})
+    kind = rng.choice(("one", "one", "primary", "leader", "pair", "halves", "stores", "bmcs", "a bmc"))
+    leader = world.zookeeper.leader
+    ones = {
+        "primary": [world.primary() or names[0]],
+        "leader": [leader.place if leader else names[0]],
+        "halves": rng.sample(places, len(places) // 2),
+        "stores": list(PLACES),
+        "a bmc": [bmc_of(rng.choice(names))],
+    }.get(kind, [rng.choice(names)])
+    others = [place for place in places if place not in ones]
+    if kind == "pair":
+        others = [rng.choice(others)]
+    elif kind == "stores":
+        others = list(PLACES)
+    elif kind == "bmcs":
+        others = [bmc_of(name) for name in names]
+    elif kind == "one" and rng.random() < 0.3:
+        others += [bmc_of(name) for name in names]
+    how = rng.choice((both_ways, both_ways, one_way, one_way_in))
+    cut = world.network.cut(how(ones, others))
+    seconds = rng.choice((0.5, 3.0, 5.0, 10.0, 20.0, 60.0))
+    world.trace(f"{how.__name__}: {' '.join(ones)} from {' '.join(others)} for {seconds} s")
+    world.later(seconds, partial(_heal, world, cut))
+
+
+def _heal(world: World, cut: Cut) -> None:
+    world.trace(f"{cut.links[0][0]} and {cut.links[0][1]} can talk again")
+    world.network.heal(cut)
+
+
+def _zookeeper(world: World) -> None:
+    """Servers are killed or stopped: one, the leader, two, or all."""
+    rng, leader = world.rng, world.zookeeper.leader
+    some = [rng.choice(PLACES)] if leader is None or rng.random() < 0.5 else [leader.place]
+    places = rng.choice((some, some, rng.sample(PLACES, 2), PLACES))
+    seconds = rng.choice((0.2, 2.0, 4.0, 15.0, 60.0))
+    is_killed = rng.random() < 0.5
+    world.trace(f"zookeeper: {' '.join(places)} {'killed' if is_killed else 'stopped'} for {seconds} s")
+    for place in places:
+        if not is_killed:
+            world.zookeeper.pause(place, seconds)
+        elif world.zookeeper.servers[place].runs:
+            world.zookeeper.kill(place)
+            world.later(seconds, partial(_zookeeper_starts, world, place))
+
+
+def _zookeeper_starts(world: World, place: str) -> None:
+    """systemd does it, on a machine that has power and is not paused."""
+    host = world.hosts.get(place)
+    if host is None:
+        world.zookeeper.start(place)
+    elif host.is_up:
+        host.later(0.0, partial(world.zookeeper.start, place))
+
+
+def _pause_machine(world: World) -> None:
+    """All of it stands still, and goes on."""
+    host = world.hosts[_some_node(world)]
+    if host.is_up:
+        seconds = world.rng.choice((1.0, 4.0, 12.0, 40.0))
+        world.trace(f"{host.name}: the machine stands still for {seconds} s")
+        world.zookeeper.before_change()
+        world.disturb(host.name, seconds + 5.0)
+        host.paused_until = max(host.paused_until, world.now + seconds)
+
+
+def _clock(world: World) -> None:
+    """Of one process, as by hand or by NTP."""
+    life = world.lives[_some_node(world)]
+    life.clock.ahead += world.rng.choice((-3600.0, 3600.0))
+    world.trace(f"{life.name}: the wall clock jumps, {life.clock.ahead:+.0f} s now")
+
+
+def _slow(world: World) -> None:
+    """Every call of the store takes long there."""
+    place, seconds = world.rng.choice(PLACES), world.rng.choice((2.0, 10.0, 30.0))
+    world.slow[place] = world.rng.choice((0.2, 1.0, 3.0))
+    world.trace(f"{place}: the store takes {world.slow[place]} s for an answer, for {seconds} s")
+
+    def end() -> None:
+        world.slow.pop(place, None)
+
+    world.later(seconds, end)
+
+
+def _honest_operator(world: World) -> None:
+    """`node fence --confirm-off`, said only of a machine that is seen to be off."""
+    off = [name for name, host in world.hosts.items() if not host.is_up]
+    if off:
+        world.command("fence", world.rng.choice(off), confirm_off=True)
 
 
 def _lose_reply(world: World) -> None:
@@ -936,17 +1162,22 @@ def _maintenance(world: World) -> None:
     _set_maintenance(world, world.rng.choice(("on", "off", "off")))
 
 
-def _set_maintenance(world: World, switch: str) -> None:
+def _set_maintenance(world: World, switch: str, *, insists: bool = False) -> None:
     actor = Actor(world, "user maintenance")
 
     def carry_out() -> None:
-        store = SimStore(actor, world.cluster.connect())
+        store = world.api(actor)
         ctx = Context(store, store, Caller("someone", Role.ADMIN), clock=world)
         invoke(find("cluster.maintenance"), ctx, {"switch": switch})
 
     world.users.append(actor)
     world.trace(f"maintenance {switch}")
-    world.spawn(actor, carry_out, lambda error: None)
+
+    def ended(error: BaseException | None) -> None:
+        if insists and isinstance(error, Unavailable):
+            world.later(5.0, partial(_set_maintenance, world, switch, insists=True))
+
+    world.spawn(actor, carry_out, ended)
 
 
 def _libvirt(world: World) -> None:
@@ -1028,6 +1259,13 @@ FAULTS: list[Callable[[World], None]] = [
     _bmc,
     _maintenance,
     _suspend,
+    _partition,
+    _partition,
+    _zookeeper,
+    _pause_machine,
+    _clock,
+    _slow,
+    _honest_operator,
     _lose_reply,
     _lose_request,
     _libvirt,
