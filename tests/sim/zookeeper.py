@@ -169,7 +169,7 @@ class Client(MemoryStore):
         )
 
     def commit(self, *ops: Op) -> None:
-        raise NotImplementedError("of a simulated process: submit")
+        raise AssertionError("a simulated process calls submit")
 
     def drop(self) -> None:
         """Give up this connection, not the session."""
