@@ -15,6 +15,7 @@ from pvc.errors import Failed, Invalid, NotFound
 
 DEFAULT_DIRECTORY = Path("/var/lib/pvc-lab")
 MOST_NODES = 9
+FLOATING_END = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,10 @@ class Lab:
 
     def bmc_address(self, node: Node) -> str:
         return f"{self.subnet(UPSTREAM)}.{200 + node.number}"
+
+    def floating_address(self, network: Network) -> str:
+        """The primary answers for it."""
+        return f"{self.subnet(network)}.{FLOATING_END}/24"
 
     def subnet(self, network: Network) -> str:
         """The first three numbers; the second one keeps two labs apart."""

@@ -17,7 +17,17 @@ from pvc.errors import Conflict, Failed, NotFound, TimedOut
 from pvc.lab import bmc, configure, discover, network, power, preflight
 from pvc.lab.common import Say, Stages, existing, locked
 from pvc.lab.inside import capture
-from pvc.lab.layout import UPSTREAM, Lab, Node, directory_of_environment, initialised, load, new_lab, save
+from pvc.lab.layout import (
+    CLUSTER,
+    UPSTREAM,
+    Lab,
+    Node,
+    directory_of_environment,
+    initialised,
+    load,
+    new_lab,
+    save,
+)
 from pvc.lab.render import BMC_USER, bmc_password
 from pvc.proc import run
 
@@ -136,10 +146,16 @@ def _await_quorum(lab: Lab) -> None:
 
 def _initialise(lab: Lab) -> None:
     """Once per cluster; a crash between doing and noting it makes us ask twice, which the cluster refuses."""
+    _tell_store(lab, "init", "--name", "lab", refused=Conflict.exit_code)
+    upstream, cluster = lab.floating_address(UPSTREAM), lab.floating_address(CLUSTER)
+    _tell_store(lab, "set", "--upstream-address", upstream, "--cluster-address", cluster)
+
+
+def _tell_store(lab: Lab, verb: str, *options: str, refused: int = 0) -> None:
     first = lab.nodes[0]
-    done = capture(lab, first, ["pvc", "--direct", "cluster", "init", "--name", "lab"], timeout_s=30)
-    if done.code not in (0, Conflict.exit_code):
-        raise Failed(f"pvc cluster init on {first.name}: {(done.stderr or done.stdout).strip()}")
+    done = capture(lab, first, ["pvc", "--quiet", "--direct", "cluster", verb, *options], timeout_s=30)
+    if done.code not in (0, refused):
+        raise Failed(f"pvc cluster {verb} on {first.name}: {(done.stderr or done.stdout).strip()}")
 
 
 def _make_bmc_known(lab: Lab, node: Node) -> None:
