@@ -10,7 +10,7 @@ import os
 import sys
 
 from pvc import output
-from pvc.commands import NOUNS, verbs_of
+from pvc.commands import FLAG_VERBS, NOUNS, verbs_of
 from pvc.errors import EXIT_INTERRUPTED, Failed, Invalid
 
 TYPE_CHECKING = False  # importing typing is not worth its time in `pvc --help`
@@ -149,7 +149,7 @@ def resolve(words: Sequence[str], rest: list[str]) -> tuple[Operation | None, li
         for count in (2, 1):
             named = " ".join(given[:count])
             if named in verbs and len(given) >= count:
-                return _operation(noun, named), [], [*between, *given[count:], *rest]
+                return _by_option(noun, named, [*between, *given[count:], *rest])
         prefixes = {verb.partition(" ")[0] for verb in verbs if " " in verb}
         if given and given[0] not in prefixes:
             hint = f"pvc {noun} --help lists them"
@@ -164,6 +164,15 @@ def resolve(words: Sequence[str], rest: list[str]) -> tuple[Operation | None, li
         between += leading
         given += more
         rest = after
+
+
+def _by_option(noun: str, verb: str, rest: list[str]) -> tuple[Operation, list[str], list[str]]:
+    """An option may make another verb of it."""
+    for (of_noun, of_verb, option), (other, *implied) in FLAG_VERBS.items():
+        if (of_noun, of_verb) == (noun, verb) and option in rest:
+            left = [word for word in rest if word != option]
+            return _operation(noun, other), [], [*left, *implied]
+    return _operation(noun, verb), [], rest
 
 
 def _operation(noun: str, verb: str) -> Operation:
@@ -419,7 +428,7 @@ class Command:
         shown = self._shown_by(result)
         noun, _, verb = self.found.waits.partition(".")
         name = next(iter(shown.values()), "") if "name" not in result else result["name"]
-        again = f"pvc {noun} {verb} {name} --watch"
+        again = " ".join(f"pvc {noun} {verb} {name} --watch".split())
         try:
             last = wait(
                 self._connected(),
@@ -444,7 +453,7 @@ class Command:
         if first is None:
             return {}
         value = result.get("uuid") or result.get("name") or self.given.get(first.name)
-        return {first.name: value}
+        return {} if value is None else {first.name: value}
 
 
 def pick_transport(options: Mapping[str, Any]) -> Transport:

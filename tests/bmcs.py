@@ -19,6 +19,8 @@ from typing import Any
 from tests.fakes.tls import certificate
 
 USER, PASSWORD = "admin", "geheim1'$#"
+LOOKER = "looker"
+"""May read, and has the same password. Only of Redfish: ipmi_sim lets every user do everything."""
 SYSTEM = "/redfish/v1/Systems/Self"
 
 
@@ -139,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        if not self._may():
+        if not self._may() or not self._may_switch():
             return
         wanted = {"ForceOff": "0", "On": "1"}.get(json.loads(body).get("ResetType"))
         if self.machine.fault == "rubbish":
@@ -152,9 +154,18 @@ class Handler(BaseHTTPRequestHandler):
                 self.machine.power = str(wanted)
             self._answer(204, b"")
 
+    def _may_switch(self) -> bool:
+        if self._is(USER):
+            return True
+        self._answer(403, b"{}")
+        return False
+
+    def _is(self, user: str) -> bool:
+        expected = base64.b64encode(f"{user}:{PASSWORD}".encode()).decode()
+        return self.headers.get("Authorization") == f"Basic {expected}"
+
     def _may(self) -> bool:
-        expected = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        if self.headers.get("Authorization") == f"Basic {expected}":
+        if self._is(USER) or self._is(LOOKER):
             return True
         self._answer(401, b"{}")
         return False

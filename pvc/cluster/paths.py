@@ -16,12 +16,17 @@ NETWORKS = f"{ROOT}/networks"
 NETWORK_NAMES = f"{NAMES}/network"
 TOKENS = f"{ROOT}/tokens"
 FENCES = f"{ROOT}/fences"
+VERIFIED = f"{ROOT}/verified"
+"""Of each coordinator, whether it could fence every other node. Its own data: the newest wish to look now."""
 PRIMARY = f"{ROOT}/primary"
 """Ephemeral of the primary."""
 TERM = f"{ROOT}/term"
 """Written by each new primary: its version grows with every change of the role."""
 
-LAYOUT = (ROOT, NODES, ALIVE, LOAD, VMS, NETWORKS, NAMES, VM_NAMES, NETWORK_NAMES, TOKENS, FENCES, TERM)
+LAYOUT = (
+    *(ROOT, NODES, ALIVE, LOAD, VMS, NETWORKS, NAMES, VM_NAMES, NETWORK_NAMES),
+    *(TOKENS, FENCES, VERIFIED, TERM),
+)
 """Created once, parents first."""
 
 
@@ -86,6 +91,10 @@ def network_name(description: str) -> str:
 
 def token(identity: str) -> str:
     return f"{TOKENS}/{identity}"
+
+
+def verified(coordinator: str) -> str:
+    return f"{VERIFIED}/{coordinator}"
 
 
 def fence(node: str, incarnation: int) -> str:

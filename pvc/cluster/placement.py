@@ -96,6 +96,18 @@ class Placement:
         self.reserve(best, spec)
         return Choice(best, refused, because)
 
+    def fits(self, spec: VMSpec, bridges: Iterable[str] = ()) -> bool:
+        """As `choose`, reserved too, without a word on why: for many VMs."""
+        selector = spec.selector if spec.selector is not Selector.NONE else self.default
+        rank, needed, left = RANK[selector], tuple(bridges), set(self.nodes)
+        while left:
+            best = min(left, key=lambda name: (rank(self.room[name]), name))
+            if not self.refusal(best, spec, bridges=needed):
+                self.reserve(best, spec)
+                return True
+            left.discard(best)
+        return False
+
     def refusal(self, name: str, spec: VMSpec, avoid: Iterable[str] = (), bridges: Iterable[str] = ()) -> str:
         """Why the node cannot take the VM; empty if it can."""
         node = self.nodes[name]

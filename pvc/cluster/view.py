@@ -14,6 +14,7 @@ from pvc.cluster.mirror import Follow
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
 from pvc.cluster.store import Reader, Stored
+from pvc.cluster.verification import Verification, Wish
 from pvc.cluster.vm import Target, VMSpec, VMStatus, shown_state
 from pvc.errors import NotFound, Unavailable
 
@@ -280,16 +281,35 @@ class View:
             if one is not None
         }
 
+    # Whether nodes could be fenced
+
+    def verifications(self) -> dict[str, Verification]:
+        """By the coordinator that looked."""
+        names = self.reader.children(paths.VERIFIED)
+        stored = self.reader.get_many([paths.verified(name) for name in names])
+        return {
+            name: self.decode(Verification, one)
+            for name, one in zip(names, stored, strict=True)
+            if one is not None
+        }
+
+    def wish(self) -> Wish:
+        """The newest one to verify nodes now."""
+        stored = self.reader.get(paths.VERIFIED)
+        return self.decode(Wish, stored) if stored is not None and stored.data else Wish()
+
 
 # What a mirror follows
 
 
 def whole_cluster() -> tuple[Follow, ...]:
     """Roots of the API's mirror."""
-    names = (paths.VM_NAMES, paths.NETWORK_NAMES)
-    listed = (paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.NETWORKS, paths.TOKENS, paths.FENCES)
-    single = (paths.CLUSTER, paths.AUTHORITY, paths.PRIMARY)
-    return (*(Follow(path) for path in single), *(Follow(path, children=True) for path in (*listed, *names)))
+    single = (paths.CLUSTER, paths.AUTHORITY, paths.PRIMARY, paths.VERIFIED)
+    listed = (
+        *(paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.VM_NAMES),
+        *(paths.NETWORKS, paths.NETWORK_NAMES, paths.TOKENS, paths.FENCES, paths.VERIFIED),
+    )
+    return (*(Follow(path) for path in single), *(Follow(path, children=True) for path in listed))
 
 
 def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
@@ -304,6 +324,7 @@ def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follo
         paths.NETWORKS: (paths.network,),
         paths.NETWORK_NAMES: (paths.network_name,),
         paths.TOKENS: (paths.token,),
+        paths.VERIFIED: (paths.verified,),
     }[listing]
     return (Follow(where(name)) for name in names for where in followed)
 

@@ -29,6 +29,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     "node": {
         "pvc.commands.node_bmc": ("bmc",),
         "pvc.commands.node_fence": ("fence", "fences"),
+        "pvc.commands.node_ready": ("readiness", "verify"),
         "pvc.commands.node_primary": ("primary", "secondary", "is-primary"),
         "pvc.commands.node": ("info", "list", "flush", "ready", "remove", "log-text", "log", "run"),
     },
@@ -49,6 +50,11 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
 
 A table, because a packed program cannot list a directory; a test compares it with what the modules declare.
 """
+
+FLAG_VERBS: dict[tuple[str, str, str], tuple[str, ...]] = {
+    ("node", "fence", "--verify"): ("verify", "--wait"),
+}
+"""Noun, verb and option that together mean another verb: `node fence --verify` switches nothing."""
 
 
 def verbs_of(noun: str) -> list[str]:

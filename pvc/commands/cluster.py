@@ -13,6 +13,7 @@ from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import FenceState
 from pvc.cluster.node import DaemonState, Wanted
+from pvc.cluster.readiness import Facts, Readiness, readiness
 from pvc.cluster.store import Create, Op, Put
 from pvc.cluster.vm import Power, State, shown_state
 from pvc.commands.context import Context
@@ -45,7 +46,10 @@ class Resources:
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
     health: str
-    """ok, or problems. The first field, so that `-f short` is this word."""
+    """ok, degraded or problems. The first field, so that `-f short` is this word.
+
+    degraded: all is well, and yet some node could not be lost now.
+    """
     problems: tuple[str, ...]
     name: str
     pvc_version: str
@@ -56,6 +60,10 @@ class ClusterStatus:
     """How many are in which state, as `run,ready`; and in total."""
     vms: Mapping[str, int]
     resources: Resources
+    redundancy: str
+    """Which nodes could be lost now."""
+    readiness: tuple[Readiness, ...]
+    """Of each node that runs: whether it could, and why not."""
     version: str
 
 
@@ -85,13 +93,13 @@ def init(
     if not ctx.planning:
         ops.append(Create(paths.AUTHORITY, dumps(ctx.new_authority())))
     ctx.commit(*ops, Create(paths.CLUSTER, dumps(spec)))
-    return _status(spec, {}, ())
+    return _status(ctx, spec)
 
 
 @operation("GET", "/cluster/status")
 def status(ctx: Context) -> ClusterStatus:
     """Show how the cluster is: its nodes, its VMs, what they have, and every problem in a sentence."""
-    return _status(ctx.view.cluster(), ctx.view.nodes(), tuple(ctx.view.vms().values()))
+    return _status(ctx, ctx.view.cluster())
 
 
 @operation("PUT", "/cluster/maintenance", role=Role.OPERATE, done="maintenance is {switch}")
@@ -104,26 +112,34 @@ def maintenance(ctx: Context, switch: Annotated[Switch, Arg("on or off")]) -> Cl
     else:
         ctx.say(f"maintenance of {spec.name} goes {switch}")
         ctx.commit(Put(paths.CLUSTER, dumps(new), version))
-    return _status(new, ctx.view.nodes(), tuple(ctx.view.vms().values()))
+    return _status(ctx, new)
 
 
 # What status says
 
 
-def _status(cluster: ClusterSpec, nodes: Mapping[str, Node], vms: tuple[VM, ...]) -> ClusterStatus:
+def _status(ctx: Context, cluster: ClusterSpec) -> ClusterStatus:
     import hashlib
 
+    view = ctx.view
+    facts = Facts(cluster, view.nodes(), view.vms(), view.verifications(), ctx.clock.wall())
+    nodes, vms = facts.nodes, tuple(facts.vms.values())
     problems = tuple(problems_of(nodes, vms))
+    ready = readiness(facts)
+    # One node alone is what somebody chose, and in maintenance nothing raises an alarm.
+    is_short = len(nodes) > 1 and not cluster.maintenance and not all(one.can_be_lost for one in ready)
     found = ClusterStatus(
         name=cluster.name,
         pvc_version=__version__,
-        health="problems" if problems else "ok",
+        health="problems" if problems else "degraded" if is_short else "ok",
         problems=problems,
         maintenance=cluster.maintenance,
         addresses={one: _who_answers(one, nodes) for one in cluster.floating_addresses},
         nodes=_counted(f"{node.daemon_state},{node.domain_state}" for node in nodes.values()),
         vms=_counted(shown_state(vm.spec, vm.status) for vm in vms),
         resources=_resources(nodes.values()),
+        redundancy=_redundancy(ready),
+        readiness=ready,
         version="",
     )
     return replace(found, version=hashlib.sha256(dumps(found)).hexdigest()[:16])
@@ -133,6 +149,13 @@ def _who_answers(address: str, nodes: Mapping[str, Node]) -> str:
     return next(
         (name for name, node in nodes.items() if node.is_running and address in node.load.addresses), ""
     )
+
+
+def _redundancy(ready: tuple[Readiness, ...]) -> str:
+    could = [one.node for one in ready if one.can_be_lost]
+    if len(could) == len(ready) and could:
+        return "any one node could be lost now"
+    return f"of {', '.join(could)} one could be lost now" if could else "no node could be lost now"
 
 
 def _counted(states: Iterable[str]) -> Mapping[str, int]:

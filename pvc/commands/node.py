@@ -9,6 +9,7 @@ from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.node import DaemonState, NodeRole, Wanted
 from pvc.cluster.placement import explained
+from pvc.cluster.readiness import Fencing, fencing_of
 from pvc.cluster.store import Check, Delete, Op, Put
 from pvc.cluster.vm import Power
 from pvc.commands import types
@@ -22,6 +23,9 @@ from pvc.errors import Conflict, Invalid, Unavailable
 
 if TYPE_CHECKING:
     from pvc.cluster.view import VM, Node
+
+
+NOT_ASKED = Fencing((), 0.0, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,10 @@ class NodeInfo:
     floating_addresses: tuple[str, ...]
     """Those of the cluster that it answers for."""
     bmc: str
-    """Through which it is fenced when it dies; empty: it cannot be."""
+    """Through which it is fenced when it dies."""
+    fenced_by: tuple[str, ...]
+    """By what it could be fenced now: bmc, watchdog. Only in node info."""
+    fence_problems: tuple[str, ...]
     bridges: tuple[str, ...]
     emulation: str
     libvirt: str
@@ -62,7 +69,7 @@ class NodeInfo:
     goal: Goal | None = None
 
 
-def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
+def describe(node: Node, goal: Goal | None = None, fencing: Fencing = NOT_ASKED) -> NodeInfo:
     status, load = node.status, node.load
     state = node.domain_state
     return NodeInfo(
@@ -86,6 +93,8 @@ def describe(node: Node, goal: Goal | None = None) -> NodeInfo:
         storage_address=node.spec.storage_address,
         floating_addresses=load.addresses if node.is_running else (),
         bmc=f"{node.spec.bmc.driver} {node.spec.bmc.address}" if node.spec.bmc else "",
+        fenced_by=fencing.by,
+        fence_problems=fencing.problems,
         bridges=status.bridges,
         emulation=status.emulation,
         libvirt=status.libvirt,
@@ -130,7 +139,10 @@ def _vms_are(count: int) -> str:
 @operation("GET", "/node/{node}")
 def info(ctx: Context, node: NodeName = "") -> NodeInfo:
     """Show everything about a node."""
-    return describe(ctx.view.node(node))
+    view = ctx.view
+    found = view.node(node)
+    fencing = fencing_of(found, view.nodes(), view.verifications(), ctx.clock.wall())
+    return describe(found, fencing=fencing if found.is_running else NOT_ASKED)
 
 
 @operation(

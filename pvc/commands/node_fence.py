@@ -36,6 +36,8 @@ def fence(
     """Switch a node off through its BMC, and start its VMs elsewhere when it is off.
 
     The primary does it, and writes a receipt: pvc node fences. With --confirm-off your word is the evidence.
+
+    pvc node fence --verify [NODE] only finds out whether it could be done now: see pvc node verify.
     """
     found = ctx.view.node(node)
     if found.is_primary:

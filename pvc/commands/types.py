@@ -21,14 +21,14 @@ MIB = 1024**2
 GREATEST_DISK_BYTES = 1024**5
 
 _VM_WORDS = "a VM's name: up to 63 letters, digits, dots, dashes and underscores, the first a letter or digit"
-_NODE_WORDS = "a node's name: up to 63 lower-case letters, digits and dashes"
+NODE_WORDS = "a node's name: up to 63 lower-case letters, digits and dashes"
 
 VMName = Annotated[
     str, Arg("name or UUID of the VM", metavar="VM", complete="vm", pattern=VM_PATTERN, what=_VM_WORDS)
 ]
 NewName = Annotated[str, Arg("its name from now on", metavar="NAME", pattern=VM_PATTERN, what=_VM_WORDS)]
 NodeName = Annotated[
-    str, Arg("name of the node", metavar="NODE", complete="node", pattern=NODE_PATTERN, what=_NODE_WORDS)
+    str, Arg("name of the node", metavar="NODE", complete="node", pattern=NODE_PATTERN, what=NODE_WORDS)
 ]
 Target = Annotated[
     str,
@@ -38,7 +38,7 @@ Target = Annotated[
         metavar="NODE",
         complete="node",
         pattern=NODE_PATTERN,
-        what=_NODE_WORDS,
+        what=NODE_WORDS,
     ),
 ]
 Limit = Annotated[
@@ -52,7 +52,7 @@ NodeLimit = Annotated[
         metavar="NODES",
         complete="node",
         pattern=NODE_PATTERN,
-        what=_NODE_WORDS,
+        what=NODE_WORDS,
     ),
 ]
 TagName = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pvc.clock import Clock
 from pvc.cluster import fencing
@@ -13,7 +13,7 @@ from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import BMC
 from pvc.cluster.store import Session, SessionState, Store
 from pvc.cluster.timing import Timing
-from pvc.cluster.view import View, expand_whole_cluster, whole_cluster
+from pvc.cluster.view import Node, View, expand_whole_cluster, whole_cluster
 from pvc.cluster.vm import Owner
 from pvc.errors import Conflict, PVCError
 from pvc.node.drivers import HostAddresses
@@ -22,6 +22,7 @@ from pvc.node.judge import Judge
 from pvc.node.keeper import Keeper, Tenure
 from pvc.node.lanes import Lanes, ThreadLanes
 from pvc.node.role import Role
+from pvc.node.verifier import Verifier, Verify, lane
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ FORGET_S = 600.0
 
 def thread_lanes(carry_out: Callable[[Duty], None], done: Callable[[], None]) -> Lanes[Duty]:
     return ThreadLanes(carry_out, done, fencing.lane)
+
+
+def verify_lanes(carry_out: Callable[[Verify], None], done: Callable[[], None]) -> Lanes[Verify]:
+    return ThreadLanes(carry_out, done, lane)
 
 
 class Coordinator:
@@ -52,6 +57,7 @@ class Coordinator:
         access: Callable[[BMC, str], BMCAccess] = open_bmc,
         judge: type[Judge] = Judge,
         keeper: type[Keeper] = Keeper,
+        verify: Callable[[Callable[[Verify], None], Callable[[], None]], Lanes[Verify]] | None = None,
     ) -> None:
         self.store = store
         self.clock = clock
@@ -73,6 +79,16 @@ class Coordinator:
             decide=decide,
             access=access,
             session_timeout_s=timing.session_timeout_s,
+        )
+        self.verifier = verify and Verifier(
+            me.node,
+            store,
+            self.mirror,
+            power,
+            clock,
+            secret,
+            lanes=lambda carry_out: verify(carry_out, wake),
+            access=access,
         )
         self.believed_from = clock.monotonic() + fencing.SETTLE_S
         self.forgot_at = clock.monotonic()
@@ -97,6 +113,12 @@ class Coordinator:
             self.forgot_at = now
             self.view.forget_missing()
         nodes = self.view.nodes()
+        wait = self._stand_and_judge(nodes, busy, now)
+        if self.verifier is not None:
+            wait = min(wait, self.verifier.step(nodes, now) - now)
+        return max(0.0, wait)
+
+    def _stand_and_judge(self, nodes: Mapping[str, Node], busy: Mapping[str, Duty], now: float) -> float:
         wait = self.role.stand(nodes, now)
         wait = LONGEST_WAIT_S if wait is None else wait
         authority = self.role.authority()
@@ -107,7 +129,13 @@ class Coordinator:
         addresses = self.view.cluster().floating_addresses
         self.keeper.serve(Tenure(authority, addresses, self.role.are_addresses_free()))
         due = self.judge.see_to(nodes, busy, now, self.believed_from)
-        return max(0.0, min(due - now, wait))
+        return min(due - now, wait)
+
+    def close_lanes(self) -> None:
+        """Begin nothing more."""
+        self.judge.lanes.close()
+        if self.verifier is not None:
+            self.verifier.lanes.close()
 
     def leave(self) -> bool:
         """The role to others, at once. Whether no floating address is left here."""
@@ -189,6 +217,6 @@ class Coordinating:
         if self.is_left is None:
             for loop in self.loops:
                 loop.close()
-            self.coordinator.judge.lanes.close()
+            self.coordinator.close_lanes()
             self.is_left = self.coordinator.leave()
         return self.is_left

@@ -547,12 +547,15 @@ def _coordinate(
     """Beside the node's own loop, where the node is a coordinator."""
     if daemon.role is not NodeRole.COORDINATOR:
         return None
-    from pvc.node.coordinator import Coordinating, Coordinator
+    from pvc.node.coordinator import Coordinating, Coordinator, verify_lanes
     from pvc.node.drivers.power import AnyPower
 
     clock, timing = SystemClock(), Timing.of(daemon.config)
     made = Coordinating(
-        lambda wake: Coordinator(daemon.me, store, AnyPower(), host, clock, timing, secret, wake=wake), clock
+        lambda wake: Coordinator(
+            *(daemon.me, store, AnyPower(), host, clock, timing, secret), wake=wake, verify=verify_lanes
+        ),
+        clock,
     )
     keeper = made.coordinator.keeper
     keeper.changed, daemon.floating = daemon.wake, keeper.shown

@@ -30,7 +30,7 @@ from pvc.node.drivers.power import (
     open_bmc,
 )
 from pvc.secretbox import encrypt
-from tests.bmcs import PASSWORD, USER, chassis, free_port, ipmi_sim, redfish_bmc
+from tests.bmcs import LOOKER, PASSWORD, USER, chassis, free_port, ipmi_sim, redfish_bmc
 from tests.fakes.power import FakePower, Fault, Machine
 from tests.support import eventually
 
@@ -49,6 +49,8 @@ class Bench:
     """An address where no BMC is."""
     is_on: Callable[[], bool]
     fault: Callable[[str], None]
+    has_looker: bool = True
+    """There is a user that may only read."""
 
 
 @contextlib.contextmanager
@@ -73,7 +75,7 @@ def ipmi(directory: Path) -> Iterator[Bench]:
             machine.fault = name
 
         eventually(lambda: answers(bmc), within=20)
-        yield Bench(AnyPower(), bmc, nobody, lambda: machine.power == "1", fault)
+        yield Bench(AnyPower(), bmc, nobody, lambda: machine.power == "1", fault, has_looker=False)
 
 
 @contextlib.contextmanager
@@ -161,6 +163,19 @@ def test_a_bmc_that_only_says_yes_reads_back_as_on(bench: Bench) -> None:
     bench.fault("deaf")
     bench.power.off(bench.bmc)
     assert bench.power.state(bench.bmc) is PowerState.ON
+
+
+def test_check_says_who_may_not_switch_and_switches_nothing(bench: Bench) -> None:
+    assert bench.power.check(bench.bmc) is PowerState.ON
+    assert bench.is_on()
+    looker = replace(bench.bmc, user=LOOKER)
+    if bench.has_looker:
+        assert bench.power.state(looker) is PowerState.ON
+    with pytest.raises(BMCRefused, match="refuses user"):
+        bench.power.check(looker)
+    bench.power.off(bench.bmc)
+    assert bench.power.check(bench.bmc) is PowerState.OFF
+    assert not bench.is_on()
 
 
 # Passwords and addresses

@@ -22,6 +22,8 @@ class Machine:
     user: str = "admin"
     is_on: bool = True
     fault: Fault = Fault.NONE
+    looker: str = "looker"
+    """A user that may read, with the same password."""
     orders: list[str] = field(default_factory=list)
 
 
@@ -40,6 +42,12 @@ class FakePower:
     def on(self, bmc: BMCAccess) -> None:
         self._switch(bmc, is_on=True)
 
+    def check(self, bmc: BMCAccess) -> PowerState:
+        found = self.state(bmc)
+        if found is PowerState.ON:
+            self.on(bmc)
+        return found
+
     def _switch(self, bmc: BMCAccess, *, is_on: bool) -> None:
         machine = self._asked(bmc, "on" if is_on else "off")
         if machine.fault is not Fault.DEAF:
@@ -49,7 +57,8 @@ class FakePower:
         machine = self.machines.get(bmc.address)
         if machine is None or machine.fault is Fault.SILENT:
             raise BMCUnreachable(f"the BMC {bmc.address} does not answer", retryable=True)
-        if (bmc.user, bmc.password) != (machine.user, machine.password):
+        is_known = bmc.password == machine.password and bmc.user in (machine.user, machine.looker)
+        if not is_known or (bmc.user == machine.looker and order != "state"):
             raise BMCRefused(f"the BMC {bmc.address} refuses user {bmc.user}")
         machine.orders.append(order)
         if machine.fault is Fault.RUBBISH:

@@ -258,6 +258,9 @@ class SimPower:
             self.world.power_on(host.name)
         self._reach(bmc)
 
+    def check(self, bmc: BMCAccess) -> PowerState:
+        return self.state(bmc)
+
     def _host(self, bmc: BMCAccess) -> Host:
         host = self.world.hosts[bmc.address]
         is_cut = not self.world.network.talks(self.life.name, bmc_of(host.name))

@@ -39,6 +39,21 @@ def pvc(*argv: str, answers: list[Any] | None = None) -> tuple[int, FakeTranspor
     return main(list(argv), transport.pick), transport
 
 
+@pytest.mark.parametrize(
+    ("typed", "asked"), [("--verify", {}), ("--verify n3", {"node": "n3"}), ("n3 --verify", {"node": "n3"})]
+)
+def test_fence_with_verify_is_another_verb_and_asks_nobody(typed: str, asked: dict[str, str]) -> None:
+    settled = {"settled": True, "ready": True, "version": "1", "nodes": []}
+    code, transport = pvc(
+        "node", "fence", *typed.split(), answers=[{**settled, "goal": {"ready": True}}, settled]
+    )
+    assert code == 0
+    assert [(call.name, call.arguments) for call in transport.calls] == [
+        ("node.verify", asked),
+        ("node.readiness", asked),
+    ]
+
+
 # Refusing
 
 BAD_USAGE = [

@@ -43,6 +43,12 @@ class Ipmi:
     def on(self, bmc: BMCAccess) -> None:
         _chassis(bmc, "on")
 
+    def check(self, bmc: BMCAccess) -> PowerState:
+        found = self.state(bmc)
+        if found is PowerState.ON:
+            self.on(bmc)
+        return found
+
 
 def _chassis(bmc: BMCAccess, order: str) -> str:
     host, port = host_and_port(bmc.address, PORT)

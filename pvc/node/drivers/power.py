@@ -59,6 +59,13 @@ class Power(Protocol):
         """Done already when it is on."""
         ...
 
+    def check(self, bmc: BMCAccess) -> PowerState:
+        """As `state`, and whether the user may switch it: one that is on is ordered on once more.
+
+        Raises BMCRefused where it may not. Switches nothing.
+        """
+        ...
+
 
 def host_and_port(address: str, port: int) -> tuple[str, int]:
     """Of "10.0.0.1", "bmc1:6230" or "[fd00::1]:6230". Raises Invalid."""
@@ -91,6 +98,9 @@ class AnyPower:
 
     def on(self, bmc: BMCAccess) -> None:
         _driver(bmc).on(bmc)
+
+    def check(self, bmc: BMCAccess) -> PowerState:
+        return _driver(bmc).check(bmc)
 
 
 def _driver(bmc: BMCAccess) -> Power:

@@ -53,6 +53,14 @@ class Redfish:
     def on(self, bmc: BMCAccess) -> None:
         self._reset(bmc, PowerState.ON, "On")
 
+    def check(self, bmc: BMCAccess) -> PowerState:
+        with _connected(bmc) as connection:
+            system = connection.system()
+            found = connection.state(system)
+            if system["PowerState"] == "On":  # not one that is about to be off
+                connection.may_reset(system)
+            return found
+
     def _reset(self, bmc: BMCAccess, wanted: PowerState, kind: str) -> None:
         # What is done already is an error to some.
         with _connected(bmc) as connection:
@@ -94,6 +102,11 @@ class _Connection(HTTPSConnection):
         actions = system.get("Actions")
         target = self.text(actions.get(RESET) if isinstance(actions, dict) else None, "target")
         self.ask("POST", target, {"ResetType": kind})
+
+    def may_reset(self, system: dict[str, Any]) -> None:
+        """Of one that is on. That it is on already is an error to some, and no matter."""
+        with suppress(BMCNonsense):
+            self.reset(system, "On")
 
     def text(self, holder: object, key: str) -> str:
         value = holder.get(key) if isinstance(holder, dict) else None

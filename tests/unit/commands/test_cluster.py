@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from pvc.clock import SystemClock
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Primary
 from pvc.cluster.store import Create
+from pvc.cluster.verification import Verification, Verified
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner, State
 from pvc.errors import Invalid
@@ -43,9 +45,42 @@ def test_status_counts() -> None:
     assert (shown["health"], shown["name"], shown["maintenance"]) == ("problems", "test", False)
 
 
+def well() -> World:
+    """Three coordinators, each of which can switch the others off."""
+    world = with_vm("running")
+    names = ("n1", "n2", "n3")
+    for name in names:
+        world.edit(paths.node(name), role="coordinator")
+        world.call("node.bmc", node=name, address="10.0.0.201", user="admin", password="secret1")
+    for name in names:
+        found = tuple(Verified(other, "", SystemClock().wall()) for other in names if other != name)
+        world.store.commit(Create(paths.verified(name), dumps(Verification(0, found))))
+    return world
+
+
 def test_a_well_cluster_has_no_problems() -> None:
-    shown = with_vm("running").call("cluster.status")
+    shown = well().call("cluster.status")
     assert (shown["health"], shown["problems"]) == ("ok", [])
+    assert shown["redundancy"] == "any one node could be lost now"
+    assert {one["node"]: one["fenced_by"] for one in shown["readiness"]} == {
+        name: ["bmc"] for name in ("n1", "n2", "n3")
+    }
+
+
+def test_status_says_which_node_could_not_be_lost_and_raises_no_alarm_in_maintenance() -> None:
+    world = well()
+    world.call("node.bmc", node="n2", remove=True)
+    shown = world.call("cluster.status")
+    assert (shown["health"], shown["problems"]) == ("degraded", [])
+    assert shown["redundancy"] == "of n1, n3 one could be lost now"
+    (why,) = [one["why_not"] for one in shown["readiness"] if not one["can_be_lost"]]
+    assert why == ["it has no BMC and promises nothing by a watchdog: nobody could say that it is off"]
+    assert world.call("cluster.maintenance", switch="on")["health"] == "ok"
+
+
+def test_one_node_alone_is_no_alarm() -> None:
+    shown = a_world(1).call("cluster.status")
+    assert (shown["health"], shown["redundancy"]) == ("ok", "no node could be lost now")
 
 
 def test_the_version_of_status_changes_with_what_it_says() -> None:

@@ -76,6 +76,12 @@ def coordinators() -> World:
     return world
 
 
+def with_bmc() -> World:
+    world = coordinators()
+    world.call("node.bmc", node="n3", address="10.0.0.203", user="admin", password="secret1")
+    return world
+
+
 CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "cluster.init": (World, {"name": "test"}),
     "cluster.maintenance": (a_world, {"switch": "on"}),
@@ -88,6 +94,7 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "node.flush": (running, {"node": "n1"}),
     "node.ready": (flushed, {"node": "n1"}),
     "node.fence": (dead_node, {"node": "n3", "confirm_off": True}),
+    "node.verify": (with_bmc, {"node": "n3"}),
     "node.primary": (coordinators, {"node": "n2"}),
     "node.secondary": (coordinators, {"node": "n1"}),
     "node.remove": (dead_node, {"node": "n3"}),
@@ -208,6 +215,11 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("node.fence", a_world, {"node": "n1", "confirm_off": True}, Conflict, "its daemon has a session"),
     ("node.fence", coordinators, {"node": "n1"}, Conflict, "is the primary"),
     ("node.fences", a_world, {"limit": "("}, Invalid, "is not a regular expression"),
+    ("node.readiness", a_world, {"node": "n9"}, NotFound, "no node named n9"),
+    ("node.verify", a_world, {"node": BAD_NAME}, Invalid, "is not a node's name"),
+    ("node.verify", coordinators, {"node": "n9"}, NotFound, "no node named n9"),
+    ("node.verify", coordinators, {"node": "n3"}, Conflict, "n3 has no BMC"),
+    ("node.verify", a_world, {}, Conflict, "the daemon of no coordinator runs"),
     ("node.primary", coordinators, {"node": "n3"}, Conflict, "n3 is no coordinator"),
     ("node.primary", dead_node, {"node": "n3"}, Conflict, "n3 is no coordinator"),
     ("node.secondary", coordinators, {"node": "n3"}, Conflict, "n3 is no coordinator"),
