@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ PROMISED_S = 15.0
 SETTLED_S = 8.0
 """Longer than a session and the grace of a fence together take to begin one."""
 VMS = ("brave", "brisk")
+LOOK_EVERY_S = 0.5
+"""For what starts a program in a node each time: it must not slow down what it waits for."""
+seen = functools.partial(eventually, every=LOOK_EVERY_S)
 
 
 @contextmanager
@@ -36,7 +40,7 @@ def disarm(cluster: Cluster) -> None:
     cluster.asked = next(
         node for node, one in cluster.lab.states().items() if one["power"] == "on" and not one["cut"]
     )
-    eventually(lambda: cluster.pvc("cluster", "maintenance", "on", check=False).code == 0, within=30)
+    seen(lambda: cluster.pvc("cluster", "maintenance", "on", check=False).code == 0, within=30)
     cluster.lab.repair()
 
 
@@ -47,7 +51,7 @@ def primary(cluster: Cluster) -> str:
 
 def secondary(cluster: Cluster) -> str:
     """A node that is not primary; the cluster is asked through another one."""
-    first = eventually(lambda: primary(cluster), within=30)
+    first = seen(lambda: primary(cluster), within=30)
     return next(node for node in reversed(cluster.lab.nodes) if node != first)
 
 
@@ -82,7 +86,7 @@ def recovered(cluster: Cluster, witness: Witness, dead: str, since_s: float) -> 
     took_s = max(witness.runs[name][-1].first_s for name in VMS) - since_s
     print(f"all VMs of {dead} ran elsewhere {took_s:.1f} s after the power cut; promised {PROMISED_S:g}")
     for name in VMS:
-        place = eventually(functools.partial(where, cluster, name, dead), within=20)
+        place = seen(functools.partial(where, cluster, name, dead), within=20)
         assert cluster.ticking(name, place, more_than=3)
 
 
@@ -94,17 +98,17 @@ def where(cluster: Cluster, name: str, dead: str) -> str:
 
 def receipt(cluster: Cluster, node: str) -> Any:
     """The newest fence of a node, or None."""
-    return next(iter(cluster.json("node", "fences", node)), None)
+    return max(cluster.json("node", "fences", node), key=lambda one: one["incarnation"], default=None)
 
 
 def finished(cluster: Cluster, node: str) -> Any:
     """The newest fence of a node when all is done: it names what was recovered."""
-    return eventually(lambda: (one := receipt(cluster, node)) and one["finished"] and one, within=30)
+    return seen(lambda: (one := receipt(cluster, node)) and one["finished"] and one, within=30)
 
 
 def returned_clean(cluster: Cluster, node: str) -> None:
     """It runs again, and nothing that it had before."""
-    eventually(lambda: cluster.json("node", "info", node)["daemon_state"] == "run", within=90)
+    seen(lambda: cluster.json("node", "info", node)["daemon_state"] == "run", within=90)
     for name in VMS:
         places = cluster.qemus(name)
         assert len(places) == 1
@@ -115,3 +119,65 @@ def refused(cluster: Cluster, node: str) -> Any:
     """The newest fence of a node while there is no evidence."""
     shown = receipt(cluster, node)
     return shown if shown and shown["state"] == "failed" else None
+
+
+def leader(cluster: Cluster) -> str:
+    """The node whose ZooKeeper server leads."""
+    return next((name for name, one in cluster.lab.states().items() if one["zookeeper"] == "leader"), "")
+
+
+def not_leading(cluster: Cluster) -> str:
+    """A node that neither is primary nor leads ZooKeeper: nothing but its VMs go with it."""
+    taken = {seen(lambda: primary(cluster), within=30), seen(lambda: leader(cluster), within=30)}
+    return next(node for node in reversed(cluster.lab.nodes) if node not in taken)
+
+
+def only_leading(cluster: Cluster) -> str:
+    """The node whose ZooKeeper leads; somebody else is primary."""
+    name = seen(lambda: leader(cluster), within=30)
+    make_primary(cluster, next(node for node in cluster.lab.nodes if node != name))
+    return name
+
+
+def only_primary(cluster: Cluster) -> str:
+    """The primary; the ZooKeeper of another node leads."""
+    leads = seen(lambda: leader(cluster), within=30)
+    if seen(lambda: primary(cluster), within=30) == leads:
+        make_primary(cluster, next(node for node in cluster.lab.nodes if node != leads))
+    return primary(cluster)
+
+
+def leading_primary(cluster: Cluster) -> str:
+    """One node that is both."""
+    name = seen(lambda: leader(cluster), within=30)
+    make_primary(cluster, name)
+    return name
+
+
+def make_primary(cluster: Cluster, node: str) -> None:
+    cluster.pvc("node", "primary", node, "--wait")
+    seen(lambda: primary(cluster) == node, within=20)
+
+
+def pause(seconds: float) -> None:
+    """The length of a fault, or of the time in which nothing may happen: no wait for something to happen."""
+    until = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() > until, within=2 * seconds)
+
+
+@contextmanager
+def untouched(cluster: Cluster, node: str) -> Iterator[None]:
+    """Whatever is done within: nobody is fenced, every daemon is in the cluster again, and the VMs ran on."""
+    fences = cluster.json("node", "fences")
+    pids = {name: cluster.qemu_pid(name, node) for name in VMS}
+    yield
+    pause(SETTLED_S)
+    seen(lambda: all_run(cluster), within=60)
+    assert cluster.json("node", "fences") == fences
+    assert {name: cluster.qemu_pid(name, node) for name in VMS} == pids
+    assert not [name for name in VMS if cluster.info(name)["state"] != "start"]
+
+
+def all_run(cluster: Cluster) -> bool:
+    done = cluster.pvc("node", "list", "-f", "json", check=False)
+    return done.code == 0 and all(one["daemon_state"] == "run" for one in json.loads(done.stdout))

@@ -95,7 +95,7 @@ class RunningLab:
 
     def settle(self, within: float = 60.0) -> None:
         """Wait until nothing is broken any more."""
-        eventually(self.is_whole, within=within, every=0.2)
+        eventually(self.is_whole, within=within, every=0.5)
 
     def repair(self) -> None:
         """Undo what a test broke, whatever it was."""

@@ -56,15 +56,21 @@ class Cluster:
 
     def ticks(self, name: str, node: str) -> list[Tick]:
         """Of the VM's console on one node, oldest first; of every run of the guest there."""
-        uuid = self.info(name)["uuid"]
-        text = self.run(node, "cat", f"/var/log/pvc/console/{uuid}.log", check=False).stdout
-        return [Tick(int(number), float(uptime)) for number, uptime in TICK.findall(text.replace("\r", ""))]
+        return self._ticks(self.info(name)["uuid"], node)
 
-    def ticking(self, name: str, node: str, *, more_than: int = 0, within: float = 40) -> list[Tick]:
+    def _ticks(self, uuid: str, node: str) -> list[Tick]:
+        """From the node's disk, which needs no program to run in it."""
+        layout = self.lab.layout
+        log = layout.upper(layout.node(node)) / f"var/log/pvc/console/{uuid}.log"
+        text = log.read_text(errors="replace").replace("\r", "") if log.exists() else ""
+        return [Tick(int(number), float(uptime)) for number, uptime in TICK.findall(text)]
+
+    def ticking(self, name: str, node: str, *, more_than: int = 0, within: float = 90) -> list[Tick]:
         """Wait until the guest has ticked on that node."""
+        uuid = self.info(name)["uuid"]
 
         def has_ticked() -> list[Tick]:
-            ticks = self.ticks(name, node)
+            ticks = self._ticks(uuid, node)
             return ticks if ticks and ticks[-1].number > more_than else []
 
         return eventually(has_ticked, within=within)
