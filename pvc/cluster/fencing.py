@@ -23,6 +23,8 @@ SETTLE_S = 3.0
 LOOK_AGAIN_S = 0.5
 """For a power that takes its time to go off."""
 LONGEST_BACKOFF_S = 30.0
+DRILL_S = 60.0
+"""Until the session of a node whose power was cut has ended."""
 ASKED_TRIES = 3
 """Of a fence that somebody asked for, while the node lives."""
 
@@ -197,6 +199,8 @@ def _of_node(scene: Scene, node: Node, found: tuple[Fence, int] | None, result: 
         return _fenced(scene, node, fence, version)
     if fence.asked_by and fence.state is not FenceState.RETURNED:
         return _asked(scene, node, fence, version, result)
+    if fence.drill and fence.state is FenceState.SUSPECT and not is_suspect(node.status, node.alive):
+        return _drilled(scene, fence, version, result)
     if fence.state is not FenceState.RETURNED and not is_suspect(node.status, node.alive):
         return Excuse(fence, version, "it is alive again")
     return _suspected(scene, node, fence, version, result)
@@ -206,7 +210,7 @@ def _suspected(scene: Scene, node: Node, fence: Fence, version: int | None, resu
     """Gone, and for long enough."""
     if node.status_version is None or not is_suspect(node.status, node.alive):
         return None
-    if scene.cluster.maintenance or node.spec.name == scene.me:
+    if (scene.cluster.maintenance and not fence.drill) or node.spec.name == scene.me:
         return None
     since = scene.note(fence.node, fence.incarnation).gone_since
     due = max(scene.now if since is None else since, scene.believed_from) + scene.cluster.fence_grace_s
@@ -226,6 +230,15 @@ def _asked(scene: Scene, node: Node, fence: Fence, version: int, result: Duties)
         is_said = fence.state is FenceState.FAILED
         return None if is_said else Excuse(fence, version, gives_up, FenceState.FAILED)
     return _shot(scene, Shoot(node.spec.name, fence, version), scene.now, result)
+
+
+def _drilled(scene: Scene, fence: Fence, version: int, result: Duties) -> Excuse | None:
+    """Its power was cut, and its session lives for a while."""
+    cut_at = scene.note(fence.node, fence.incarnation).last_try
+    if cut_at is None or scene.now < cut_at + DRILL_S:
+        result.wake((scene.now if cut_at is None else cut_at) + DRILL_S)
+        return None
+    return Excuse(fence, version, "its power was cut, and its daemon lives: the BMC of another machine?")
 
 
 def _shot(scene: Scene, shoot: Shoot, due: float, result: Duties) -> Shoot | None:

@@ -56,6 +56,8 @@ class Evidence(StrEnum):
 class StepKind(StrEnum):
     CONTACT = "contact"
     """The last, by the judge's estimate: a session's length before its end."""
+    CUT = "cut"
+    """Its power, for a drill."""
     GONE = "gone"
     FENCING = "fencing"
     FENCED = "fenced"
@@ -87,6 +89,8 @@ class Fence:
     asked_by: str = ""
     confirmed: bool = False
     """Whoever asked has given their word that it is off."""
+    drill: str = ""
+    """Who wanted its power cut to see what becomes of it; after that it is judged as any other."""
     judge: str = ""
     attempts: int = 0
     reason: str = ""

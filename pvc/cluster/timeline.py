@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pvc.cluster.membership import Fence, Step, StepKind
-from pvc.cluster.view import VM
 from pvc.cluster.vm import Power, Recovery, State
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM
 
 MOST_STEPS = 2000
 """A document of the store has its limits."""
@@ -48,7 +51,8 @@ def tried(fence: Fence, zero: float, gone_since: float | None, session_timeout_s
         if not fence.timeline:
             fence = once(fence, StepKind.CONTACT, gone_since - session_timeout_s - zero)
         fence = once(fence, StepKind.GONE, gone_since - zero)
-    return once(fence, StepKind.FENCING, now - zero)
+    is_cut = bool(fence.drill and fence.asked_by)  # the attempts to fence it come later
+    return once(fence, StepKind.CUT if is_cut else StepKind.FENCING, now - zero)
 
 
 def told(fence: Fence, name: str, vms: Iterable[VM], elapsed_s: float) -> Fence:

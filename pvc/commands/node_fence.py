@@ -9,11 +9,14 @@ from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind, is_gone
 from pvc.cluster.node import DaemonState
+from pvc.cluster.readiness import readiness
 from pvc.cluster.store import Create, Op, Put
+from pvc.cluster.timeline import at
 from pvc.commands.context import Context
+from pvc.commands.node_ready import facts_of
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Limit, NodeName, limit_pattern
-from pvc.errors import Conflict, NotFound
+from pvc.errors import Conflict, Invalid, NotFound
 
 
 @operation(
@@ -22,8 +25,8 @@ from pvc.errors import Conflict, NotFound
     noun="node",
     role=Role.ADMIN,
     done="{node} is to be fenced: pvc node fences {node} tells what becomes of it",
-    confirm="Fence {node}? Its power is cut and its VMs start elsewhere. With --confirm-off nothing is cut: "
-    "if {node} runs after all, its VMs run twice and their disks break.",
+    confirm="Fence {node}? Its power is cut and its VMs start anew elsewhere, a drill is no less real. With "
+    "--confirm-off nothing is cut: if {node} runs after all, its VMs run twice and their disks break.",
 )
 def fence(
     ctx: Context,
@@ -32,13 +35,22 @@ def fence(
     confirm_off: Annotated[
         bool, Arg("you have seen that it is off, with your own eyes: no BMC is asked")
     ] = False,
+    drill: Annotated[
+        bool, Arg("cut its power as a failure would, to see what becomes of it; only where it can be lost")
+    ] = False,
 ) -> Fence:
     """Switch a node off through its BMC, and start its VMs elsewhere when it is off.
 
     The primary does it, and writes a receipt: pvc node fences. With --confirm-off your word is the evidence.
 
+    A drill cuts the power of a node that lives, and leaves the rest to what follows any failure: it is found
+    dead, fenced, its VMs are recovered and its power comes back. pvc why fence NODE tells how long each step
+    took. To spare its VMs pvc node flush NODE first.
+
     pvc node fence --verify [NODE] only finds out whether it could be done now: see pvc node verify.
     """
+    if drill and confirm_off:
+        raise Invalid("--drill and --confirm-off exclude each other", hint="leave one of them out")
     found = ctx.view.node(node)
     if found.is_primary:
         raise Conflict(f"{node} is the primary, which would fence itself", hint=f"pvc node secondary {node}")
@@ -51,13 +63,37 @@ def fence(
             f"{node} has no BMC that could switch it off",
             hint=f"pvc node bmc {node}, or see that it is off and pvc node fence {node} --confirm-off",
         )
-    wanted = Fence(node, found.status.incarnation, asked_by=ctx.caller.name, confirmed=confirm_off)
+    if drill:
+        _check_drill(ctx, node)
+    wanted = Fence(
+        node,
+        found.status.incarnation,
+        asked_by=ctx.caller.name,
+        confirmed=confirm_off,
+        drill=ctx.caller.name if drill else "",
+    )
     path = paths.fence(node, found.status.incarnation)
     stored = ctx.reader.get(path)
     op: Op = Create(path, dumps(wanted)) if stored is None else Put(path, dumps(wanted), stored.version)
     ctx.say(f"{node} is released on your word" if confirm_off else f"the primary cuts the power of {node}")
     ctx.commit(op)
     return wanted
+
+
+def _check_drill(ctx: Context, node: str) -> None:
+    """A drill must not become the failure that it is to prepare for."""
+    facts = facts_of(ctx)
+    for name, other in sorted(facts.nodes.items()):
+        if not other.is_running:
+            raise Conflict(f"no drill while {name} is {other.daemon_state}", hint=f"pvc why node {name}")
+    ready = next(one for one in readiness(facts) if one.node == node)
+    if not ready.can_be_lost:
+        raise Conflict(f"{node} could not be lost now: {'; '.join(ready.why_not)}", hint="pvc cluster status")
+    if "bmc" not in ready.fenced_by:
+        raise Conflict(
+            f"a drill needs a BMC that works: {'; '.join(ready.fence_problems)}",
+            hint=f"pvc node fence --verify {node}",
+        )
 
 
 COLUMNS = ("node", "incarnation", "state", "evidence", "judge", "attempts", "recovered", "reason")
@@ -88,8 +124,9 @@ GONE_SO_FAR = {
 
 def story(fence: Fence) -> Iterator[str]:
     """What it took, in sentences."""
+    zero = "its power was cut" if at(fence, StepKind.CUT) is not None else "its last contact"
     for step in fence.timeline:
-        after = f"{step.at_s:.1f} s after its last contact: "
+        after = f"{step.at_s:.1f} s after {zero}: "
         if step.what in GONE_SO_FAR:
             yield after + GONE_SO_FAR[step.what]
         elif step.what is StepKind.RELEASED:
@@ -102,7 +139,7 @@ def story(fence: Fence) -> Iterator[str]:
 
 def told(fence: Fence) -> str:
     """What became of it, in a sentence."""
-    name = fence.node
+    name = f"{fence.node} (a drill)" if fence.drill else fence.node
     if fence.state is FenceState.FENCED:
         word = "its BMC says that it is off" if fence.evidence is Evidence.POWER_OFF else "somebody's word"
         return f"{name} was fenced by {fence.judge} after {fence.fence_s:g} s, the evidence: {word}"

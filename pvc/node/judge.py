@@ -221,6 +221,10 @@ class Judge:
         return (node.spec if wanted else None), at
 
     def _unproven(self, fence: Fence, version: int, node: Node, evidence: Evidence) -> None:
+        if fence.drill and evidence is Evidence.POWER_OFF and node.status.incarnation == fence.incarnation:
+            log.warning("cut the power of %s for a drill", fence.node)
+            self._write(replace(fence, state=FenceState.SUSPECT, asked_by="", attempts=0), version)
+            return
         if node.status.incarnation != fence.incarnation or (not fence.asked_by and node.alive is not None):
             self._write(replace(fence, state=FenceState.RETURNED, reason="it came back"), version)
             log.info("%s came back and is not fenced", fence.node)
@@ -258,7 +262,8 @@ class Judge:
     def _finish(self, duty: Finish) -> None:
         bmc = duty.bmc_of.bmc if duty.bmc_of else None
         was_shot = duty.fence.evidence is Evidence.POWER_OFF
-        if bmc is not None and was_shot and self.view.cluster().fence_policy is FencePolicy.POWER_CYCLE:
+        is_cycled = self.view.cluster().fence_policy is FencePolicy.POWER_CYCLE or duty.fence.drill
+        if bmc is not None and was_shot and is_cycled:
             self.role.commit()
             self.power.on(self.access(bmc, self.secret))
             log.warning("switched %s on again", duty.fence.node)

@@ -152,6 +152,22 @@ def test_fence_by_hand_needs_no_suspicion_and_gives_up_on_a_node_that_lives() ->
     assert excuse.why == "it is the primary itself"
 
 
+def test_drill_leaves_the_rest_to_the_usual_course() -> None:
+    """Its power is cut; its session lives for a while, and the grace counts from its end."""
+    cut = Fence("n3", 4, drill="admin")
+    lives = scene(gone="", fence=cut, notes={"n3-4": Note(last_try=NOW - 3.0)})
+    assert duties(lives).todo == []
+    (excuse,) = duties(replace(lives, now=NOW + fencing.DRILL_S)).todo
+    assert isinstance(excuse, Excuse)
+    assert "its daemon lives" in excuse.why
+    died = scene(fence=cut, gone_for=1.0)
+    assert (duties(died).todo, duties(died).wake_at) == ([], NOW + 1.0)
+    maintenance = ClusterSpec("test", maintenance=True)
+    (shoot,) = duties(scene(fence=cut, cluster=maintenance)).todo
+    assert isinstance(shoot, Shoot), "what was begun is ended"
+    assert shoot.fence.drill == "admin"
+
+
 # Recovery
 
 

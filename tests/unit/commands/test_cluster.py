@@ -6,17 +6,15 @@ from typing import Any
 
 import pytest
 
-from pvc.clock import SystemClock
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Primary
 from pvc.cluster.store import Create
-from pvc.cluster.verification import Verification, Verified
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner, State
 from pvc.errors import Invalid
 from tests.unit.commands.test_vm import failed
-from tests.unit.commands.world import UUID, World, a_world, with_vm
+from tests.unit.commands.world import UUID, World, a_world, well, with_vm
 
 
 def test_init_makes_everything_at_once() -> None:
@@ -43,19 +41,6 @@ def test_status_counts() -> None:
     assert shown["vms"] == {"total": 2, "start": 1, "stop": 1}
     assert shown["resources"]["memory_total_mib"] == 2 * 8192
     assert (shown["health"], shown["name"], shown["maintenance"]) == ("problems", "test", False)
-
-
-def well() -> World:
-    """Three coordinators, each of which can switch the others off."""
-    world = with_vm("running")
-    names = ("n1", "n2", "n3")
-    for name in names:
-        world.edit(paths.node(name), role="coordinator")
-        world.call("node.bmc", node=name, address="10.0.0.201", user="admin", password="secret1")
-    for name in names:
-        found = tuple(Verified(other, "", SystemClock().wall()) for other in names if other != name)
-        world.store.commit(Create(paths.verified(name), dumps(Verification(0, found))))
-    return world
 
 
 def test_a_well_cluster_has_no_problems() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ from pvc.cluster.node import BMC, BMCDriver
 from pvc.cluster.store import Create
 from pvc.commands.context import LocalContext
 from pvc.commands.registry import find
-from pvc.errors import Conflict
+from pvc.errors import Conflict, Invalid
 from tests.unit.commands.test_vm_settings import ToWorld
-from tests.unit.commands.world import World, a_world
+from tests.unit.commands.world import World, a_world, well
 
 
 def coordinators(*names: str) -> World:
@@ -83,6 +84,49 @@ def test_fence_by_hand_is_an_intent() -> None:
     shown = world.call("node.fence", node="n3")
     assert not world.plain(paths.fence("n3", 1))["confirmed"], "the newer word replaces the older"
     assert from_json(BMC, world.plain(paths.node("n3"))["bmc"]).driver is BMCDriver.IPMI
+
+
+def test_drill_is_an_intent_with_a_name() -> None:
+    world = well()
+    shown = world.call("node.fence", node="n3", drill=True)
+    assert (shown["asked_by"], shown["drill"], shown["confirmed"]) == ("tester", "tester", False)
+
+
+def without_bmc(world: World) -> None:
+    world.call("node.bmc", node="n3", remove=True)
+
+
+def with_watchdog_only(world: World) -> None:
+    world.edit(paths.verified("n1"), found=[{"node": "n3", "problem": "silence", "at": 0.0}])
+    world.edit(paths.node_status("n3"), quiet_after_s=30.0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda world: world.kill_node("n2"), "no drill while n2 is dead"),
+        (lambda world: world.kill_node("n3"), "no drill while n3 is dead"),
+        (lambda world: world.call("cluster.maintenance", switch="on"), "maintenance is on"),
+        (lambda world: world.call("node.flush", node="n2"), "web1 fit nowhere|fit nowhere else: web1"),
+        (without_bmc, "has no BMC"),
+        (with_watchdog_only, "a drill needs a BMC that works: n1 could not fence it: silence"),
+    ],
+)
+def test_drill_is_refused_where_it_would_be_a_failure(spoil: Callable[[World], object], says: str) -> None:
+    world = well()
+    world.edit(paths.load("n1"), memory_free_mib=0)
+    world.call("vm.move", vm="web1", target="n3")
+    world.runs("web1", "n3")
+    spoil(world)
+    before = world.documents()
+    with pytest.raises(Conflict, match=says):
+        world.call("node.fence", node="n3", drill=True)
+    assert world.documents() == before
+
+
+def test_drill_is_no_word_of_an_operator() -> None:
+    with pytest.raises(Invalid, match="exclude each other"):
+        well().plan("node.fence", node="n3", drill=True, confirm_off=True)
 
 
 def test_receipt_shows_as_fenced_everywhere() -> None:

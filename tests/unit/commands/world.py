@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pvc.clock import SystemClock
 from pvc.cluster import domainxml, paths
 from pvc.cluster.cluster import Authority
 from pvc.cluster.codec import dumps, to_json
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Delete, Put, Reader, Stored
+from pvc.cluster.verification import Verification, Verified
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Owner, State, VMSpec, index_nodes, index_ops, vnis_of
 from pvc.commands.context import Caller, Context, FetchText, invoke
@@ -183,6 +185,19 @@ def with_vm(power: str = "stopped", node: str | None = "n1", **given: Any) -> Wo
     if power == "running":
         world.call("vm.start", vm="web1")
         world.runs("web1")
+    return world
+
+
+def well() -> World:
+    """Three coordinators, each of which can switch the others off."""
+    world = with_vm("running")
+    names = ("n1", "n2", "n3")
+    for name in names:
+        world.edit(paths.node(name), role="coordinator")
+        world.call("node.bmc", node=name, address="10.0.0.201", user="admin", password="secret1")
+    for name in names:
+        found = tuple(Verified(other, "", SystemClock().wall()) for other in names if other != name)
+        world.store.commit(Create(paths.verified(name), dumps(Verification(0, found))))
     return world
 
 

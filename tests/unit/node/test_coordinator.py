@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from pvc.cluster import paths
-from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.cluster import ClusterSpec, FencePolicy
 from pvc.cluster.codec import dumps
 from pvc.cluster.fencing import Duty
 from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind
@@ -162,6 +162,24 @@ def test_another_judge_finishes_and_tells_the_whole_of_it() -> None:
     bench.one.judge.carry_out(bench.next_duty("n2"))
     last = bench.fence().timeline[-1]
     assert (last.what, last.vm, last.node) == (StepKind.RUNNING, "web1", place)
+
+
+def test_drill_cuts_the_power_and_tells_what_it_took() -> None:
+    bench = Bench()
+    off = ClusterSpec("test", fence_policy=FencePolicy.OFF)
+    bench.store.commit(Put(paths.CLUSTER, dumps(off)))
+    asked = Fence("n3", 1, asked_by="admin", drill="admin")
+    bench.store.commit(Create(paths.fence("n3", 1), dumps(asked)))
+    bench.one.judge.carry_out(bench.next_duty())
+    assert not bench.power.machines["n3"].is_on
+    assert (bench.fence().state, bench.fence().asked_by) == (FenceState.SUSPECT, "")
+    bench.one.judge.carry_out(bench.until_duty())
+    for _ in range(2):
+        bench.one.judge.carry_out(bench.next_duty())
+    told = bench.fence()
+    assert [step.what for step in told.timeline] == ["cut", "gone", "fencing", "fenced", "released"]
+    assert (told.evidence, told.finished, told.drill) == (Evidence.POWER_OFF, True, "admin")
+    assert bench.power.machines["n3"].is_on, "whatever the policy: nothing was wrong with it"
 
 
 @pytest.mark.parametrize("fault", [Fault.SILENT, Fault.RUBBISH, Fault.DEAF])
