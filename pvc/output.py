@@ -120,6 +120,22 @@ def ask(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
+def is_terminal() -> bool:
+    """Somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def ask_secret(what: str) -> str:
+    """From the terminal, without showing it."""
+    from getpass import getpass
+
+    screen.clear_line()
+    try:
+        return getpass(f"{what}: ", stream=sys.stderr)
+    except EOFError:
+        raise Invalid(f"no {what} was given") from None
+
+
 def sentence(state: Mapping[str, Any]) -> str:
     """How an object stands, on one line: `web1: migrating to n2, 43 %`, `web1: start on n1`."""
     text = state.get("activity") or state.get("state") or state.get("domain_state") or ""

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from pvc import output
 from pvc.cli import GLOBALS, OVERRIDABLE
 from pvc.commands.registry import Operation, Param
 from pvc.errors import Invalid, NotFound, PVCError
@@ -99,6 +100,8 @@ def _completed(found: Operation, given: dict[str, Any]) -> dict[str, Any]:
         if name not in given:
             if param.positional and param.arg.complete == "node" and not param.required:
                 given[name] = this_node()
+            elif param.arg.asked_with in given and output.is_terminal():
+                given[name] = output.ask_secret(param.name)
             elif param.required:
                 what = _placeholder(param) if param.positional else param.option
                 raise Invalid(

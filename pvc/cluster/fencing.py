@@ -23,6 +23,8 @@ SETTLE_S = 3.0
 LOOK_AGAIN_S = 0.5
 """For a power that takes its time to go off."""
 LONGEST_BACKOFF_S = 30.0
+KEPT = 100
+"""Fences of the whole cluster; older ones are forgotten."""
 DRILL_S = 60.0
 """Until the session of a node whose power was cut has ended."""
 ASKED_TRIES = 3
@@ -89,7 +91,15 @@ class Amend:
     version: int
 
 
-Duty = Shoot | Release | Finish | Excuse | Amend
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """An old fence, of which nothing follows any more."""
+
+    fence: Fence
+    version: int
+
+
+Duty = Shoot | Release | Finish | Excuse | Amend | Forget
 
 
 def lane(duty: Duty) -> str:
@@ -169,6 +179,7 @@ def duties(scene: Scene) -> Duties:
     for fence, version in scene.fences.values():
         _begin(scene, _of_the_past(scene, fence, version), result)
     _amend(scene, result)
+    _sweep(scene, result)
     return result
 
 
@@ -291,6 +302,26 @@ def _is_owned_by(vm: VM, fence: Fence) -> bool:
     """By that life of the node, or an earlier one of which nothing can run any more either."""
     owner = vm.status.owner
     return owner is not None and owner.node == fence.node and owner.incarnation <= fence.incarnation
+
+
+def _sweep(scene: Scene, result: Duties) -> None:
+    """The oldest go; one of what may be the last life of its node stays: it says that nothing of it runs."""
+    too_many = len(scene.fences) - KEPT
+    if too_many <= 0:
+        return
+    over = [
+        (fence, version)
+        for fence, version in scene.fences.values()
+        if (fence.finished or fence.state is FenceState.RETURNED) and not _is_newest(scene, fence)
+    ]
+    over.sort(key=lambda one: (one[0].since, one[0].node, one[0].incarnation))
+    for fence, version in over[:too_many]:
+        _begin(scene, Forget(fence, version), result)
+
+
+def _is_newest(scene: Scene, fence: Fence) -> bool:
+    node = scene.nodes.get(fence.node)
+    return node is not None and node.status.incarnation <= fence.incarnation
 
 
 # Recovery

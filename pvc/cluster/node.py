@@ -73,6 +73,16 @@ class NetworkProblem:
 
 
 @dataclass(frozen=True, slots=True)
+class Stray:
+    """A VM that ran where it did not belong, and was ended there: it may have run twice."""
+
+    vm: str
+    why: str
+    at: float
+    """By the wall clock of the node, to show to people."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """Written by the node when something of it changes, not periodically."""
 
@@ -101,6 +111,8 @@ class NodeStatus:
     """So long after its session was seen gone nothing of it runs any more; 0: it promises nothing."""
     nothing_runs: bool = False
     """With state `stop`: when it left it had ended all its VMs."""
+    strays: tuple[Stray, ...] = ()
+    """The newest VMs that were found running here while they belonged elsewhere."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

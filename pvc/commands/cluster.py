@@ -12,7 +12,7 @@ from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import FenceState
-from pvc.cluster.node import DaemonState, Wanted
+from pvc.cluster.node import DaemonState, NodeRole, Wanted
 from pvc.cluster.readiness import Facts, Readiness, readiness
 from pvc.cluster.store import Create, Op, Put
 from pvc.cluster.vm import Power, State, shown_state
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 DOWN = (DaemonState.DEAD, DaemonState.STOP, DaemonState.FENCED)
+STRAY_S = 86_400.0
+"""So long a VM that ran where it did not belong is a problem."""
 NAMED_AT_MOST = 10
 """VMs in one sentence of the status."""
 
@@ -54,6 +56,8 @@ class ClusterStatus:
     name: str
     pvc_version: str
     maintenance: bool
+    primary: str
+    """The coordinator that is; empty: none now."""
     addresses: Mapping[str, str]
     """The floating ones, and which node answers for each; empty: none does now."""
     nodes: Mapping[str, int]
@@ -124,7 +128,7 @@ def _status(ctx: Context, cluster: ClusterSpec) -> ClusterStatus:
     view = ctx.view
     facts = Facts(cluster, view.nodes(), view.vms(), view.verifications(), ctx.clock.wall())
     nodes, vms = facts.nodes, tuple(facts.vms.values())
-    problems = tuple(problems_of(nodes, vms))
+    problems = (*problems_of(nodes, vms), *_strays(nodes, facts.wall))
     ready = readiness(facts)
     # One node alone is what somebody chose, and in maintenance nothing raises an alarm.
     is_short = len(nodes) > 1 and not cluster.maintenance and not all(one.can_be_lost for one in ready)
@@ -134,6 +138,7 @@ def _status(ctx: Context, cluster: ClusterSpec) -> ClusterStatus:
         health="problems" if problems else "degraded" if is_short else "ok",
         problems=problems,
         maintenance=cluster.maintenance,
+        primary=next((name for name, node in nodes.items() if node.is_primary), ""),
         addresses={one: _who_answers(one, nodes) for one in cluster.floating_addresses},
         nodes=_counted(f"{node.daemon_state},{node.domain_state}" for node in nodes.values()),
         vms=_counted(shown_state(vm.spec, vm.status) for vm in vms),
@@ -194,6 +199,9 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
     versions = sorted({node.status.version for node in nodes.values() if node.is_running})
     if len(versions) > 1:
         yield f"the nodes run different versions of pvc: {', '.join(versions)}"
+    has_coordinators = any(node.spec.role is NodeRole.COORDINATOR for node in nodes.values())
+    if has_coordinators and not any(node.is_primary for node in nodes.values()):
+        yield "no coordinator is primary: nothing is fenced or recovered"
     down = {name for name, node in nodes.items() if not node.is_running}
     failed, stranded, placeless = [], [], []
     for vm in vms:
@@ -207,7 +215,7 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
     yield from _of_vms(failed, "failed", "pvc why vm NAME says why")
     yield from _of_vms(stranded, "belong to a node whose daemon does not run", "nobody knows how they are")
     yield from _of_vms(
-        placeless, "are to run and have no node that could run them", "pvc vm start NAME finds a place"
+        placeless, "are to run and have no node that could run them", "pvc why vm NAME says why"
     )
 
 
@@ -220,6 +228,14 @@ def _of_networks(name: str, node: Node) -> Iterator[str]:
     rest = len(node.status.network_problems) - NAMED_AT_MOST
     if rest > 0:
         yield f"node {name}: {rest} more problems with networks (pvc why network NETWORK says why)"
+
+
+def _strays(nodes: Mapping[str, Node], now: float) -> Iterator[str]:
+    """For a day: whatever ran twice has to be looked at by somebody."""
+    for name, node in sorted(nodes.items()):
+        for one in node.status.strays:
+            if now < one.at + STRAY_S:
+                yield f"{one.vm} ran on {name} though {one.why}, and was ended there: look at its disks"
 
 
 def _why_down(node: Node) -> str:

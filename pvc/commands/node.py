@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.node import DaemonState, NodeRole, Wanted
+from pvc.cluster.node import DaemonState, NodeRole, Stray, Wanted
 from pvc.cluster.placement import explained
 from pvc.cluster.readiness import Fencing, fencing_of
 from pvc.cluster.store import Check, Delete, Op, Put
@@ -57,6 +57,8 @@ class NodeInfo:
     fenced_by: tuple[str, ...]
     """By what it could be fenced now: bmc, watchdog. Only in node info."""
     fence_problems: tuple[str, ...]
+    strays: tuple[Stray, ...]
+    """VMs that ran here while they belonged elsewhere, and were ended."""
     bridges: tuple[str, ...]
     emulation: str
     libvirt: str
@@ -95,6 +97,7 @@ def describe(node: Node, goal: Goal | None = None, fencing: Fencing = NOT_ASKED)
         bmc=f"{node.spec.bmc.driver} {node.spec.bmc.address}" if node.spec.bmc else "",
         fenced_by=fencing.by,
         fence_problems=fencing.problems,
+        strays=status.strays,
         bridges=status.bridges,
         emulation=status.emulation,
         libvirt=status.libvirt,
@@ -279,6 +282,9 @@ def remove(ctx: Context, node: NodeName) -> None:
     if left:
         names = ", ".join(vm.spec.name for vm in left)
         raise Conflict(f"{node} still has VMs: {names}", hint="pvc vm move, or pvc vm undefine")
+    cluster, version = ctx.view.cluster_document()
+    if found.spec.role is NodeRole.COORDINATOR:
+        _check_is_not_last(ctx, node)
     # A daemon that starts meanwhile writes its status; a VM that comes is in the index, which must be empty.
     status = ctx.store.get(paths.node_status(node))
     index = ctx.store.get(paths.node_vms(node))
@@ -286,8 +292,22 @@ def remove(ctx: Context, node: NodeName) -> None:
     ops: list[Op] = [Delete(one.path, one.version) for one in (status, index) if one is not None]
     if load is not None:
         ops.append(Delete(load.path))
+    if verified := ctx.reader.get(paths.verified(node)):
+        ops.append(Delete(verified.path, verified.version))
+    if cluster.primary == node:
+        ops.append(Put(paths.CLUSTER, dumps(replace(cluster, primary="")), version))
     ctx.say(f"{node} is forgotten; a daemon that starts there makes it known again")
     ctx.commit(Check(paths.node(node), found.spec_version), *ops, Delete(paths.node(node)))
+
+
+def _check_is_not_last(ctx: Context, node: str) -> None:
+    others = [
+        name
+        for name, other in ctx.view.nodes().items()
+        if name != node and other.spec.role is NodeRole.COORDINATOR
+    ]
+    if not others:
+        raise Conflict(f"{node} is the last coordinator", hint="without one there is no cluster")
 
 
 # Its log and its daemon

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
@@ -14,7 +15,10 @@ from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import NodeName
 from pvc.errors import Conflict, Invalid
 
-USAGE = "pvc node bmc NODE --address HOST --user NAME --password-file -, or --remove"
+if TYPE_CHECKING:
+    from pvc.cluster.view import Node
+
+USAGE = "pvc node bmc NODE --address HOST --user NAME, and --password-file FILE; or --remove"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,14 @@ def bmc(
     address: Address = "",
     user: User = "",
     password: Annotated[
-        str, Arg("file with its password", metavar="FILE", long="password-file", file=True)
+        str,
+        Arg(
+            "file with its password; you are asked for it unless told",
+            metavar="FILE",
+            long="password-file",
+            file=True,
+            asked_with="address",
+        ),
     ] = "",
     driver: Annotated[BMCDriver, Arg("how it is spoken to")] = BMCDriver.IPMI,
     certificate: Certificate = "",
@@ -70,6 +81,7 @@ def bmc(
 
     The password is stored encrypted with the cluster key; with another address it has to be given again.
     """
+    nodes = ctx.view.nodes()
     found = ctx.view.node(node)
     if remove:
         if address or user or password or certificate:
@@ -80,10 +92,20 @@ def bmc(
         ctx.say(f"{node} cannot be fenced any more: when it dies, its VMs wait for it or for an operator")
     else:
         wanted = _given(ctx, address, user, password, driver, certificate)
+        _check_is_its_own(node, wanted, nodes)
         ctx.say(f"{node} is fenced through {wanted.driver} at {wanted.address} when it dies")
     spec = replace(found.spec, bmc=wanted)
     ctx.commit(Put(paths.node(node), dumps(spec), found.spec_version))
     return _shown(node, wanted)
+
+
+def _check_is_its_own(node: str, wanted: BMC, nodes: Mapping[str, Node]) -> None:
+    """Off by the BMC of another machine would be taken for evidence."""
+    for name, other in nodes.items():
+        if name != node and other.spec.bmc is not None and other.spec.bmc.address == wanted.address:
+            raise Conflict(
+                f"{wanted.address} is the BMC of {name}", hint=f"pvc node bmc {name} --remove if it is not"
+            )
 
 
 def _given(ctx: Context, address: str, user: str, password: str, driver: BMCDriver, certificate: str) -> BMC:

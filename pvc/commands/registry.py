@@ -55,6 +55,8 @@ class Arg:
     """The CLI takes a file's path (- is stdin) and sends its text."""
     long: str = ""
     """Option name where it differs from the parameter's."""
+    asked_with: str = ""
+    """A secret: with that other parameter given and this one not, the terminal is asked, without echo."""
 
 
 @dataclass(frozen=True, slots=True)

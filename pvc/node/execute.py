@@ -13,7 +13,7 @@ from pathlib import Path
 from pvc.clock import Clock
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.node import NodeStatus
+from pvc.cluster.node import NodeStatus, Stray
 from pvc.cluster.placement import Placement, explained
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Reader, Store
 from pvc.cluster.view import VM, View
@@ -61,6 +61,7 @@ from pvc.proc import run
 
 log = logging.getLogger(__name__)
 
+STRAYS_KEPT = 10
 TRIES = 16
 """To hand a VM over, while operations change it at the same time."""
 
@@ -260,6 +261,8 @@ class Executor:
             self.confirm(vm)
         log.error("ending a stray QEMU of %s: %s", action.uuid, why)
         self.hypervisor.destroy(action.uuid)
+        found = Stray(vm.spec.name if vm is not None else action.uuid, why, self.clock.wall())
+        self.publish(lambda status: replace(status, strays=(*status.strays, found)[-STRAYS_KEPT:]))
 
     # Migration
 

@@ -11,7 +11,19 @@ from pvc.clock import Clock
 from pvc.cluster import fencing, paths, timeline
 from pvc.cluster.cluster import FencePolicy
 from pvc.cluster.codec import Unreadable, dumps
-from pvc.cluster.fencing import Amend, Duties, Duty, Excuse, Finish, Note, Release, Scene, Shoot, name_of
+from pvc.cluster.fencing import (
+    Amend,
+    Duties,
+    Duty,
+    Excuse,
+    Finish,
+    Forget,
+    Note,
+    Release,
+    Scene,
+    Shoot,
+    name_of,
+)
 from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind, is_gone
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import BMC, NodeSpec
@@ -120,6 +132,9 @@ class Judge:
                 self._excuse(duty)
             case Amend():
                 self._write(duty.fence, duty.version)
+            case Forget():
+                path = paths.fence(duty.fence.node, duty.fence.incarnation)
+                self.role.commit(Delete(path, duty.version))
 
     def _note(self, fence: Fence, change: Callable[[Note], Note]) -> Note:
         key = name_of(fence.node, fence.incarnation)

@@ -54,6 +54,31 @@ def test_fence_with_verify_is_another_verb_and_asks_nobody(typed: str, asked: di
     ]
 
 
+class Getpass:
+    """As the module, with an answer."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer, self.asked = answer, [""]
+
+    def getpass(self, prompt: str, stream: object) -> str:
+        self.asked.append(prompt)
+        return self.answer
+
+
+def test_password_of_a_bmc_is_asked_for_at_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("node", "bmc", "n1", "--address", "10.0.0.201", "--user", "admin")
+    getpass = Getpass("secret1")
+    monkeypatch.setitem(sys.modules, "getpass", getpass)
+    code, transport = pvc(*words)
+    assert (code, transport.calls[0].arguments.get("password")) == (0, None)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    code, transport = pvc(*words)
+    assert (code, transport.calls[0].arguments["password"]) == (0, "secret1")
+    code, transport = pvc("node", "bmc", "n1", "--remove")
+    assert "password" not in transport.calls[0].arguments
+    assert getpass.asked == ["", "password: "]
+
+
 # Refusing
 
 BAD_USAGE = [

@@ -10,7 +10,19 @@ import pytest
 from pvc.cluster import election, fencing, timeline
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.election import Move
-from pvc.cluster.fencing import Amend, Duties, Excuse, Finish, Note, Release, Scene, Shoot, duties, remember
+from pvc.cluster.fencing import (
+    Amend,
+    Duties,
+    Excuse,
+    Finish,
+    Forget,
+    Note,
+    Release,
+    Scene,
+    Shoot,
+    duties,
+    remember,
+)
 from pvc.cluster.membership import Evidence, Fence, FenceState, Step, StepKind
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.view import VM, Node
@@ -314,6 +326,26 @@ def test_another_judge_takes_up_the_count_by_the_wall_clock() -> None:
     begun = Fence("n3", 4, since=1000.0, timeline=(Step(0.0, StepKind.CONTACT), Step(8.0, StepKind.FENCING)))
     assert timeline.taken_up(begun, now=50.0, wall=1002.0) == 40.0, "8 s and 2 s ago"
     assert timeline.taken_up(begun, now=50.0, wall=0.0) == 42.0, "never before what is told already"
+
+
+# What is kept
+
+
+def kept(*fences: Fence, more: int = fencing.KEPT) -> list[str]:
+    """What is forgotten when there are so many more of another node, newer than these."""
+    others = [Fence("n9", n, FenceState.FENCED, since=1000.0 + n, finished=True) for n in range(more)]
+    every = {fencing.name_of(one.node, one.incarnation): (one, 1) for one in (*fences, *others)}
+    found = duties(scene(gone="", fences=every))
+    return [fencing.name_of(d.fence.node, d.fence.incarnation) for d in found.todo if isinstance(d, Forget)]
+
+
+def test_old_fences_are_forgotten_but_none_from_which_something_follows() -> None:
+    done = replace(RECEIPT, finished=True)
+    assert kept(replace(done, incarnation=3, since=5.0)) == ["n3-3"]
+    assert kept(Fence("n3", 2, FenceState.RETURNED)) == ["n3-2"]
+    assert kept(replace(done, incarnation=3, since=5.0), more=fencing.KEPT - 1) == []
+    assert kept(done) == ["n9-0"], "it says that nothing of the node's last life runs"
+    assert kept(replace(done, incarnation=3, finished=False)) == ["n9-0"]
 
 
 # The primary

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from pvc.clock import SystemClock
 from pvc.cluster import paths
-from pvc.cluster.codec import dumps
+from pvc.cluster.codec import dumps, to_json
 from pvc.cluster.membership import Primary
-from pvc.cluster.store import Create
+from pvc.cluster.node import Stray
+from pvc.cluster.store import Create, Delete
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner, State
 from pvc.errors import Invalid
@@ -61,6 +63,25 @@ def test_status_says_which_node_could_not_be_lost_and_raises_no_alarm_in_mainten
     (why,) = [one["why_not"] for one in shown["readiness"] if not one["can_be_lost"]]
     assert why == ["it has no BMC and promises nothing by a watchdog: nobody could say that it is off"]
     assert world.call("cluster.maintenance", switch="on")["health"] == "ok"
+
+
+def test_nobody_who_is_primary_is_a_problem() -> None:
+    world = well()
+    assert world.call("cluster.status")["primary"] == "n1"
+    world.store.commit(Delete(paths.PRIMARY))
+    shown = world.call("cluster.status")
+    assert shown["primary"] == ""
+    assert shown["problems"] == ["no coordinator is primary: nothing is fenced or recovered"]
+
+
+def test_vm_that_ran_where_it_did_not_belong_is_a_problem_for_a_day() -> None:
+    world = well()
+    why = "it is owned by n1"
+    new, old = Stray("web1", why, SystemClock().wall()), Stray("old", why, 0.0)
+    world.edit(paths.node_status("n2"), strays=to_json((new, old)))
+    told = "web1 ran on n2 though it is owned by n1, and was ended there: look at its disks"
+    assert world.call("cluster.status")["problems"] == [told]
+    assert [one["vm"] for one in world.call("node.info", node="n2")["strays"]] == ["web1", "old"]
 
 
 def test_one_node_alone_is_no_alarm() -> None:

@@ -237,6 +237,7 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("node.bmc", a_world, {**BMC, "certificate": "any"}, Invalid, "only redfish has a certificate"),
     ("node.bmc", a_world, {**BMC, "remove": True}, Invalid, "goes with no other option"),
     ("node.bmc", a_world, {"node": "n1", "remove": True}, Conflict, "n1 has no BMC"),
+    ("node.bmc", with_bmc, {**BMC, "address": "10.0.0.203"}, Conflict, "10.0.0.203 is the BMC of n3"),
     ("node.flush", a_world, {"node": "N1"}, Invalid, "is not a node's name"),
     ("node.ready", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.remove", a_world, {"node": "n9"}, NotFound, "no node named n9"),

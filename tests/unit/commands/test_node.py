@@ -14,7 +14,7 @@ from pvc.commands.context import LocalContext
 from pvc.commands.registry import find
 from pvc.errors import Conflict, Unavailable
 from tests.unit.commands.test_vm_settings import ToWorld
-from tests.unit.commands.world import UUID, World, a_world, with_vm, xml_of
+from tests.unit.commands.world import UUID, World, a_world, well, with_vm, xml_of
 
 
 @pytest.mark.parametrize(
@@ -271,3 +271,20 @@ def test_remove_loses_against_a_daemon_that_starts() -> None:
     world.store.commit(Create(paths.alive("n3"), dumps(Alive(2))))
     with pytest.raises(Conflict, match="daemon of n3"):
         world.call("node.remove", node="n3")
+
+
+def test_coordinator_that_is_removed_takes_its_traces_along() -> None:
+    world = well()
+    world.edit(paths.CLUSTER, primary="n3")
+    world.kill_node("n3")
+    world.call("node.remove", node="n3")
+    assert world.plain(paths.CLUSTER)["primary"] == ""
+    assert world.store.get(paths.verified("n3")) is None
+
+
+def test_last_coordinator_is_not_removed() -> None:
+    world = a_world(1)
+    world.edit(paths.node("n1"), role="coordinator")
+    world.kill_node("n1")
+    with pytest.raises(Conflict, match="n1 is the last coordinator"):
+        world.call("node.remove", node="n1")

@@ -11,6 +11,7 @@ from pvc.clock import SystemClock
 from pvc.cluster import domainxml, paths
 from pvc.cluster.cluster import Authority
 from pvc.cluster.codec import dumps, to_json
+from pvc.cluster.membership import Primary
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Delete, Put, Reader, Stored
 from pvc.cluster.verification import Verification, Verified
@@ -192,9 +193,10 @@ def well() -> World:
     """Three coordinators, each of which can switch the others off."""
     world = with_vm("running")
     names = ("n1", "n2", "n3")
+    world.store.commit(Create(paths.PRIMARY, dumps(Primary("n1", 1, 0)), ephemeral=True))
     for name in names:
         world.edit(paths.node(name), role="coordinator")
-        world.call("node.bmc", node=name, address="10.0.0.201", user="admin", password="secret1")
+        world.call("node.bmc", node=name, address=f"bmc-{name}", user="admin", password="secret1")
     for name in names:
         found = tuple(Verified(other, "", SystemClock().wall()) for other in names if other != name)
         world.store.commit(Create(paths.verified(name), dumps(Verification(0, found))))

@@ -17,7 +17,7 @@ from pvc.cluster.membership import Evidence, Fence, FenceState
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, Wanted
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
-from pvc.cluster.vm import NewDisk, Power, State, Target, VMSpec, VMStatus, move
+from pvc.cluster.vm import NewDisk, Owner, Power, State, Target, VMSpec, VMStatus, move
 from pvc.config import Config, NodeConfig, PathsConfig
 from pvc.errors import Conflict, Failed, NotFound
 from pvc.node.actions import Action, NodeAction
@@ -192,6 +192,21 @@ def test_who_was_fenced_fetches_its_vms_home_where_that_is_wanted(bench: Bench, 
     bench.rounds(3)
     assert bench.vm.spec.node == ("n1" if autoready else "n2")
     assert not bench.node.status.flushed
+
+
+def test_stray_is_ended_and_told(bench: Bench) -> None:
+    bench.rounds()
+    join(bench, "n2", "10.0.0.2")
+    bench.add(spec(node="n2"))
+    bench.store.commit(
+        Put(paths.vm_status(UUID), dumps(VMStatus(State.START, Owner("n2", 1)))),
+        Create(paths.node_vm("n2", UUID)),
+    )
+    bench.host.start(XML)
+    bench.rounds(2)
+    assert UUID not in bench.host.machines
+    (told,) = bench.node.status.strays
+    assert (told.vm, told.why) == ("web1", "it is owned by n2")
 
 
 def test_hand_over_that_cannot_be_written_is_not_tried_for_ever(bench: Bench) -> None:
