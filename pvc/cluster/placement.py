@@ -99,13 +99,11 @@ class Placement:
     def fits(self, spec: VMSpec, bridges: Iterable[str] = ()) -> bool:
         """As `choose`, reserved too, without a word on why: for many VMs."""
         selector = spec.selector if spec.selector is not Selector.NONE else self.default
-        rank, needed, left = RANK[selector], tuple(bridges), set(self.nodes)
-        while left:
-            best = min(left, key=lambda name: (rank(self.room[name]), name))
-            if not self.refusal(best, spec, bridges=needed):
-                self.reserve(best, spec)
+        needed = tuple(bridges)
+        for name in sorted(self.nodes, key=lambda name: (RANK[selector](self.room[name]), name)):
+            if not self.refusal(name, spec, bridges=needed):
+                self.reserve(name, spec)
                 return True
-            left.discard(best)
         return False
 
     def refusal(self, name: str, spec: VMSpec, avoid: Iterable[str] = (), bridges: Iterable[str] = ()) -> str:

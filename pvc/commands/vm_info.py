@@ -176,9 +176,18 @@ def activity(spec: VMSpec, status: VMStatus) -> str:
 def _activity_idle(spec: VMSpec, status: VMStatus) -> str:
     if spec.node is None:
         return "waiting for a place"
+    if _waits_for_room(spec, status):
+        return f"waiting for room: {spec.node} was fenced"
     if status.failures and status.attempts >= spec.attempts:
         return f"to be started again on {spec.node} after {_times(status.failures)}"
     return f"starting on {spec.node}"
+
+
+def _waits_for_room(spec: VMSpec, status: VMStatus) -> bool:
+    """It was taken from a dead node and given to no other."""
+    if status.recovery is None or status.state is not State.STARTING or status.attempts < spec.attempts:
+        return False
+    return status.recovery.fence.rpartition("-")[0] == spec.node
 
 
 def _times(failures: int) -> str:

@@ -49,7 +49,7 @@ def _of_vm(ctx: Context, vm: VM) -> Iterator[str]:
     if doing := activity(spec, status):
         yield f"it is not there yet: {doing}"
     if status.reason:
-        yield f"its node says: {status.reason}"
+        yield f"{_who_says(vm)}: {status.reason}"
     if status.owner is None and spec.power is Power.STARTED:
         yield from _not_running(ctx, vm)
     if spec.home is not None:
@@ -57,6 +57,11 @@ def _of_vm(ctx: Context, vm: VM) -> Iterator[str]:
     yield from _definition(vm)
     if settled(spec, status) and shown_state(spec, status) != State.FAIL:
         yield "nothing is going on: it is as wanted"
+
+
+def _who_says(vm: VM) -> str:
+    is_recovered = vm.status.owner is None and vm.status.recovery is not None
+    return "found when it was recovered" if is_recovered else "its node says"
 
 
 def _wanted(spec: VMSpec) -> str:

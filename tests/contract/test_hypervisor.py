@@ -392,6 +392,7 @@ def test_both_sides_show_a_migration_under_way(bench: Bench) -> None:
 
 
 def test_a_cancelled_migration_leaves_the_domain_where_it_was(bench: Bench) -> None:
+    """14.2.2, 14.2.8: it can be moved again at once."""
     uuid = started(bench, memory_mib=BIG_MIB)
     with pytest.raises(Cancelled, match=name_of(uuid)):
         migrate(bench, uuid, SLOW, cancelled=lambda: True)
@@ -402,6 +403,7 @@ def test_a_cancelled_migration_leaves_the_domain_where_it_was(bench: Bench) -> N
 
 
 def test_a_migration_that_takes_too_long_is_given_up(bench: Bench) -> None:
+    """14.2.8"""
     uuid = started(bench, memory_mib=BIG_MIB)
     with pytest.raises(TimedOut, match="within 1 s"):
         migrate(bench, uuid, MigrationSettings(bandwidth_mib_s=1, timeout_s=1.0))

@@ -112,6 +112,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_off_is_off_and_is_read_back(bench: Bench) -> None:
+    """14.1.15: by whichever method."""
     assert bench.power.state(bench.bmc) is PowerState.ON
     bench.power.off(bench.bmc)
     assert not bench.is_on()

@@ -120,6 +120,15 @@ def test_a_watch_wakes_once_for_a_document_however_often_it_changes(setup: Setup
     assert data(setup.mirror.get("/pvc/cluster")) == b"last"
 
 
+def test_what_a_watch_calls_asks_nothing_of_the_store(setup: Setup) -> None:
+    """14.3.4: it runs on a thread that all other watches need."""
+    setup.create("a")
+    setup.mirror.sync()
+    assert setup.reads(lambda: setup.writer.commit(Put(f"{VMS}/a", b"new"))) == 0
+    assert setup.reads(lambda: setup.create("b")) == 0
+    assert setup.mirror.stale
+
+
 def test_what_is_gone_is_dropped_and_reported(setup: Setup) -> None:
     setup.create("a", "b")
     setup.mirror.sync()

@@ -65,7 +65,8 @@ def test_status_says_which_node_could_not_be_lost_and_raises_no_alarm_in_mainten
     assert world.call("cluster.maintenance", switch="on")["health"] == "ok"
 
 
-def test_nobody_who_is_primary_is_a_problem() -> None:
+def test_nobody_who_is_primary_is_a_problem_and_keeps_nobody_from_reading() -> None:
+    """14.3.3: the primary is no bottleneck of what can be asked."""
     world = well()
     assert world.call("cluster.status")["primary"] == "n1"
     world.store.commit(Delete(paths.PRIMARY))

@@ -177,6 +177,17 @@ def test_rename_moves_the_name_in_spec_definition_and_index() -> None:
         world.call("vm.info", vm="web1")
 
 
+def test_rename_changes_the_name_and_no_other_text() -> None:
+    """14.2.10"""
+    world = a_world()
+    xml = xml_of().replace("</name>", "</name><title>web1 of web1.example</title>")
+    world.call("vm.define", xml=xml, target="n1")
+    world.call("vm.rename", vm="web1", new="web2")
+    now = world.call("vm.definition", vm="web2")
+    assert "<name>web2</name>" in now
+    assert "web1 of web1.example" in now
+
+
 def test_rename_by_uuid_leaves_the_uuid_alone() -> None:
     world = with_vm()
     world.call("vm.rename", vm=UUID, new="web2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pvc.cluster import paths
-from pvc.cluster.vm import Migration, Power, State
+from pvc.cluster.vm import Migration, Power, Recovery, State
 from pvc.errors import Conflict
 from tests.unit.commands.test_vm import failed
 from tests.unit.commands.world import UUID, World, a_world, with_vm, xml_of
@@ -232,3 +232,17 @@ def test_disable_with_force_powers_it_off() -> None:
     assert (shown["goal"], shown["settled"]) == ({"state": "disable"}, False)
     world.ended("web1")
     assert world.call("vm.info", vm="web1")["state"] == "disable"
+
+
+def test_recovered_vm_that_fits_nowhere_says_so_until_it_has_a_place() -> None:
+    world = with_vm("running")
+    world.kill_node("n1")
+    why = "n1 was fenced; it fits nowhere else: n2: it is flushed"
+    world.status_is("web1", owner=None, state=State.STARTING, recovery=Recovery("n1-1", 8.0), reason=why)
+    shown = world.call("vm.info", vm="web1")
+    assert (shown["activity"], shown["reason"]) == ("waiting for room: n1 was fenced", why)
+    assert f"found when it was recovered: {why}" in world.call("why.vm", vm="web1")["because"]
+    world.edit(paths.vm(UUID), node="n2")
+    assert world.call("vm.info", vm="web1")["activity"] == "starting on n2"
+    world.runs("web1", "n2")
+    assert world.call("vm.info", vm="web1")["activity"] == ""

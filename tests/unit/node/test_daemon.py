@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from pvc.config import Config, NodeConfig, PathsConfig
 from pvc.errors import Conflict, Failed, NotFound
 from pvc.node.actions import Action, NodeAction
 from pvc.node.daemon import Daemon
-from pvc.node.drivers import Domain
+from pvc.node.drivers import Domain, MigrationResult, MigrationSettings, MigrationTarget
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.unit.node.pictures import UUID, XML, spec
@@ -33,6 +34,13 @@ FENCED = Fence("n1", 1, FenceState.FENCED, Evidence.POWER_OFF)
 @dataclass(slots=True)
 class Host(FakeHypervisor):
     after_listing: Callable[[], object] = lambda: None
+    migrations: list[MigrationSettings] = field(default_factory=list)
+
+    def migrate(
+        self, uuid: str, target: MigrationTarget, settings: MigrationSettings, **more: Any
+    ) -> MigrationResult:
+        self.migrations.append(settings)
+        return FakeHypervisor.migrate(self, uuid, target, settings, **more)
 
     def domains(self) -> Mapping[str, Domain]:
         listed = FakeHypervisor.domains(self)
@@ -207,6 +215,24 @@ def test_stray_is_ended_and_told(bench: Bench) -> None:
     assert UUID not in bench.host.machines
     (told,) = bench.node.status.strays
     assert (told.vm, told.why) == ("web1", "it is owned by n2")
+
+
+def test_settings_of_a_migration_reach_the_hypervisor_in_their_units(bench: Bench) -> None:
+    """14.2.13: milliseconds stay milliseconds."""
+    join(bench, "n2", "10.0.0.2")
+    bench.host.world.hosts["n1"] = bench.host
+    bench.host.world.add("10.0.0.2")
+    bench.add(spec(max_downtime_ms=250, migration_timeout_s=30))
+    bench.rounds(2)
+    moved = move(bench.vm.spec, "n2", home=None)
+    bench.store.commit(
+        Put(paths.vm(UUID), dumps(moved)),
+        Create(paths.node_vm("n2", UUID)),
+        Create(paths.vm_target(UUID), dumps(Target("n2", moved.moves, 1))),
+    )
+    bench.rounds()
+    (given,) = bench.host.migrations
+    assert (given.max_downtime_ms, given.timeout_s) == (250, 30.0)
 
 
 def test_hand_over_that_cannot_be_written_is_not_tried_for_ever(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.node import Wanted
 from pvc.cluster.vm import Method, Migration, Owner, Power, State, Target, VMSpec, VMStatus
 from pvc.node import plan as planner
-from pvc.node.actions import Commit, Evacuate, FetchBack, Migrate, Shutdown, Start
+from pvc.node.actions import Answer, Commit, Evacuate, FetchBack, Migrate, Shutdown, Start
 from pvc.node.drivers import Domain, DomainState, Ended
 from pvc.node.plan import Note, Picture, plan, remember
 from tests.unit.node.pictures import (
@@ -548,6 +548,15 @@ def test_14_2_1_source_keeps_ownership_while_the_guest_ignores_acpi() -> None:
     for asked in (NOW - 5, NOW - 15, NOW - 179, NOW - 181, NOW - 1000):
         seen = picture(leaving, domain(), Note(asked_first=asked, asked_last=asked), YES)
         assert not [action for action in plan(seen).actions if isinstance(action, Commit)], asked
+
+
+def test_14_2_2_migration_that_failed_holds_nothing() -> None:
+    """Nothing is locked: an answer counts for one request, and the next request gets a new one."""
+    stale = Target("n1", 0, 3)
+    again = replace(spec(), moves=1)  # seen from the target, n1
+    (answer,) = plan(picture(vm(again, OTHERS), target=stale)).actions
+    assert isinstance(answer, Answer)
+    assert (answer.target.moves, answer.target.refused) == (1, "")
 
 
 def test_14_2_3_target_that_never_answers_holds_nothing_up() -> None:
