@@ -605,7 +605,7 @@ def steps(verb: str, arguments: Sequence[str]) -> list[Step]:
 VERBS = {
     "lab": "set up everything and show a three-node cluster with a VM that moves while it runs",
     "test": "set up everything and run every layer of tests; what follows -- goes to pytest",
-    "sim": "set up the tools and simulate clusters under faults; what follows -- goes to tests.sim",
+    "sim": "set up the tools and simulate clusters under faults: --seeds N, --start S, --replay SEED",
     "zipapp": "build dist/pvc, the one file",
     "image": "build the node image",
     "docs": "write the generated documentation",
@@ -662,9 +662,20 @@ def interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is meant for this program, and what goes to the tests: after --, and all that follows `sim`."""
+    given = list(argv)
+    split = given.index("--") if "--" in given else len(given)
+    own, passed = given[:split], given[split + 1 :]
+    if "sim" in own and "--help" not in own:
+        at = own.index("sim") + 1
+        here = [one for one in own[at:] if one in ("--plan", "--list")]
+        own, passed = own[:at] + here, [one for one in own[at:] if one not in here] + passed
+    return own, passed
+
+
 def main(argv: Sequence[str]) -> int:
-    split = list(argv).index("--") if "--" in argv else len(argv)
-    passed = list(argv[split + 1 :])
+    own, passed = divided(argv)
     parser = argparse.ArgumentParser(
         prog="build.py",
         description="Builds, tests and shows PVC. Everything can be interrupted and run again.",
@@ -678,7 +689,7 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="say what would be installed and done; do nothing",
     )
-    options = parser.parse_args(list(argv[:split]))
+    options = parser.parse_args(own)
     if passed and options.verb not in LAST:
         parser.error(f"only {' and '.join(LAST)} take arguments after --")
     signal.signal(signal.SIGTERM, interrupt)

@@ -65,7 +65,10 @@ class Mirror:
 
     def get_many(self, paths: Sequence[str]) -> tuple[Stored | None, ...]:
         with self._lock:
-            known = {path: self._documents[path] for path in paths if path in self._documents}
+            try:
+                return tuple([self._documents[path] for path in paths])
+            except KeyError:
+                known = {path: self._documents[path] for path in paths if path in self._documents}
         unknown = [path for path in paths if path not in known]
         if unknown:
             known.update(zip(unknown, self._store.get_many(unknown), strict=True))

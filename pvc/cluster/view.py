@@ -218,22 +218,20 @@ class View:
         return found
 
     def nodes(self, names: Sequence[str] | None = None) -> dict[str, Node]:
-        wanted = list(self.reader.children(paths.NODES) if names is None else names)
-        kinds = (paths.node, paths.node_status, paths.alive, paths.load)
-        *documents, role = self.reader.get_many(
-            [*(where(name) for where in kinds for name in wanted), paths.PRIMARY]
-        )
+        wanted = self.reader.children(paths.NODES) if names is None else names
+        asked = [paths.PRIMARY, paths.CLUSTER]
+        for name in wanted:
+            asked += paths.node(name), paths.node_status(name), paths.alive(name), paths.load(name)
+        role, stored, *documents = self.reader.get_many(asked)
         primary = self.decode(Primary, role).node if role else None
-        stored = self.reader.get(paths.CLUSTER)
         cluster = self.decode(ClusterSpec, stored) if stored else ClusterSpec("")
         moving = self._role_moves(primary, cluster.primary)
-        count = len(wanted)
         found = {}
         for index, name in enumerate(wanted):
-            spec, status, alive, load = (documents[index + kind * count] for kind in range(4))
+            spec, status, alive, load = documents[4 * index : 4 * index + 4]
             if spec is not None:
                 known = self.decode(Load, load) if load else Load()
-                missing = set(cluster.floating_addresses) - {*known.addresses}
+                missing = {*cluster.floating_addresses}.difference(known.addresses)
                 found[name] = Node(
                     self.decode(NodeSpec, spec),
                     spec.version,

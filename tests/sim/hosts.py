@@ -138,6 +138,7 @@ class Host:
 
     def power_cut(self) -> None:
         self.is_up = False
+        self.world.asleep[self.name] = None
         self.domains.clear()
         self.by_hand.clear()
         self.watchers.clear()

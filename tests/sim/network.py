@@ -7,7 +7,7 @@ their own. A machine that has no power or is paused neither sends nor answers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 Link = tuple[str, str]
@@ -41,6 +41,8 @@ class Cut:
 
 @dataclass(eq=False)
 class Network:
+    asleep: Collection[str]
+    """Places that may be asleep; others are not."""
     is_awake: Callable[[str], bool]
     """Of a place: it has power and is not paused."""
     before_change: Callable[[], None] = lambda: None
@@ -50,11 +52,15 @@ class Network:
 
     def reaches(self, a: str, b: str) -> bool:
         """A packet of a gets to b."""
-        return (not self._lost or not self._lost[a, b] or a == b) and self.is_awake(a) and self.is_awake(b)
+        if self._lost and a != b and (a, b) in self._lost:
+            return False
+        return not self.asleep or (self.is_awake(a) and self.is_awake(b))
 
     def talks(self, a: str, b: str) -> bool:
         """A request of a gets to b, and the answer back."""
-        return self.reaches(a, b) and self.reaches(b, a)
+        if self._lost and a != b and ((a, b) in self._lost or (b, a) in self._lost):
+            return False
+        return not self.asleep or (self.is_awake(a) and self.is_awake(b))
 
     @property
     def is_whole(self) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.sim.__main__ import search
 from tests.sim.world import simulate
 
-BLOCKS, BLOCK = 6, 25
-"""`build.py test` runs thousands more, in parallel: python -m tests.sim."""
+FRESH = 4000
+WITHIN_S = 100.0
+"""On a slow machine there are fewer of them: `./build.py sim --seeds 1000000` takes its time."""
 
 
 def known_seeds() -> Iterator[int]:
@@ -26,10 +30,14 @@ def test_history_that_once_went_wrong(seed: int) -> None:
     simulate(seed)
 
 
-@pytest.mark.parametrize("block", range(BLOCKS))
-def test_histories(block: int) -> None:
-    for seed in range(block * BLOCK, (block + 1) * BLOCK):
-        simulate(seed)
+def test_fresh_histories(capfd: pytest.CaptureFixture[str]) -> None:
+    """Others with every run: what fails names its seed, and is replayed by `./build.py sim --replay SEED`."""
+    start = random.SystemRandom().randrange(10**9)
+    found = search(range(start, start + FRESH), os.cpu_count() or 1, WITHIN_S)
+    with capfd.disabled():
+        print(f"\n  {found.summary()}")
+    assert not found.failed, "\n".join(found.failed.values())
+    assert found.done, f"none within {WITHIN_S:g} s"
 
 
 def test_seed_decides_everything() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pvc.cluster import domainxml, fencing, paths
 from pvc.cluster.cluster import ClusterSpec
-from pvc.cluster.codec import dumps, loads
+from pvc.cluster.codec import dumps
 from pvc.cluster.fencing import Duties, Scene
 from pvc.cluster.membership import Fence, FenceState, Primary
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
@@ -29,7 +29,7 @@ from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Owner, Power, State, VMSpec, VMStatus, settled
 from pvc.commands.context import Caller, Context, invoke
 from pvc.commands.registry import Role, find
-from pvc.config import ClusterConfig, Config, NodeConfig, PathsConfig
+from pvc.config import ClusterConfig, Config, DaemonConfig, NodeConfig, PathsConfig
 from pvc.errors import Conflict, Invalid, PVCError, Unavailable
 from pvc.node.actions import key
 from pvc.node.coordinator import Coordinator
@@ -43,8 +43,11 @@ from pvc.node.plan import Picture, Plan, plan
 from tests.fakes.addresses import FakeAddresses
 from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimPower
 from tests.sim.network import Cut, Network, bmc_of, both_ways, one_way, one_way_in
-from tests.sim.tasks import Crashed, Task
+from tests.sim.speed import hasten, loads
+from tests.sim.tasks import Crashed, Scheduler, Task
 from tests.sim.zookeeper import ANSWER_S, Client, Ensemble, Tree
+
+hasten()
 
 FAULTS_S = 60.0
 SETTLE_S = 900.0
@@ -425,6 +428,7 @@ def _definition(name: str, uuid: str, memory_mib: int) -> str:
 def _config(name: str) -> Config:
     return Config(
         node=NodeConfig(name=name, address=f"10.0.0.{name[1:]}"),
+        daemon=DaemonConfig(keepalive_s=20.0),
         cluster=ClusterConfig(coordinators=tuple(f"10.0.0.{number}:2181" for number in (1, 2, 3))),
         paths=PathsConfig(console=tempfile.gettempdir()),
     )
@@ -445,8 +449,10 @@ class World:
         self.log: list[str] = []
         self.fingerprint = 0
         self.violation: Violation | None = None
-        self.current: Task | None = None
-        self.ended: dict[Task, Callable[..., None]] = {}
+        self.scheduler = Scheduler(self._advance, self._task_ended)
+        self.next_task: Task | None = None
+        self.is_over: Callable[[], Any] = lambda: True
+        self.ended: dict[Task, tuple[Actor, Callable[..., None]]] = {}
         self.events: list[tuple[float, float, int, Callable[[], None]]] = []
         self.count = 0
         self.faulty = True
@@ -460,7 +466,9 @@ class World:
         self.slow: dict[str, float] = {}
         """Places whose way to the store is slow, and by how much."""
         self.cluster = Tree(queued=True, monotonic=self.monotonic)
-        self.network = Network(self.is_awake)
+        self.asleep: dict[str, None] = {}
+        """Machines without power or paused; some of them may go on by now."""
+        self.network = Network(self.asleep, self.is_awake)
         self.zookeeper = Ensemble(self, self.network, self.cluster, PLACES)
         self.network.before_change = self.zookeeper.before_change
         self.zookeeper.lags = not self.vms
@@ -483,8 +491,13 @@ class World:
 
     def is_awake(self, place: str) -> bool:
         """The machine there has power and is not paused."""
-        host = self.hosts.get(place)
-        return host is None or (host.is_up and self.now >= host.paused_until)
+        if place not in self.asleep:
+            return True
+        host = self.hosts[place]
+        if host.is_up and self.now >= host.paused_until:
+            del self.asleep[place]
+            return True
+        return False
 
     def monotonic(self) -> float:
         return self.now
@@ -496,10 +509,14 @@ class World:
         self.count += 1
         heapq.heappush(self.events, (self.now + delay, self.rng.random(), self.count, event))
 
+    @property
+    def current(self) -> Task | None:
+        return self.scheduler.running
+
     def begin(self, actor: Actor, function: Callable[[], Any], ended: Callable[..., None]) -> Task:
-        task = Task(function)
+        task = Task(self.scheduler, function)
         actor.tasks[task] = None
-        self.ended[task] = ended
+        self.ended[task] = actor, ended
         return task
 
     def spawn(
@@ -509,18 +526,18 @@ class World:
         self.later(delay, partial(self.resume, actor, task))
 
     def resume(self, actor: Actor, task: Task) -> None:
+        """The last thing that an event does."""
         if task.done or actor.dead:
             return
         if self.now < actor.stopped_until:
             self.later(actor.stopped_until - self.now, partial(self.resume, actor, task))
             return
-        self.current = task
-        task.resume()
-        self.current = None
-        if not task.done:
-            return
+        assert self.next_task is None, "two tasks at once"
+        self.next_task = task
+
+    def _task_ended(self, task: Task) -> None:
+        actor, ended = self.ended.pop(task)
         actor.tasks.pop(task, None)
-        ended = self.ended.pop(task)
         if isinstance(task.error, Crashed):
             return
         if task.error is None and isinstance(task.result, float):
@@ -553,14 +570,27 @@ class World:
         for actor in [*self.lives.values(), *self.users]:
             actor.kill()
 
-    def _run_until(self, done: Callable[[], bool]) -> None:
-        while not done():
+    def _run_until(self, done: Callable[[], Any]) -> None:
+        self.is_over = done
+        self.scheduler.run()
+        if self.violation:
+            raise self.violation
+
+    def _advance(self, own: Task | None) -> Task | None:
+        """Events, until a task is to go on, or (None) all is over. `own` is paused on this very stack."""
+        while True:
+            if own is not None and own.killed:
+                return own
+            if self.next_task is not None:
+                task, self.next_task = self.next_task, None
+                if not task.done:
+                    return task
+            if self.violation or self.is_over():
+                return None
             self.now, _, _, event = heapq.heappop(self.events)
             event()
             if self.rng.random() < 0.8:
                 self.cluster.deliver()
-            if self.violation:
-                raise self.violation
 
     def count_action(self) -> None:
         self.last_action_at, self.rounds_since_action = self.now, 0
@@ -1115,6 +1145,7 @@ def _pause_machine(world: World) -> None:
         world.zookeeper.before_change()
         world.disturb(host.name, seconds + 5.0)
         host.paused_until = max(host.paused_until, world.now + seconds)
+        world.asleep[host.name] = None
 
 
 def _clock(world: World) -> None:

@@ -111,6 +111,10 @@ class Client(MemoryStore):
         super().__init__(ensemble.tree, Session(0, SessionState.LOST))
         self.ensemble = ensemble
         self.place = place
+        own = [server for server in ensemble.servers if server == place]
+        others = [server for server in ensemble.servers if server != place]
+        ensemble.rng.shuffle(others)
+        self.order = [*own, *others]
         self.is_awake = is_awake
         """The process is neither stopped nor dead, and neither is its machine."""
         self.local: Callable[[float], float] = lambda now: now
@@ -551,10 +555,9 @@ class Ensemble:
                 self.disconnect(client)
 
     def _try(self, client: Client) -> None:
-        """The next server in the client's order, its own machine's first."""
+        """The next server in the client's order."""
         now = self.world.now
-        order = sorted(self.servers.values(), key=lambda one: one.place != client.place)
-        server = order[client.tries % len(order)]
+        server = self.servers[client.order[client.tries % len(client.order)]]
         client.tries += 1
         is_open = self.tree.is_open(client.session.id)
         if self.answers(client.place, server) and (is_open or self.has_quorum()):
