@@ -1159,6 +1159,8 @@ def _slow(world: World) -> None:
     """Every call of the store takes long there."""
     place, seconds = world.rng.choice(PLACES), world.rng.choice((2.0, 10.0, 30.0))
     world.slow[place] = world.rng.choice((0.2, 1.0, 3.0))
+    if world.slow[place] > 0.5 and place in world.hosts:
+        world.disturb(place, seconds + 10.0)
     world.trace(f"{place}: the store takes {world.slow[place]} s for an answer, for {seconds} s")
 
     def end() -> None:

@@ -405,11 +405,14 @@ class Ensemble:
             self.world.later(STEP_S, self._tick)
 
     def _note_the_disturbed(self) -> None:
-        """Whom no server takes, while others have one."""
-        if self.has_quorum():
-            for name in self.world.hosts:
-                if not self.provides(name):
-                    self.world.disturb(name, STEP_S)
+        """Whom no server takes while others have one, and who waits in vain for two of them in a row."""
+        if not self.has_quorum():
+            return
+        stopped = {one.place for one in self.servers.values() if self.world.now < one.paused_until}
+        for name in self.world.hosts:
+            silent = sum(one in stopped or not self.network.talks(name, one) for one in self.servers)
+            if silent > 1 or not self.provides(name):
+                self.world.disturb(name, STEP_S)
 
     def _calm(self) -> bool:
         return (
