@@ -114,7 +114,7 @@ class Keeper:
             return self._again()
         began = self.clock.monotonic()
         try:
-            self.store.commit(*tenure.authority)
+            self._confirm(tenure)
         except (Conflict, NotFound):
             log.info("the role is somebody else's")
             self.rest()
@@ -131,6 +131,10 @@ class Keeper:
                 return min(wait, RENEW_S)
             self._hold(tenure.addresses, confirmed + self.timing.address_s)
             return min(self._announce(), RENEW_S)
+
+    def _confirm(self, tenure: Tenure) -> None:
+        """A majority of the store's servers says that the role is ours, at some moment of this call."""
+        self.store.commit(*tenure.authority)
 
     def _again(self) -> float:
         """The kernel refused to drop something: it ends by itself, but sooner is better."""
@@ -183,4 +187,5 @@ class Keeper:
                 self.host.announce(address)
             except DriverError as error:
                 log.warning("%s", error.message)
-        return min((times[0] - now for times in self._announce_at.values() if times), default=RENEW_S)
+        due = min((times[0] for times in self._announce_at.values() if times), default=now + RENEW_S)
+        return max(0.0, due - now)

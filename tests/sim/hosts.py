@@ -27,6 +27,7 @@ from pvc.node.drivers import (
     Progress,
 )
 from pvc.node.drivers.power import BMCAccess, PowerState
+from tests.sim.addresses import Kernel
 from tests.sim.network import bmc_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class Host:
     """VMs whose guest ignores ACPI."""
     by_hand: set[str] = field(default_factory=set)
     """Domains that an administrator started behind the cluster's back."""
+
+    def __post_init__(self) -> None:
+        self.kernel = Kernel(self)
 
     def local(self, now: float) -> float:
         """A time as its monotonic clock counts it."""
@@ -139,6 +143,7 @@ class Host:
     def power_cut(self) -> None:
         self.is_up = False
         self.world.asleep[self.name] = None
+        self.kernel.until.clear()
         self.domains.clear()
         self.by_hand.clear()
         self.watchers.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -17,6 +18,7 @@ from pvc.errors import PVCError
 from pvc.node.actions import Action, Commit, Migrate, NodeAction, Shutdown, Start, StopStray
 from pvc.node.execute import Executor
 from pvc.node.judge import Judge
+from pvc.node.keeper import Keeper, Tenure
 from pvc.node.plan import Picture, Plan, plan
 from tests.sim.world import Mutant, Violation, simulate
 
@@ -172,6 +174,21 @@ def sees_nobody(scene: Scene) -> Duties:
     return fencing.duties(replace(scene, nodes=nodes, notes=notes))
 
 
+class RenewsWithoutTheStore(Keeper):
+    """Who was primary is primary, until somebody says something else."""
+
+    def _confirm(self, tenure: Tenure) -> None:
+        with suppress(PVCError):
+            super()._confirm(tenure)
+
+
+class KeepsThemToTheEnd(Keeper):
+    """Drops them after the role: there is time enough for that."""
+
+    def rest(self) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
 class Bite:
     name: str
@@ -192,6 +209,9 @@ BITES = [
     Bite("shoot from memory", Mutant(judge=ShootsFromMemory, decide=sees_nobody)),
     Bite("release without evidence", Mutant(decide=releases_the_suspects)),
     Bite("forget requests", Mutant(planner=each(forgets_requests))),
+    Bite("addresses without a lifetime", Mutant(no_lifetime=True)),
+    Bite("renew addresses without the store", Mutant(keeper=RenewsWithoutTheStore)),
+    Bite("keep addresses beyond the role", Mutant(keeper=KeepsThemToTheEnd)),
 ]
 
 

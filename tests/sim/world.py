@@ -33,14 +33,16 @@ from pvc.config import ClusterConfig, Config, DaemonConfig, NodeConfig, PathsCon
 from pvc.errors import Conflict, Invalid, PVCError, Unavailable
 from pvc.node.actions import key
 from pvc.node.coordinator import Coordinator
-from pvc.node.daemon import Daemon
+from pvc.node.daemon import Daemon, drop_leftovers
 from pvc.node.drivers import Domain, DomainState, DriverError, Ended, EventKind
 from pvc.node.drivers.power import BMCAccess
 from pvc.node.execute import Executor
 from pvc.node.judge import Judge
+from pvc.node.keeper import Keeper
 from pvc.node.lanes import REST_AFTER_CONFLICT_S, REST_S
 from pvc.node.plan import Picture, Plan, plan
-from tests.fakes.addresses import FakeAddresses
+from tests.sim import addresses
+from tests.sim.addresses import SimAddresses
 from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimPower
 from tests.sim.network import Cut, Network, bmc_of, both_ways, one_way, one_way_in
 from tests.sim.speed import hasten, loads
@@ -76,7 +78,12 @@ class Mutant:
     executor: type[Executor] = Executor
     decide: Callable[[Scene], Duties] = fencing.duties
     judge: type[Judge] = Judge
+    keeper: type[Keeper] = Keeper
     old_lists: bool = False
+    no_lifetime: bool = False
+    """Of floating addresses, in the kernel."""
+    leftovers_stay: bool = False
+    """Floating addresses of a life that was killed, when the next one begins."""
 
 
 class Violation(AssertionError):
@@ -280,7 +287,9 @@ class Life(Actor):
         self.client.local = host.local
         self.store = SimStore(self, self.client)
         self.daemon: Daemon | None = None
-        self.rounds: Rounds | None = None
+        self.coordinator: Coordinator | None = None
+        self.rounds: tuple[Rounds, ...] = ()
+        """Of its coordinator and its keeper."""
         self.stepping = False
         self.woken = False
         self.due = 0
@@ -292,6 +301,8 @@ class Life(Actor):
 
     def _boot(self) -> None:
         mutant = self.world.mutant
+        if not mutant.leftovers_stay:
+            drop_leftovers(SimAddresses(self))
         while not self.client.is_connected:
             self.point(0.5)
         daemon = Daemon(
@@ -308,17 +319,17 @@ class Life(Actor):
         daemon.mirror._syncing = SimLock(self)  # type: ignore[assignment]
         daemon.status_lock = SimLock(self)  # type: ignore[assignment]
         if daemon.role is NodeRole.COORDINATOR:
-            self.rounds = self._coordinate(daemon)
+            self._coordinate(daemon)
         self.daemon = daemon
 
-    def _coordinate(self, daemon: Daemon) -> Rounds:
+    def _coordinate(self, daemon: Daemon) -> None:
         mutant = self.world.mutant
-        rounds = Rounds(self)
-        rounds.coordinator = Coordinator(
+        rounds, renewals = Rounds(self), Rounds(self)
+        coordinator = Coordinator(
             daemon.me,
             self.store,
             SimPower(self),
-            FakeAddresses(self.clock, {}),
+            SimAddresses(self),
             self.clock,
             Timing(),
             "",
@@ -326,16 +337,21 @@ class Life(Actor):
             wake=rounds.wake,
             decide=mutant.decide,
             judge=mutant.judge,
+            keeper=mutant.keeper,
             access=lambda bmc, secret: BMCAccess(bmc.driver, bmc.address, bmc.user, ""),
         )
-        rounds.coordinator.mirror._syncing = SimLock(self)  # type: ignore[assignment]
-        return rounds
+        coordinator.mirror._syncing = SimLock(self)  # type: ignore[assignment]
+        keeper = coordinator.keeper
+        keeper.lock = SimLock(self)  # type: ignore[assignment]
+        keeper.wake, keeper.changed, daemon.floating = renewals.wake, daemon.wake, keeper.shown
+        rounds.step, renewals.step = coordinator.step, keeper.step
+        self.coordinator, self.rounds = coordinator, (rounds, renewals)
 
     def _booted(self, error: BaseException | None) -> None:
         if error is None:
             self.next_step(0.0)
-            if self.rounds is not None:
-                self.rounds.next_step(0.0)
+            for rounds in self.rounds:
+                rounds.next_step(0.0)
         elif isinstance(error, PVCError):
             self.world.restart_daemon(self.name)
         else:
@@ -374,6 +390,18 @@ class Life(Actor):
         else:
             self.world.fail(f"a bug in a round of the daemon: {error!r}", error)
 
+    def leave(self) -> bool:
+        """As main in daemon.py. Whether the session may be closed."""
+        assert self.daemon is not None
+        self.daemon.begin_to_leave()
+        is_left = True
+        for rounds in self.rounds:
+            rounds.end()
+        if self.coordinator is not None:
+            is_left = self.coordinator.leave()
+        self.daemon.leave()
+        return is_left
+
     def kill(self) -> None:
         self.world.zookeeper.lose(self.client)
         super().kill()
@@ -381,12 +409,12 @@ class Life(Actor):
 
 
 class Rounds:
-    """The coordinator of a life: rounds of its own, as on a thread of its own."""
+    """What a life does beside its own rounds, as on a thread of its own."""
 
     def __init__(self, life: Life) -> None:
         self.life = life
-        self.coordinator: Coordinator | None = None
-        self.stepping = self.woken = False
+        self.step: Callable[[], float] = lambda: 5.0
+        self.stepping = self.woken = self.ended = False
         self.due = 0
 
     def wake(self) -> None:
@@ -400,12 +428,19 @@ class Rounds:
         self.life.world.later(delay, partial(self._step, self.due))
 
     def _step(self, due: int) -> None:
-        if due != self.due or self.stepping or self.life.dead or self.coordinator is None:
+        if due != self.due or self.stepping or self.life.dead or self.ended:
             return
         self.stepping, self.woken = True, False
         world = self.life.world
-        task = world.begin(self.life, self.coordinator.step, self._stepped)
+        task = world.begin(self.life, self.step, self._stepped)
         world.resume(self.life, task)
+
+    def end(self) -> None:
+        """As Loop.close, which does not wait for ever."""
+        self.ended = True
+        until = self.life.world.now + 5.0
+        while self.stepping and self.life.world.now < until:
+            self.life.point(0.1)
 
     def _stepped(self, error: BaseException | None, wait: float = 5.0) -> None:
         """As Loop in coordinator.py does."""
@@ -623,6 +658,7 @@ class World:
             restart_limit=3,
             migrations_at_once=self.rng.choice((1, 3)),
             starts_at_once=self.rng.choice((1, 4)),
+            upstream_address=addresses.CHOICES[0],
             autoready=self.seed % 2 == 1,
         )
         self.truth.commit(Create(paths.CLUSTER, dumps(spec)))
@@ -946,6 +982,8 @@ class World:
             is_open = fence.state in (FenceState.FENCING, FenceState.SUSPECT)
             if is_open or (fence.state is FenceState.FENCED and not fence.finished):
                 return f"the fence {name} does not end: {fence}"
+        if self.zookeeper.has_quorum() and (why := addresses.unrest(self, view.cluster().floating_addresses)):
+            return why
         for host in self.hosts.values():
             if unknown := host.domains.keys() - known.keys():
                 return f"{host.name} runs what nobody knows: {sorted(unknown)}"
@@ -1038,14 +1076,17 @@ def _leave(world: World) -> None:
     world.trace(f"{life.name}: is told to end")
     name = life.name
 
+    def leave() -> None:
+        if life.leave():
+            life.client.close()
+
     def left(error: BaseException | None) -> None:
         if error is not None and not isinstance(error, PVCError):
             world.fail(f"a bug at the end of the daemon: {error!r}", error)
         if not life.dead:
-            life.client.close()
             world.restart_daemon(name, 0.5)
 
-    world.spawn(life, life.daemon.leave, left)
+    world.spawn(life, leave, left)
 
 
 def _power_cut(world: World) -> None:
@@ -1146,6 +1187,7 @@ def _pause_machine(world: World) -> None:
         world.disturb(host.name, seconds + 5.0)
         host.paused_until = max(host.paused_until, world.now + seconds)
         world.asleep[host.name] = None
+        addresses.check_later(world, host.paused_until - world.now)
 
 
 def _clock(world: World) -> None:
@@ -1283,6 +1325,14 @@ def _change_spec(world: World) -> None:
     world.truth.commit(Put(paths.vm(uuid), dumps(new), vm.spec_version))
 
 
+def _change_addresses(world: World) -> None:
+    stored = world.cluster.document(paths.CLUSTER)
+    assert stored is not None
+    spec = replace(loads(ClusterSpec, stored.data), upstream_address=world.rng.choice(addresses.CHOICES))
+    world.trace(f"the floating address is {spec.upstream_address or 'none'}")
+    world.truth.commit(Put(paths.CLUSTER, dumps(spec)))
+
+
 FAULTS: list[Callable[[World], None]] = [
     _kill,
     _leave,
@@ -1305,6 +1355,7 @@ FAULTS: list[Callable[[World], None]] = [
     _guest,
     _by_hand,
     _change_spec,
+    _change_addresses,
 ]
 
 
