@@ -95,7 +95,7 @@ class Fence:
     attempts: int = 0
     reason: str = ""
     since: float = 0.0
-    """Wall clock at the first attempt."""
+    """Wall clock when it was asked for, or else at the first attempt."""
     fenced_at: float = 0.0
     suspect_s: float = 0.0
     """From the end of its session to the first attempt."""

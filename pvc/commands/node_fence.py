@@ -71,10 +71,13 @@ def fence(
         asked_by=ctx.caller.name,
         confirmed=confirm_off,
         drill=ctx.caller.name if drill else "",
+        since=ctx.clock.wall(),
     )
     path = paths.fence(node, found.status.incarnation)
     stored = ctx.reader.get(path)
     op: Op = Create(path, dumps(wanted)) if stored is None else Put(path, dumps(wanted), stored.version)
+    if not any(one.is_primary for one in ctx.view.nodes().values()):
+        ctx.say("no coordinator is primary now: it waits for one")
     ctx.say(f"{node} is released on your word" if confirm_off else f"the primary cuts the power of {node}")
     ctx.commit(op)
     return wanted

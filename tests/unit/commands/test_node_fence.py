@@ -86,6 +86,13 @@ def test_fence_by_hand_is_an_intent() -> None:
     assert from_json(BMC, world.plain(paths.node("n3"))["bmc"]).driver is BMCDriver.IPMI
 
 
+def test_fence_that_was_just_asked_for_is_the_newest() -> None:
+    world = with_fence(state=FenceState.FAILED, since=5.0)
+    world.kill_node("n2")
+    world.call("node.fence", node="n2", confirm_off=True)
+    assert [one["node"] for one in world.call("node.fences")] == ["n2", "n3"]
+
+
 def test_drill_is_an_intent_with_a_name() -> None:
     world = well()
     shown = world.call("node.fence", node="n3", drill=True)
