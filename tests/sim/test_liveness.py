@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pytest
 
 from pvc.cluster import paths
+from pvc.cluster.cluster import FencePolicy
 from pvc.cluster.codec import dumps
+from pvc.cluster.node import BMC, BMCDriver, Wanted
 from pvc.cluster.store import Put
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Power, State
@@ -329,4 +332,44 @@ def test_vm_that_cannot_come_home_remembers_where_that_is(stage: Stage) -> None:
     world.command("unmigrate", stage.uuid)
     world.until(lambda: stage.runs_on("n1"))
     stage.at_rest()
+    assert stage.vm().spec.home is None
+
+
+def _told(stage: Stage, **settings: Any) -> None:
+    """The cluster has these settings, and n1 a BMC."""
+    view = View(stage.world.truth)
+    cluster, version = view.cluster_document()
+    n1 = view.node("n1")
+    bmc = BMC(BMCDriver.IPMI, "n1", "admin", "")
+    stage.world.truth.commit(
+        Put(paths.CLUSTER, dumps(replace(cluster, **settings)), version),
+        Put(paths.node("n1"), dumps(replace(n1.spec, bmc=bmc)), n1.spec_version),
+    )
+
+
+def test_vm_that_fits_nowhere_says_why_and_starts_when_there_is_room(stage: Stage) -> None:
+    """14.1.9"""
+    stage.start()
+    world = stage.world
+    _told(stage, fence_policy=FencePolicy.OFF)
+    limited = replace(stage.vm().spec, node_limit=("n1", "n2"))
+    world.truth.commit(Put(paths.vm(stage.uuid), dumps(limited), stage.vm().spec_version))
+    world.command("flush", "n2")
+    world.until(lambda: View(world.truth).node("n2").domain_state == "flushed")
+    world.power_cut("n1")
+    world.until(lambda: "it fits nowhere else: n1" in stage.vm().status.reason)
+    assert stage.vm().status.owner is None
+    n2 = View(world.truth).node("n2")
+    world.truth.commit(Put(paths.node("n2"), dumps(replace(n2.spec, wanted=Wanted.READY)), n2.spec_version))
+    world.until(lambda: world.where(stage.uuid) == ["n2"])
+    assert stage.vm().spec.home == "n1"
+
+
+def test_who_was_fenced_fetches_its_vms_home_by_itself(stage: Stage) -> None:
+    stage.start()
+    _told(stage, autoready=True)
+    stage.world.power_cut("n1")
+    stage.world.until(lambda: stage.world.where(stage.uuid) in (["n2"], ["n3"]))
+    stage.at_rest()
+    assert stage.runs_on("n1")
     assert stage.vm().spec.home is None
