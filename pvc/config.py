@@ -29,6 +29,8 @@ class NodeConfig:
     """On the cluster network."""
     storage_address: str = ""
     """Where migrations send memory; empty: `address`."""
+    bridge_device: str = ""
+    """Whose VLANs bridged networks are; empty: this node can have none."""
 
 
 @dataclass(frozen=True, slots=True)

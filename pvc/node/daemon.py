@@ -38,12 +38,15 @@ from pvc.node.plan import Note, Picture, Plan, plan, remember
 
 if TYPE_CHECKING:
     from pvc.node.coordinator import Coordinating
+    from pvc.node.network import Found
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
 LATE_S = 30.0
 """A coordinator whose round takes longer hangs."""
+NETWORKS_S = 5.0
+"""So long VMs wait for the networks when the daemon starts."""
 DRAIN_S = 60.0
 """For what lanes have begun (a start, a migration) to end before it leaves: less than systemd waits."""
 
@@ -213,6 +216,19 @@ class Daemon:
                 self.store.commit(*ops, Put(stored.path, dumps(after), stored.version))
         with suppress(Unavailable):
             self.mirror.refresh([paths.node_status(self.name)])
+
+    def networks_are(self, found: Found) -> None:
+        """Called on the thread that makes them."""
+        self._change_status(
+            lambda status: replace(
+                status,
+                bridges=tuple(sorted(self.bridges())),
+                managed_mtu=found.managed_mtu,
+                bridged_mtu=found.bridged_mtu,
+                network_problems=found.problems,
+            )
+        )
+        self.wake()
 
     # Being woken, on threads of the store and of libvirt
 
@@ -454,9 +470,11 @@ LATER = (
     "pvc.node.console",
     "pvc.node.coordinator",
     "pvc.node.drivers.ipmi",
+    "pvc.node.drivers.links",
     "pvc.node.drivers.libvirt",
     "pvc.node.drivers.netlink",
     "pvc.node.drivers.redfish",
+    "pvc.node.network",
     "pvc.node.upkeep",
     "pvc.secretbox",
 )
@@ -475,7 +493,9 @@ def main(config: Config) -> None:
     from pvc.node import certificates
     from pvc.node.console import ConsoleServer
     from pvc.node.drivers.libvirt import LibvirtHypervisor
+    from pvc.node.drivers.links import NetlinkLinks
     from pvc.node.drivers.netlink import NetlinkAddresses
+    from pvc.node.network import Loop, Networks
     from pvc.node.upkeep import Upkeep, remove_old_consoles
     from pvc.systemd import notify
 
@@ -509,6 +529,13 @@ def main(config: Config) -> None:
             ]
         )
         upkeep.start()
+        node = config.node
+        networks = Loop(
+            lambda wake: Networks(
+                node.address, node.bridge_device, store, NetlinkLinks(), daemon.networks_are, wake
+            )
+        )
+        networks.start(NETWORKS_S)
         coordinating = _coordinate(process, daemon, store, host, secret)
         try:
             process.loop(daemon)
@@ -521,6 +548,7 @@ def main(config: Config) -> None:
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
         finally:
+            networks.close()
             upkeep.close()
             console.close()
             hypervisor.close()

@@ -236,3 +236,64 @@ class HostAddresses(Protocol):
     def announce(self, address: str) -> None:
         """Tell the neighbours on its network who answers for it now. Nothing, when it is not held."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """A tunnel between nodes; where a guest is, routing says and not what is overheard."""
+
+    vni: int
+    local: str
+    port: int = 4789
+    learning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vlan:
+    number: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device of this host, as it is or is wanted."""
+
+    name: str
+    kind: str
+    """bridge, vxlan, vlan; others as the kernel calls them, empty for a real one."""
+    mtu: int
+    up: bool = True
+    master: str = ""
+    """The bridge of which it is a port."""
+    learning: bool = True
+    """As a port: the bridge learns who is behind it from what comes out of it."""
+    vxlan: Vxlan | None = None
+    vlan: Vlan | None = None
+    is_quiet: bool = False
+    """The host itself takes nothing from it and says nothing into it: it only passes what others say."""
+    is_ours: bool = False
+    """Made by us, in whatever life of the daemon."""
+
+
+class HostLinks(Protocol):
+    """The network devices of this host. Every call may raise DriverError. For one thread at a time."""
+
+    def links(self) -> Mapping[str, Link]:
+        """All there are, by name. Whether one is quiet is said only of ours."""
+        ...
+
+    def device_of(self, address: str) -> str:
+        """The name of the device with this address of the host; empty where none has it."""
+        ...
+
+    def add(self, link: Link) -> None:
+        """Make it, ours from the first moment, and as it is wanted when this returns."""
+        ...
+
+    def change(self, link: Link) -> None:
+        """Give one of ours the MTU, the state, the bridge and the learning that are wanted."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Done already where there is none. Raises DriverError for one that is not ours."""
+        ...

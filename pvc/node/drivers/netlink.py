@@ -45,7 +45,7 @@ class NetlinkAddresses:
 
     def hold(self, address: str, until: float) -> bool:
         wanted = ip_interface(address)
-        with _netlink(address) as route:
+        with opened(address) as route:
             every = _addresses(route)
             before = _same(wanted, every)
             for one in before:
@@ -85,13 +85,13 @@ class NetlinkAddresses:
             raise TooLate(f"this daemon stood still while it took {wanted}")
 
     def drop(self, address: str) -> None:
-        with _netlink(address) as route:
+        with opened(address) as route:
             for one in _same(ip_interface(address), _addresses(route)):
                 if one.is_ours:
                     _remove(route, one)
 
     def held(self) -> dict[str, str]:
-        with _netlink("addresses") as route:
+        with opened("addresses") as route:
             return {str(one.value): one.device for one in _addresses(route) if one.is_ours}
 
     def announce(self, address: str) -> None:
@@ -109,7 +109,8 @@ class NetlinkAddresses:
 
 
 @contextmanager
-def _netlink(what: str) -> Iterator[IPRoute]:
+def opened(what: str) -> Iterator[IPRoute]:
+    """The kernel's networks; what it refuses is a DriverError about `what`."""
     try:
         with IPRoute() as route:
             yield route
@@ -118,6 +119,17 @@ def _netlink(what: str) -> Iterator[IPRoute]:
         raise DriverError(f"the kernel refuses {what}: {said}", retryable=True) from None
     except OSError as error:
         raise DriverError(f"no netlink: {error.strerror}", retryable=True) from None
+
+
+@contextmanager
+def unsupported(words: str) -> Iterator[None]:
+    """What is said when the kernel does not know something at all."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != errno.EOPNOTSUPP:
+            raise
+        raise DriverError(words) from None
 
 
 def _addresses(route: IPRoute) -> list[_Address]:

@@ -1,0 +1,154 @@
+"""The networks of a node: what a round does, publishes and survives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from pvc.cluster import paths
+from pvc.cluster.node import NetworkProblem
+from pvc.cluster.store import Put
+from pvc.node.drivers import Link
+from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Loop, Networks
+from tests.fakes.links import FakeLinks
+from tests.support import eventually
+from tests.unit.commands.world import World, a_world
+
+
+@dataclass
+class Bench:
+    world: World = field(default_factory=a_world)
+    published: list[Found] = field(default_factory=list)
+    woken: int = 0
+
+    def __post_init__(self) -> None:
+        self.links = FakeLinks({"clu": Link("clu", "", 9000)}, {"10.0.0.1": "clu"})
+        self.networks = self.new()
+
+    def new(self) -> Networks:
+        """As after a restart of the daemon."""
+        self.store = self.world.cluster.connect()
+        return Networks("10.0.0.1", "", self.store, self.links, self.published.append, self._wake)
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def add(self, vni: int, **given: Any) -> None:
+        self.world.call("network.add", vni=vni, description=f"net{vni}", kind="managed", **given)
+
+    def ours(self) -> set[str]:
+        return {name for name, link in self.links.found.items() if link.is_ours}
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_networks_come_and_go_as_they_are_wanted(bench: Bench) -> None:
+    assert bench.networks.step() == LOOK_S
+    assert bench.published == [Found(8950, 0, ())]
+    bench.add(101)
+    bench.add(102)
+    assert bench.woken
+    bench.networks.step()
+    assert bench.ours() == {"br101", "vx101", "br102", "vx102"}
+    bench.world.call("network.remove", network="101")
+    bench.networks.step()
+    assert bench.ours() == {"br102", "vx102"}
+    assert len(bench.published) == 3, "said each time, for the node's list of bridges is another"
+
+
+def test_a_round_that_finds_nothing_changes_and_publishes_nothing(bench: Bench) -> None:
+    bench.add(101)
+    bench.networks.step()
+    calls, published = list(bench.links.calls), list(bench.published)
+    bench.networks.step()
+    assert (bench.links.calls, bench.published) == (calls, published)
+
+
+def test_a_restart_changes_nothing_and_says_once_how_it_is(bench: Bench) -> None:
+    bench.add(101)
+    bench.networks.step()
+    calls = list(bench.links.calls)
+    again = bench.new()
+    again.step()
+    again.step()
+    assert bench.links.calls == calls
+    assert bench.published[1:] == [Found(8950, 0, ())]
+
+
+def test_what_somebody_changed_is_corrected(bench: Bench) -> None:
+    bench.add(101)
+    bench.networks.step()
+    bench.links.found["vx101"] = replace(bench.links.found["vx101"], up=False)
+    bench.networks.step()
+    assert bench.links.calls[-1] == "change vx101"
+
+
+def test_one_network_that_cannot_be_made_leaves_the_others(bench: Bench) -> None:
+    bench.add(101)
+    bench.add(102)
+    bench.links.found["br101"] = Link("br101", "bridge", 1500)
+    assert bench.networks.step() == RETRY_S
+    assert bench.published == [Found(8950, 0, (NetworkProblem(101, "br101 is a device of the host's own"),))]
+    assert bench.ours() == {"br102", "vx102"}
+    del bench.links.found["br101"]
+    assert bench.networks.step() == LOOK_S
+    assert bench.published[-1] == Found(8950, 0, ())
+
+
+def test_a_step_that_fails_is_a_problem_until_it_succeeds(bench: Bench) -> None:
+    bench.add(101)
+    bench.links.lacks.add("vxlan")
+    bench.networks.step()
+    (problem,) = bench.published[-1].problems
+    assert (problem.vni, "EOPNOTSUPP" in problem.why) == (101, True)
+    bench.links.lacks.clear()
+    bench.networks.step()
+    assert bench.published[-1].problems == ()
+    assert bench.ours() == {"br101", "vx101"}
+
+
+def test_a_bridge_that_cannot_be_made_gets_no_port(bench: Bench) -> None:
+    bench.add(101)
+    bench.links.lacks.add("bridge")
+    bench.networks.step()
+    assert bench.links.calls == ["add br101"]
+
+
+def test_a_damaged_document_freezes_its_own_network(bench: Bench) -> None:
+    bench.add(101)
+    bench.add(102)
+    bench.networks.step()
+    bench.world.store.commit(Put(paths.network(101), b"{"))
+    bench.world.call("network.remove", network="102")
+    bench.networks.step()
+    assert bench.ours() == {"br101", "vx101"}
+    assert [problem.vni for problem in bench.published[-1].problems] == [101]
+
+
+def test_without_the_store_nothing_is_done(bench: Bench) -> None:
+    bench.add(101)
+    bench.networks.step()
+    calls = list(bench.links.calls)
+    bench.world.cluster.suspend(bench.store)
+    del bench.links.found["vx101"]
+    assert bench.networks.step() == UNAVAILABLE_S
+    assert bench.links.calls == calls
+
+
+def test_the_loop_makes_networks_before_it_says_that_it_runs(bench: Bench) -> None:
+    bench.add(101)
+    store = bench.world.cluster.connect()
+    loop = Loop(lambda wake: Networks("10.0.0.1", "", store, bench.links, bench.published.append, wake))
+    loop.start(10.0)
+    try:
+        assert bench.ours() == {"br101", "vx101"}
+        bench.add(102)
+        eventually(lambda: bench.ours() >= {"br102", "vx102"}, within=10.0)
+    finally:
+        loop.close()
+    assert bench.ours() == {"br101", "vx101", "br102", "vx102"}, "VMs go on"
