@@ -469,6 +469,7 @@ LATER = (
     "pvc.node.certificates",
     "pvc.node.console",
     "pvc.node.coordinator",
+    "pvc.node.drivers.frr",
     "pvc.node.drivers.ipmi",
     "pvc.node.drivers.links",
     "pvc.node.drivers.libvirt",
@@ -492,6 +493,7 @@ def main(config: Config) -> None:
     from pvc.cluster.zookeeper import ZooKeeperStore
     from pvc.node import certificates
     from pvc.node.console import ConsoleServer
+    from pvc.node.drivers.frr import FRR
     from pvc.node.drivers.libvirt import LibvirtHypervisor
     from pvc.node.drivers.links import NetlinkLinks
     from pvc.node.drivers.netlink import NetlinkAddresses
@@ -532,7 +534,14 @@ def main(config: Config) -> None:
         node = config.node
         networks = Loop(
             lambda wake: Networks(
-                node.address, node.bridge_device, store, NetlinkLinks(), daemon.networks_are, wake
+                node.address,
+                node.bridge_device,
+                store,
+                NetlinkLinks(),
+                FRR(),
+                clock,
+                daemon.networks_are,
+                wake,
             )
         )
         networks.start(NETWORKS_S)

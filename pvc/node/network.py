@@ -7,15 +7,17 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pvc.clock import Clock
 from pvc.cluster import paths
 from pvc.cluster.codec import Unreadable
 from pvc.cluster.mirror import Follow, Mirror
-from pvc.cluster.network import NetworkSpec
-from pvc.cluster.node import NetworkProblem
+from pvc.cluster.network import Kind, NetworkSpec
+from pvc.cluster.node import NetworkProblem, NodeSpec
 from pvc.cluster.store import SessionState, Store
 from pvc.cluster.view import View
 from pvc.errors import PVCError
-from pvc.node.drivers import HostLinks
+from pvc.node import routing
+from pvc.node.drivers import HostLinks, Routing
 from pvc.node.plan_network import Add, Change, Host, Remove, Step, plan, vni_of
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,10 @@ class Found:
 
 
 class Networks:
-    """`step` does one round: compare what is wanted with what is, and take what steps there are."""
+    """`step` does one round: compare what is wanted with what is, and take what steps there are.
+
+    Links are looked at when a network changed and now and then; routing, which may die, more often.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,8 @@ class Networks:
         bridge_device: str,
         store: Store,
         links: HostLinks,
+        speakers: Routing,
+        clock: Clock,
         publish: Callable[[Found], None],
         wake: Callable[[], None],
     ) -> None:
@@ -53,27 +60,55 @@ class Networks:
         self.bridge_device = bridge_device
         self.store = store
         self.links = links
+        self.clock = clock
+        self.speaking = routing.Speaking(speakers)
         self.publish = publish
-        self.mirror = Mirror(store, (Follow(paths.NETWORKS, children=True),), _expand, wake)
+        self.mirror = Mirror(store, _FOLLOWED, _expand, wake)
         self.view = View(self.mirror)
         self.published: Found | None = None
+        self.has_links: Callable[[], None] = lambda: None
+        """Told when the links have been seen to: VMs can start, though routing may need a moment more."""
+        self.links_due = clock.monotonic()
+        self.mtus = (0, 0)
+        self.said: tuple[NetworkProblem, ...] = ()
+        self.link_problems: tuple[NetworkProblem, ...] = ()
 
     def step(self) -> float:
         """Seconds until the next round is due. Nothing is decided while the store does not answer."""
         if self.store.session.state is not SessionState.CONNECTED:
             return UNAVAILABLE_S
-        self.mirror.sync()
+        changed = self.mirror.sync()
         specs, unreadable = self._wanted()
+        if changed or self.clock.monotonic() >= self.links_due:
+            self._see_to_links(specs, unreadable)
+        self.has_links()
+        is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
+        speech = self.speaking.step(routing.speaker(self.address, self._nodes()) if is_managed else None)
+        self._publish(speech)
+        left = self.links_due - self.clock.monotonic()
+        return max(0.0, min(left, routing.LOOK_S) if is_managed else left)
+
+    def _see_to_links(self, specs: list[NetworkSpec], unreadable: dict[int, str]) -> None:
         host = self._host()
         planned = plan(specs, host, unreadable)
         failed = self._take(planned.steps)
-        problems = sorted((*planned.problems, *failed), key=lambda one: one.vni)
-        found = Found(host.managed_mtu, host.bridged_mtu, tuple(problems))
-        if planned.steps or found != self.published:
-            self._say(found)
+        if planned.steps:
+            self.published = None  # the node's list of bridges may be another
+        self.mtus = (host.managed_mtu, host.bridged_mtu)
+        self.link_problems = (*planned.problems, *failed)
+        self.links_due = self.clock.monotonic() + (RETRY_S if self.link_problems else LOOK_S)
+
+    def _publish(self, speech: tuple[NetworkProblem, ...]) -> None:
+        problems = sorted((*self.link_problems, *speech), key=lambda one: one.vni)
+        found = Found(*self.mtus, tuple(problems))
+        if found != self.published:
             self.publish(found)
+            self._say(found)
             self.published = found
-        return RETRY_S if problems else LOOK_S
+
+    def _nodes(self) -> list[NodeSpec]:
+        stored = self.mirror.get_many([paths.node(name) for name in self.mirror.children(paths.NODES)])
+        return [self.view.decode(NodeSpec, one) for one in stored if one is not None]
 
     def _wanted(self) -> tuple[list[NetworkSpec], dict[int, str]]:
         """A document that is damaged freezes its own network and no other."""
@@ -119,14 +154,18 @@ class Networks:
                 log.info("removed %s", link.name)
 
     def _say(self, found: Found) -> None:
-        known = self.published.problems if self.published else ()
         for problem in found.problems:
-            if problem not in known:
-                log.warning("network %d: %s", problem.vni, problem.why)
+            if problem not in self.said:
+                log.warning("network %s: %s", problem.vni or "routing", problem.why)
+        self.said = found.problems
+
+
+_FOLLOWED = (Follow(paths.NETWORKS, children=True), Follow(paths.NODES, children=True))
 
 
 def _expand(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
-    return (Follow(paths.network(name)) for name in names)
+    where = paths.network if listing == paths.NETWORKS else paths.node
+    return (Follow(where(name)) for name in names)
 
 
 class Loop:
@@ -137,10 +176,11 @@ class Loop:
         self._ending = threading.Event()
         self._first = threading.Event()
         self._networks = make(self._woken.set)
+        self._networks.has_links = self._first.set
         self._thread = threading.Thread(target=self._run, name="networks", daemon=True)
 
     def start(self, within_s: float) -> None:
-        """Returns after the first round, so that VMs find their networks; or after that time without it."""
+        """Returns when the bridges are there, so that VMs find them; or after that time without them."""
         self._thread.start()
         if not self._first.wait(within_s):
             log.warning("the networks are not ready after %g s; VMs that need them wait", within_s)
@@ -155,7 +195,6 @@ class Loop:
         while not self._ending.is_set():
             self._woken.clear()
             wait_s = self._round()
-            self._first.set()
             self._woken.wait(wait_s)
 
     def _round(self) -> float:

@@ -297,3 +297,32 @@ class HostLinks(Protocol):
     def remove(self, name: str) -> None:
         """Done already where there is none. Raises DriverError for one that is not ours."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A node as it exchanges with others where guests are."""
+
+    address: str
+    is_reflector: bool
+    """It passes on what it hears from one client to all others."""
+    reflectors: tuple[str, ...]
+    """The others."""
+    clients: tuple[str, ...] = ()
+
+
+class Routing(Protocol):
+    """The routing daemons of this host. Every call may raise DriverError. For one thread at a time."""
+
+    def serve(self, speaker: Speaker) -> bool:
+        """Have them run so; True where something had to be done for that. What did not change goes on."""
+        ...
+
+    def stop(self) -> bool:
+        """Have them run no more; True where they did. Done already where they never ran for us."""
+        ...
+
+    def lives(self) -> Mapping[str, int]:
+        """Each daemon that should run, with a number that is another after it was started again; 0: it does
+        not run."""
+        ...

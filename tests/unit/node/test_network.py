@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from pvc.cluster import paths
-from pvc.cluster.node import NetworkProblem
+from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.cluster.store import Put
-from pvc.node.drivers import Link
+from pvc.node import routing
+from pvc.node.drivers import Link, Speaker
 from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Loop, Networks
+from pvc.node.routing import speaker
 from tests.fakes.links import FakeLinks
+from tests.fakes.routing import FakeRouting
+from tests.fakes.store import MemoryStore
 from tests.support import eventually
 from tests.unit.commands.world import World, a_world
+
+
+@dataclass
+class ManualClock:
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
 
 
 @dataclass
 class Bench:
     world: World = field(default_factory=a_world)
     published: list[Found] = field(default_factory=list)
+    routing: FakeRouting = field(default_factory=FakeRouting)
+    clock: ManualClock = field(default_factory=ManualClock)
     woken: int = 0
 
     def __post_init__(self) -> None:
@@ -30,13 +48,21 @@ class Bench:
     def new(self) -> Networks:
         """As after a restart of the daemon."""
         self.store = self.world.cluster.connect()
-        return Networks("10.0.0.1", "", self.store, self.links, self.published.append, self._wake)
+        return self.networks_of(self.store, self._wake)
+
+    def networks_of(self, store: MemoryStore, wake: Callable[[], None]) -> Networks:
+        return Networks(
+            "10.0.0.1", "", store, self.links, self.routing, self.clock, self.published.append, wake
+        )
 
     def _wake(self) -> None:
         self.woken += 1
 
     def add(self, vni: int, **given: Any) -> None:
         self.world.call("network.add", vni=vni, description=f"net{vni}", kind="managed", **given)
+
+    def problems(self) -> tuple[NetworkProblem, ...]:
+        return self.published[-1].problems
 
     def ours(self) -> set[str]:
         return {name for name, link in self.links.found.items() if link.is_ours}
@@ -65,6 +91,7 @@ def test_a_round_that_finds_nothing_changes_and_publishes_nothing(bench: Bench) 
     bench.add(101)
     bench.networks.step()
     calls, published = list(bench.links.calls), list(bench.published)
+    bench.clock.now += LOOK_S
     bench.networks.step()
     assert (bench.links.calls, bench.published) == (calls, published)
 
@@ -84,6 +111,7 @@ def test_what_somebody_changed_is_corrected(bench: Bench) -> None:
     bench.add(101)
     bench.networks.step()
     bench.links.found["vx101"] = replace(bench.links.found["vx101"], up=False)
+    bench.clock.now += LOOK_S
     bench.networks.step()
     assert bench.links.calls[-1] == "change vx101"
 
@@ -93,10 +121,11 @@ def test_one_network_that_cannot_be_made_leaves_the_others(bench: Bench) -> None
     bench.add(102)
     bench.links.found["br101"] = Link("br101", "bridge", 1500)
     assert bench.networks.step() == RETRY_S
+    bench.clock.now += RETRY_S
     assert bench.published == [Found(8950, 0, (NetworkProblem(101, "br101 is a device of the host's own"),))]
     assert bench.ours() == {"br102", "vx102"}
     del bench.links.found["br101"]
-    assert bench.networks.step() == LOOK_S
+    bench.networks.step()
     assert bench.published[-1] == Found(8950, 0, ())
 
 
@@ -107,8 +136,9 @@ def test_a_step_that_fails_is_a_problem_until_it_succeeds(bench: Bench) -> None:
     (problem,) = bench.published[-1].problems
     assert (problem.vni, "EOPNOTSUPP" in problem.why) == (101, True)
     bench.links.lacks.clear()
+    bench.clock.now += RETRY_S
     bench.networks.step()
-    assert bench.published[-1].problems == ()
+    assert bench.problems() == ()
     assert bench.ours() == {"br101", "vx101"}
 
 
@@ -136,14 +166,103 @@ def test_without_the_store_nothing_is_done(bench: Bench) -> None:
     calls = list(bench.links.calls)
     bench.world.cluster.suspend(bench.store)
     del bench.links.found["vx101"]
+    bench.clock.now += LOOK_S
     assert bench.networks.step() == UNAVAILABLE_S
     assert bench.links.calls == calls
+
+
+# Routing
+
+
+def test_routing_is_wanted_while_a_managed_network_is(bench: Bench) -> None:
+    bench.networks.step()
+    assert bench.routing.speaker is None
+    bench.add(101)
+    bench.networks.step()
+    assert bench.routing.speaker is not None
+    bench.world.call("network.remove", network="101")
+    bench.networks.step()
+    assert bench.routing.speaker is None
+
+
+def test_a_bridged_network_needs_no_routing(bench: Bench) -> None:
+    bench.world.call("network.add", vni=7, description="dmz", kind="bridged")
+    bench.networks.step()
+    assert bench.routing.speaker is None
+
+
+def test_bridges_are_ready_before_routing_is_begun_with(bench: Bench) -> None:
+    bench.add(101)
+    seen: list[tuple[set[str], object]] = []
+    bench.networks.has_links = lambda: seen.append((bench.ours(), bench.routing.speaker))
+    bench.networks.step()
+    assert seen == [({"br101", "vx101"}, None)]
+
+
+def test_whom_a_node_speaks_with_follows_the_nodes(bench: Bench) -> None:
+    for number, role in ((1, "coordinator"), (2, "coordinator"), (3, "hypervisor")):
+        bench.world.edit(paths.node(f"n{number}"), role=role, address=f"10.0.0.{number}")
+    bench.add(101)
+    bench.networks.step()
+    assert bench.routing.speaker == Speaker("10.0.0.1", True, ("10.0.0.2",), ("10.0.0.3",))
+    bench.world.kill_node("n3")
+    bench.world.call("node.remove", node="n3")
+    bench.networks.step()
+    assert bench.routing.speaker == Speaker("10.0.0.1", True, ("10.0.0.2",), ())
+
+
+def test_hypervisors_speak_with_coordinators_only() -> None:
+    nodes = [
+        NodeSpec("n1", "10.0.0.1", "", NodeRole.COORDINATOR),
+        NodeSpec("n2", "10.0.0.2", "", NodeRole.COORDINATOR),
+        NodeSpec("n3", "10.0.0.3", ""),
+        NodeSpec("n4", "10.0.0.4", ""),
+    ]
+    assert speaker("10.0.0.3", nodes) == Speaker("10.0.0.3", False, ("10.0.0.1", "10.0.0.2"))
+    assert speaker("10.0.0.2", nodes) == Speaker("10.0.0.2", True, ("10.0.0.1",), ("10.0.0.3", "10.0.0.4"))
+
+
+def test_routing_that_fails_is_a_problem_and_links_are_made_all_the_same(bench: Bench) -> None:
+    bench.add(101)
+    bench.routing.fails = "FRR: no such unit"
+    bench.networks.step()
+    assert bench.ours() == {"br101", "vx101"}
+    assert bench.problems() == (NetworkProblem(0, "FRR: no such unit"),)
+    bench.routing.fails = ""
+    bench.clock.now += routing.LOOK_S
+    bench.networks.step()
+    assert bench.problems() == ()
+
+
+def test_a_daemon_of_routing_that_died_is_reported(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.add(101)
+    bench.networks.step()
+    bench.routing.found["bgpd"] = 0
+    bench.networks.step()
+    assert bench.problems() == (NetworkProblem(0, "bgpd of FRR does not run"),)
+    assert "bgpd of FRR ended by itself and does not run" in caplog.text
+    bench.routing.found["bgpd"] = 77
+    bench.networks.step()
+    assert bench.problems() == ()
+
+
+def test_a_daemon_of_routing_that_is_back_already_is_reported_too(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.add(101)
+    bench.networks.step()
+    bench.routing.found["zebra"] += 1
+    bench.networks.step()
+    assert "zebra of FRR ended by itself and was started again" in caplog.text
+    caplog.clear()
+    bench.networks.step()
+    assert not caplog.text
 
 
 def test_the_loop_makes_networks_before_it_says_that_it_runs(bench: Bench) -> None:
     bench.add(101)
     store = bench.world.cluster.connect()
-    loop = Loop(lambda wake: Networks("10.0.0.1", "", store, bench.links, bench.published.append, wake))
+    loop = Loop(lambda wake: bench.networks_of(store, wake))
     loop.start(10.0)
     try:
         assert bench.ours() == {"br101", "vx101"}

@@ -1,0 +1,169 @@
+"""FRRouting: BGP EVPN between the nodes, which tells each where the others' guests are."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import Protocol
+
+from pvc.errors import PVCError
+from pvc.node.drivers import DriverError, Speaker
+from pvc.proc import Completed, run
+
+AS_NUMBER = 65000
+"""Private; the same on all nodes."""
+OURS = "! Written by pvc, which overwrites every change."
+UNIT = "frr.service"
+DAEMONS = ("watchfrr", "zebra", "bgpd")
+RELOAD = "/usr/lib/frr/frr-reload.py"
+START_S = 60.0
+
+
+def router_id(address: str) -> str:
+    """Of four bytes even where the address has more."""
+    value = ip_address(address)
+    if isinstance(value, IPv4Address):
+        return str(value)
+    return str(IPv4Address(int.from_bytes(hashlib.sha256(value.packed).digest()[:4]) | 1))
+
+
+def render(speaker: Speaker) -> str:
+    """frr.conf. Nothing is redistributed: of a node only its VXLANs and who is behind them are told."""
+    return "".join(f"{line}\n" for line in _lines(speaker))
+
+
+def _lines(speaker: Speaker) -> Iterator[str]:
+    groups = {"reflectors": speaker.reflectors, "clients": speaker.clients}
+    yield from (
+        OURS,
+        "frr defaults datacenter",
+        "log syslog warnings",
+        "service integrated-vtysh-config",
+        "!",
+    )
+    yield f"router bgp {AS_NUMBER}"
+    yield f" bgp router-id {router_id(speaker.address)}"
+    yield " no bgp default ipv4-unicast"
+    for name, members in groups.items():
+        if members:
+            yield from _group(name, speaker.address)
+    for name, members in groups.items():
+        yield from (f" neighbor {member} peer-group {name}" for member in sorted(members, key=ip_address))
+    yield " !"
+    yield " address-family l2vpn evpn"
+    for name, members in groups.items():
+        if members:
+            yield f"  neighbor {name} activate"
+    if speaker.clients:
+        yield "  neighbor clients route-reflector-client"
+    yield from ("  advertise-all-vni", " exit-address-family", "exit", "!")
+
+
+def _group(name: str, address: str) -> Iterator[str]:
+    yield f" neighbor {name} peer-group"
+    yield f" neighbor {name} remote-as {AS_NUMBER}"
+    # A node may have floating addresses on the same device: others know it by this one.
+    yield f" neighbor {name} update-source {address}"
+    yield f" neighbor {name} timers 1 3"
+    yield f" neighbor {name} timers connect 1"
+
+
+class Run(Protocol):
+    def __call__(
+        self, argv: list[str], /, *, check: bool = True, timeout_s: float = START_S
+    ) -> Completed: ...
+
+
+class FRR:
+    """Routing by FRR as a service of systemd; `root` is for tests."""
+
+    def __init__(self, root: str = "/", call: Run = run) -> None:
+        self._file = Path(root, "etc/frr/frr.conf")
+        self._pids = Path(root, "run/frr")
+        self._processes = Path(root, "proc")
+        self._call = call
+
+    def serve(self, speaker: Speaker) -> bool:
+        text = render(speaker)
+        known = self._known()
+        if self._is_active():
+            if text == known:
+                return False
+            self._reload(text)
+            return True
+        if text != known:
+            self._write(self._file, text)
+        self._command("reset-failed")
+        self._command("start")
+        return True
+
+    def stop(self) -> bool:
+        try:
+            is_ours = OURS in self._file.read_text()
+        except OSError:
+            return False
+        if not is_ours or not self._is_active():
+            return False
+        self._command("stop")
+        return True
+
+    def lives(self) -> Mapping[str, int]:
+        return {name: self._life(name) for name in DAEMONS}
+
+    def _life(self, name: str) -> int:
+        try:
+            pid = int((self._pids / f"{name}.pid").read_text())
+            # One that ended by a signal leaves its file behind.
+            runs = (self._processes / str(pid) / "comm").read_text().strip() == name
+        except (OSError, ValueError):
+            return 0
+        return pid if runs else 0
+
+    def _known(self) -> str:
+        """What is there. Raises DriverError where somebody else configured routing here."""
+        try:
+            text = self._file.read_text()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise DriverError(f"{self._file} is not readable: {error.strerror}") from None
+        if OURS not in text and any(line.startswith("router ") for line in text.splitlines()):
+            raise DriverError(f"{self._file} is not from pvc and has routers: move it away")
+        return text
+
+    def _is_active(self) -> bool:
+        return (
+            self._guarded(lambda: self._call(["systemctl", "is-active", "--quiet", UNIT], check=False)).code
+            == 0
+        )
+
+    def _reload(self, text: str) -> None:
+        """Only what differs: sessions of neighbours that stay go on. The file is replaced when it is so."""
+        new = self._file.with_name("pvc.conf.new")
+        self._write(new, text)
+        self._guarded(lambda: self._call([RELOAD, "--reload", str(new)]))
+        new.replace(self._file)
+
+    def _write(self, file: Path, text: str) -> None:
+        try:
+            half = file.with_name(f"{file.name}.half")
+            half.write_text(text)
+            half.chmod(0o640)
+            if self._file.exists():
+                about = self._file.stat()
+                shutil.chown(half, about.st_uid, about.st_gid)
+            half.replace(file)
+        except OSError as error:
+            raise DriverError(f"{file} cannot be written: {error.strerror}", retryable=True) from None
+
+    def _command(self, verb: str) -> None:
+        self._guarded(lambda: self._call(["systemctl", verb, UNIT], check=verb != "reset-failed"))
+
+    def _guarded(self, act: Callable[[], Completed]) -> Completed:
+        try:
+            return act()
+        except PVCError as error:
+            raise DriverError(f"FRR: {error.message}", retryable=True) from None
