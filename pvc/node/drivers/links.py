@@ -22,13 +22,23 @@ No IPv6; no answer to ARP; and of IPv4 nothing is taken, since no route leads ba
 """
 SYSCTL = Path("/proc/sys/net")
 
+ABOUT_LINKS = frozenset(
+    ("IFLA_IFNAME", "IFLA_MTU", "IFLA_GROUP", "IFLA_MASTER", "IFLA_LINK", "IFLA_LINKINFO")
+)
+ABOUT_KINDS = frozenset(("IFLA_INFO_KIND", "IFLA_INFO_DATA", "IFLA_INFO_SLAVE_DATA"))
+ABOUT_PORTS = frozenset(("IFLA_BRPORT_LEARNING",))
+ABOUT_TUNNELS = frozenset(
+    f"IFLA_{name}"
+    for name in ("VXLAN_ID", "VXLAN_LOCAL", "VXLAN_LOCAL6", "VXLAN_PORT", "VXLAN_LEARNING", "VLAN_ID")
+)
+
 
 class NetlinkLinks:
     """HostLinks of the network namespace of the calling thread."""
 
     def links(self) -> Mapping[str, Link]:
         with opened("its links") as route:
-            every = [(one, dict(one["attrs"])) for one in route.get_links()]
+            every = [(one, _attributes(one, ABOUT_LINKS)) for one in route.get_links()]
         names = {one["index"]: str(attributes["IFLA_IFNAME"]) for one, attributes in every}
         return {names[one["index"]]: _link(one, attributes, names) for one, attributes in every}
 
@@ -62,10 +72,10 @@ class NetlinkLinks:
 
 
 def _link(one: Any, attributes: Mapping[str, Any], names: Mapping[int, str]) -> Link:
-    told = attributes.get("IFLA_LINKINFO")
-    about = dict(told["attrs"]) if told else {}
+    about = _attributes(attributes.get("IFLA_LINKINFO"), ABOUT_KINDS)
     kind = str(about.get("IFLA_INFO_KIND") or "")
-    data, port = (_inner(about.get(key)) for key in ("IFLA_INFO_DATA", "IFLA_INFO_SLAVE_DATA"))
+    data = _attributes(about.get("IFLA_INFO_DATA"), ABOUT_TUNNELS)
+    port = _attributes(about.get("IFLA_INFO_SLAVE_DATA"), ABOUT_PORTS)
     name, is_ours = str(attributes["IFLA_IFNAME"]), attributes.get("IFLA_GROUP") == OURS
     return Link(
         name=name,
@@ -83,8 +93,11 @@ def _link(one: Any, attributes: Mapping[str, Any], names: Mapping[int, str]) -> 
     )
 
 
-def _inner(nested: Any) -> Mapping[str, Any]:
-    return dict(nested["attrs"]) if nested and "attrs" in nested else {}
+def _attributes(nested: Any, wanted: frozenset[str]) -> dict[str, Any]:
+    """Only these are decoded, which is most of the work where there are many links."""
+    if not nested or "attrs" not in nested:
+        return {}
+    return {one[0]: one[1] for one in nested["attrs"] if one[0] in wanted}
 
 
 def _vxlan(data: Mapping[str, Any]) -> Vxlan:
