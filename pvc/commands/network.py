@@ -32,7 +32,7 @@ NOT_YET = "not made yet"
 @dataclass(frozen=True, slots=True)
 class NetworkInfo:
     name: str
-    """Its number, for sentences about it."""
+    """Its number as a text: by it the network is asked for again."""
     vni: int
     description: str
     kind: Kind
@@ -290,7 +290,7 @@ def _described(
     missing = [f"{name}: {how}" for name, how in running.items() if how != HERE]
     said = hashlib.sha256(repr((found, vms)).encode()).hexdigest()[:16]
     return NetworkInfo(
-        name=f"network {spec.vni}",
+        name=str(spec.vni),
         vni=spec.vni,
         description=spec.description,
         kind=spec.kind,

@@ -187,7 +187,7 @@ def _still_here(ctx: Context, node: Node, running: list[VM]) -> Iterator[str]:
 def why_network(ctx: Context, network: NetworkName) -> Explanation:
     """Explain the state of a network: how it is on each node, and which VMs are in it."""
     found = network_info(ctx, network)
-    return Explanation(found.name, found.state, tuple(_of_network(ctx, found)))
+    return Explanation(found.description, found.state, tuple(_of_network(ctx, found)))
 
 
 def _of_network(ctx: Context, found: NetworkInfo) -> Iterator[str]:
