@@ -24,6 +24,7 @@ BOUNDARIES = {
     "pvc/node/daemon.py": "a cycle of the daemon",
     "pvc/node/coordinator.py": "a round of the coordinator",
     "pvc/node/lanes.py": "an action of the daemon",
+    "pvc/node/network.py": "a round of the networks",
 }
 
 # A wait ends when its condition holds. These are the loops that look whether it does.
