@@ -134,7 +134,7 @@ def test_a_network_hears_nothing_of_another(guests: Cluster) -> None:
 
 def test_the_node_itself_is_not_in_the_network(guests: Cluster) -> None:
     for node in guests.lab.nodes:
-        assert guests.run(node, "ip", "route", "get", "10.1.0.1").stdout.find("br101") < 0
+        assert "br101" not in guests.run(node, "ip", "route").stdout
         rp_filter = guests.run(node, "cat", "/proc/sys/net/ipv4/conf/br101/rp_filter").stdout
         disabled = guests.run(node, "cat", "/proc/sys/net/ipv6/conf/br101/disable_ipv6").stdout
         assert (rp_filter.strip(), disabled.strip()) == ("1", "1")
