@@ -144,30 +144,42 @@ def test_a_live_migration_loses_hardly_a_ping(guests: Cluster, capsys: pytest.Ca
     first = answers(guests, "shop-a", "n1")
     guests.pvc("vm", "migrate", "shop-b", "--target", "n3", "--wait", "--timeout", "60")
     last = answers(guests, "shop-a", "n1", after=max(pings(guests, "shop-a", "n1")))
-    lost = [
-        number for number, ok in pings(guests, "shop-a", "n1").items() if first < number < last and not ok
-    ]
-    with capsys.disabled():
-        print(f"\n    live migration while pinged every 0.2 s: {len(lost)} of {last - first} pings lost")
+    report(capsys, "live migration", guests, first, last)
     answers(guests, "shop-b", "n3")
     guests.pvc("vm", "unmigrate", "shop-b", "--wait", "--timeout", "60")
     answers(guests, "shop-a", "n1", after=max(pings(guests, "shop-a", "n1")))
 
 
+def identity(cluster: Cluster, node: str) -> str:
+    """Another if a link was made anew or lost its carrier for a moment, or FRR was started again."""
+    links_of = (
+        "cd /sys/class/net; grep . br101/ifindex vx101/ifindex br101/carrier_changes vx101/carrier_changes"
+    )
+    return cluster.lab.sh(node, f"{links_of}; cat /run/frr/*.pid; cat /etc/frr/frr.conf")
+
+
 @pytest.mark.parametrize("how", ["restart", "kill"])
-def test_a_daemon_that_starts_again_loses_no_ping(guests: Cluster, how: str) -> None:
-    first = answers(guests, "shop-a", "n1")
-    made = guests.lab.sh("n1", "journalctl -u pvc-node | grep -c 'made \\(br\\|vx\\)'; true")
+def test_links_and_routing_do_not_notice_that_a_daemon_starts_again(
+    guests: Cluster, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, before = answers(guests, "shop-a", "n1"), identity(guests, "n1")
     if how == "kill":
         guests.lab.lab("kill", "n1", "pvc-node")
     else:
         guests.run("n1", "systemctl", "restart", "pvc-node")
     guests.lab.settle()
     last = answers(guests, "shop-a", "n1", after=max(pings(guests, "shop-a", "n1")))
-    assert [
-        number for number, ok in pings(guests, "shop-a", "n1").items() if first < number < last and not ok
-    ] == []
-    assert guests.lab.sh("n1", "journalctl -u pvc-node | grep -c 'made \\(br\\|vx\\)'; true") == made
+    assert identity(guests, "n1") == before
+    report(capsys, f"daemon, {how}", guests, first, last)
+
+
+def report(capsys: pytest.CaptureFixture[str], what: str, guests: Cluster, first: int, last: int) -> None:
+    """Of the pings of shop-a. How many are lost is for people: a busy machine loses some by itself."""
+    between = {number: ok for number, ok in pings(guests, "shop-a", "n1").items() if first < number < last}
+    with capsys.disabled():
+        print(
+            f"\n    {what}: {len(between) - sum(between.values())} of {len(between)} pings lost (0.2 s each)"
+        )
 
 
 def test_a_link_that_somebody_took_down_comes_back(guests: Cluster) -> None:
@@ -190,11 +202,7 @@ def test_frr_killed_comes_back_and_is_reported(guests: Cluster, capsys: pytest.C
     eventually(lambda: guests.lab.sh("n2", said, check=False), within=30.0, every=0.5)
     eventually(lambda: guests.json("network", "info", "101")["state"] == "up", within=60.0, every=0.5)
     last = answers(guests, "shop-a", "n1", after=max(pings(guests, "shop-a", "n1")))
-    lost = [
-        number for number, ok in pings(guests, "shop-a", "n1").items() if first < number < last and not ok
-    ]
-    with capsys.disabled():
-        print(f"\n    bgpd killed -9: {len(lost)} of {last - first} pings lost")
+    report(capsys, "bgpd killed with -9", guests, first, last)
 
 
 def test_a_used_network_stays(guests: Cluster) -> None:
