@@ -19,6 +19,7 @@ T = TypeVar("T")
 NAMESPACES = Path("/run/netns")
 HOST_END = 254
 SWITCH_END = 253
+BRIDGE_OPTIONS = "stp_state 0 forward_delay 0 mcast_snooping 0"
 
 
 def namespace_exists(name: str) -> bool:
@@ -56,7 +57,7 @@ def switch_up(lab: Lab) -> None:
 def _bridge_up(lab: Lab, network: Network, have: frozenset[str]) -> list[str]:
     name, address = network.name, f"{lab.subnet(network)}.{SWITCH_END}"
     new = (
-        [f"link add {name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"]
+        [f"link add {name} address {mac(lab, network, SWITCH_END)} type bridge {BRIDGE_OPTIONS}"]
         if name not in have
         else []
     )
@@ -82,13 +83,22 @@ def plug(lab: Lab, node: Node) -> None:
     _batch(namespace, ["link set lo up"])
     lines = []
     for network in NETWORKS:
-        mac = f"02:51:{second(lab):02x}:00:{network.octet:02x}:{node.number:02x}"
         lines += [
             f"link add {cable(node, network)} mtu {network.mtu} type veth"
-            f" peer name {network.name} netns {namespace} mtu {network.mtu} address {mac}",
+            f" peer name {network.name} netns {namespace} mtu {network.mtu}"
+            f" address {mac(lab, network, node.number)}",
             f"link set {cable(node, network)} master {network.name} up",
         ]
     _batch(lab.switch, lines)
+
+
+def mac(lab: Lab, network: Network, number: int) -> str:
+    """Of a node's interface, or of the switch's own.
+
+    A bridge without an address of its own takes one of its ports', and another one when that port goes: with
+    the power of some node, every BMC would vanish from the others' neighbour tables.
+    """
+    return f"02:51:{second(lab):02x}:00:{network.octet:02x}:{number:02x}"
 
 
 def second(lab: Lab) -> int:

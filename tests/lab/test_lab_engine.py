@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pvc.lab import discover
-from pvc.lab.layout import load, prefix
+from pvc.lab import discover, network
+from pvc.lab.layout import NETWORKS, load, prefix
 from pvc.lab.preflight import IMAGE
 from tests.lab.labs import PVC, Ended, RunningLab, Traces, run_lab
 from tests.support import eventually
@@ -144,6 +144,13 @@ def test_cut_of_one_network_leaves_the_others(lab: RunningLab) -> None:
     assert lab.sh("n3", "cat /sys/class/net/sto/carrier").strip() == "0"
     lab.lab("heal", "n3", "--network", "sto")
     eventually(lambda: lab.sh("n3", "cat /sys/class/net/sto/carrier").strip() == "1", within=5)
+
+
+def test_switch_keeps_its_addresses(lab: RunningLab) -> None:
+    """Those of its bridges, behind which the BMCs are: they are its own, and none that goes with a cable."""
+    for known in NETWORKS:
+        shown = subprocess.check_output(["ip", "-n", lab.layout.switch, "-json", "link", "show", known.name])
+        assert json.loads(shown)[0]["address"] == network.mac(lab.layout, known, network.SWITCH_END)
 
 
 # Power
