@@ -83,7 +83,9 @@ def _quorum(facts: Facts, node: Node) -> Iterator[str]:
     if node.spec.role is not NodeRole.COORDINATOR:
         return
     every = [other for other in facts.nodes.values() if other.spec.role is NodeRole.COORDINATOR]
-    left = sum(other.is_running for other in every) - 1
+    down = [name for name, one in sorted(facts.verifications.items()) if one.is_store_down]
+    others = [other.spec.name for other in every if other.is_running and other is not node]
+    left = sum(name not in down for name in others)
     needed = len(every) // 2 + 1
     if left < needed:
         yield f"of {len(every)} coordinators {left} would be left, and {needed} are needed"

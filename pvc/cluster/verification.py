@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pvc.cluster.view import Node
 
 HOUR_S = 3600.0
+STORE_S = 10.0
+"""Between two looks at one's own ZooKeeper server; two in a row have to be bad."""
 AGAIN_S = 300.0
 """After one that failed: what was wrong may have been put right."""
 
@@ -40,6 +42,8 @@ class Verification:
     asked: int = 0
     """The newest wish that this is an answer to."""
     found: tuple[Verified, ...] = ()
+    is_store_down: bool = False
+    """Its own ZooKeeper server does not serve, though its daemon runs: it talks to another one."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, node: str) -> Verified | None:

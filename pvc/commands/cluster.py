@@ -128,7 +128,7 @@ def _status(ctx: Context, cluster: ClusterSpec) -> ClusterStatus:
     view = ctx.view
     facts = Facts(cluster, view.nodes(), view.vms(), view.verifications(), ctx.clock.wall())
     nodes, vms = facts.nodes, tuple(facts.vms.values())
-    problems = (*problems_of(nodes, vms), *_strays(nodes, facts.wall))
+    problems = (*problems_of(nodes, vms), *_stores(facts), *_strays(nodes, facts.wall))
     ready = readiness(facts)
     # One node alone is what somebody chose, and in maintenance nothing raises an alarm.
     is_short = len(nodes) > 1 and not cluster.maintenance and not all(one.can_be_lost for one in ready)
@@ -228,6 +228,12 @@ def _of_networks(name: str, node: Node) -> Iterator[str]:
     rest = len(node.status.network_problems) - NAMED_AT_MOST
     if rest > 0:
         yield f"node {name}: {rest} more problems with networks (pvc why network NETWORK says why)"
+
+
+def _stores(facts: Facts) -> Iterator[str]:
+    for name, found in sorted(facts.verifications.items()):
+        if found.is_store_down and name in facts.nodes and facts.nodes[name].is_running:
+            yield f"the ZooKeeper server of {name} does not serve: systemctl status zookeeper there"
 
 
 def _strays(nodes: Mapping[str, Node], now: float) -> Iterator[str]:

@@ -22,7 +22,7 @@ from pvc.node.judge import Judge
 from pvc.node.keeper import Keeper, Tenure
 from pvc.node.lanes import Lanes, ThreadLanes
 from pvc.node.role import Role
-from pvc.node.verifier import Verifier, Verify, lane
+from pvc.node.verifier import Chore, Verifier, lane
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def thread_lanes(carry_out: Callable[[Duty], None], done: Callable[[], None]) ->
     return ThreadLanes(carry_out, done, fencing.lane)
 
 
-def verify_lanes(carry_out: Callable[[Verify], None], done: Callable[[], None]) -> Lanes[Verify]:
+def verify_lanes(carry_out: Callable[[Chore], None], done: Callable[[], None]) -> Lanes[Chore]:
     return ThreadLanes(carry_out, done, lane)
 
 
@@ -57,7 +57,8 @@ class Coordinator:
         access: Callable[[BMC, str], BMCAccess] = open_bmc,
         judge: type[Judge] = Judge,
         keeper: type[Keeper] = Keeper,
-        verify: Callable[[Callable[[Verify], None], Callable[[], None]], Lanes[Verify]] | None = None,
+        verify: Callable[[Callable[[Chore], None], Callable[[], None]], Lanes[Chore]] | None = None,
+        is_store_refusing: Callable[[], bool] = lambda: False,
     ) -> None:
         self.store = store
         self.clock = clock
@@ -89,6 +90,7 @@ class Coordinator:
             secret,
             lanes=lambda carry_out: verify(carry_out, wake),
             access=access,
+            is_store_refusing=is_store_refusing,
         )
         self.believed_from = clock.monotonic() + fencing.SETTLE_S
         self.forgot_at = clock.monotonic()

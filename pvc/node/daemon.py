@@ -469,6 +469,7 @@ LATER = (
     "pvc.node.certificates",
     "pvc.node.console",
     "pvc.node.coordinator",
+    "pvc.node.drivers.fourletter",
     "pvc.node.drivers.frr",
     "pvc.node.drivers.ipmi",
     "pvc.node.drivers.links",
@@ -585,12 +586,17 @@ def _coordinate(
     if daemon.role is not NodeRole.COORDINATOR:
         return None
     from pvc.node.coordinator import Coordinating, Coordinator, verify_lanes
+    from pvc.node.drivers.fourletter import refuses
     from pvc.node.drivers.power import AnyPower
 
+    own_server, _, port = daemon.config.servers()[0].rpartition(":")
     clock, timing = SystemClock(), Timing.of(daemon.config)
     made = Coordinating(
         lambda wake: Coordinator(
-            *(daemon.me, store, AnyPower(), host, clock, timing, secret), wake=wake, verify=verify_lanes
+            *(daemon.me, store, AnyPower(), host, clock, timing, secret),
+            wake=wake,
+            verify=verify_lanes,
+            is_store_refusing=lambda: refuses(own_server, int(port)),
         ),
         clock,
     )

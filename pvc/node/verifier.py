@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pvc.clock import Clock
 from pvc.cluster import paths
@@ -14,13 +14,16 @@ from pvc.cluster.codec import dumps
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import BMC
 from pvc.cluster.store import Create, Put, Store
-from pvc.cluster.verification import Look, Verification, Verified, due_at, wished
+from pvc.cluster.verification import STORE_S, Look, Verification, Verified, due_at, wished
 from pvc.cluster.view import Node, View
 from pvc.errors import NotFound, PVCError, Unavailable
 from pvc.node.drivers.power import BMCAccess, Power
 from pvc.node.lanes import Lanes
 
 log = logging.getLogger(__name__)
+
+STORE = " store"
+"""No node is called so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,16 @@ class Verify:
     bmc: BMC
 
 
-def lane(action: Verify) -> str:
-    return action.node
+@dataclass(frozen=True, slots=True)
+class LookAtStore:
+    """Whether this coordinator's own ZooKeeper server serves: its daemon may talk to another one."""
+
+
+Chore = Verify | LookAtStore
+
+
+def lane(action: Chore) -> str:
+    return action.node if isinstance(action, Verify) else STORE
 
 
 class Verifier:
@@ -47,8 +58,9 @@ class Verifier:
         clock: Clock,
         secret: str,
         *,
-        lanes: Callable[[Callable[[Verify], None]], Lanes[Verify]],
+        lanes: Callable[[Callable[[Chore], None]], Lanes[Chore]],
         access: Callable[[BMC, str], BMCAccess],
+        is_store_refusing: Callable[[], bool],
     ) -> None:
         self.name = name
         self.store = store
@@ -58,6 +70,9 @@ class Verifier:
         self.clock = clock
         self.secret = secret
         self.access = access
+        self.is_store_refusing = is_store_refusing
+        self.store_refusals = 0
+        self.store_looked_at = float("-inf")
         self.looks: dict[str, Look] = {}
         self.looks_lock = threading.Lock()
         self.answered: int | None = None
@@ -78,7 +93,11 @@ class Verifier:
         with self.looks_lock:
             self.looks = {name: look for name, look in self.looks.items() if _has_bmc(nodes.get(name))}
             looks = dict(self.looks)
-        next_due = float("inf")
+        next_due = self.store_looked_at + STORE_S
+        if STORE not in busy and next_due <= now:
+            self.store_looked_at = now
+            self.lanes.submit(LookAtStore())
+            next_due = now + STORE_S
         for name, node in sorted(nodes.items()):
             due = due_at(node, looks.get(name))
             if name == self.name or due is None or node.spec.bmc is None:
@@ -94,7 +113,13 @@ class Verifier:
             self._publish(wish.asked)
         return next_due
 
-    def carry_out(self, action: Verify) -> None:
+    def carry_out(self, action: Chore) -> None:
+        if isinstance(action, LookAtStore):
+            self.store_refusals = self.store_refusals + 1 if self.is_store_refusing() else 0
+        else:
+            self._verify(action)
+
+    def _verify(self, action: Verify) -> None:
         """Nobody else is asked to do anything, and nothing is switched."""
         problem = ""
         try:
@@ -113,8 +138,8 @@ class Verifier:
         path = paths.verified(self.name)
         stored = self.mirror.get(path)
         known = None if stored is None else self.view.decode(Verification, stored)
-        wanted = Verification(asked, found)
-        if known is not None and (known.asked, known.found) == (wanted.asked, wanted.found):
+        wanted = Verification(asked, found, is_store_down=self.store_refusals > 1)
+        if known is not None and replace(known, extra={}) == wanted:
             return
         data = dumps(wanted)
         try:

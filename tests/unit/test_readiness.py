@@ -76,6 +76,14 @@ def test_majority_of_the_coordinators_has_to_be_left() -> None:
     assert of(hypervisor, "n4").can_be_lost
 
 
+def test_zookeeper_server_that_does_not_serve_is_no_vote() -> None:
+    """Its daemon runs, and talks to another server."""
+    down = found()
+    down["n3"] = replace(down["n3"], is_store_down=True)
+    ready = readiness(facts(verifications=down))
+    assert [one.can_be_lost for one in ready] == [False, False, True]
+
+
 def test_room_is_needed_for_every_vm_and_taken_once() -> None:
     """N-1, VM by VM: what one takes the next does not find any more."""
     vms = [vm(number, "n1", memory_mib=3000) for number in range(3)]

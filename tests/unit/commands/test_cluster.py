@@ -75,6 +75,16 @@ def test_nobody_who_is_primary_is_a_problem_and_keeps_nobody_from_reading() -> N
     assert shown["problems"] == ["no coordinator is primary: nothing is fenced or recovered"]
 
 
+def test_zookeeper_server_that_does_not_serve_is_a_problem() -> None:
+    world = well()
+    world.edit(paths.verified("n2"), is_store_down=True)
+    shown = world.call("cluster.status")
+    assert shown["problems"] == [
+        "the ZooKeeper server of n2 does not serve: systemctl status zookeeper there"
+    ]
+    assert shown["redundancy"] == "of n2 one could be lost now"
+
+
 def test_vm_that_ran_where_it_did_not_belong_is_a_problem_for_a_day() -> None:
     world = well()
     why = "it is owned by n1"

@@ -11,34 +11,35 @@ from pvc.cluster.codec import dumps
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Delete, Put
-from pvc.cluster.verification import HOUR_S, Verification, Verified, Wish
+from pvc.cluster.verification import HOUR_S, STORE_S, Verification, Verified, Wish
 from pvc.cluster.view import View, expand_whole_cluster, whole_cluster
 from pvc.node.drivers.power import BMCAccess
-from pvc.node.verifier import Verifier, Verify
+from pvc.node.verifier import STORE, Chore, Verifier, lane
 from tests.fakes.power import FakePower, Fault, Machine
 from tests.fakes.store import MemoryCluster
 
 
 @dataclass(slots=True)
 class Hands:
-    carry_out: Callable[[Verify], None]
-    todo: dict[str, Verify] = field(default_factory=dict)
+    carry_out: Callable[[Chore], None]
+    todo: dict[str, Chore] = field(default_factory=dict)
 
     @property
-    def busy(self) -> Mapping[str, Verify]:
+    def busy(self) -> Mapping[str, Chore]:
         return dict(self.todo)
 
-    def submit(self, action: Verify) -> None:
-        self.todo[action.node] = action
+    def submit(self, action: Chore) -> None:
+        self.todo[lane(action)] = action
 
     def close(self) -> None:
         self.todo.clear()
 
     def work(self) -> list[str]:
+        """Nodes that were looked at."""
         done = sorted(self.todo)
         for name in done:
             self.carry_out(self.todo.pop(name))
-        return done
+        return [name for name in done if name != STORE]
 
 
 class Bench:
@@ -46,6 +47,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.refuses = False
         self.cluster = MemoryCluster()
         self.store = self.cluster.connect()
         self.power = FakePower({name: Machine("secret") for name in ("n1", "n2", "n3")})
@@ -69,9 +71,10 @@ class Bench:
             "",
             lanes=self.lanes,
             access=lambda bmc, secret: BMCAccess(bmc.driver, bmc.address, bmc.user, "secret"),
+            is_store_refusing=lambda: self.refuses,
         )
 
-    def lanes(self, carry_out: Callable[[Verify], None]) -> Hands:
+    def lanes(self, carry_out: Callable[[Chore], None]) -> Hands:
         self.hands = Hands(carry_out)
         return self.hands
 
@@ -152,3 +155,15 @@ def test_a_wish_of_before_this_life_counts_as_answered_after_the_first_look() ->
     bench.wish(7)
     bench.round()
     assert bench.written.asked == 7
+
+
+def test_own_zookeeper_server_that_refuses_twice_is_down_until_it_serves() -> None:
+    bench = Bench()
+    bench.refuses = True
+    bench.round()
+    assert not bench.written.is_store_down, "it may be starting"
+    bench.round(STORE_S)
+    assert bench.written.is_store_down
+    bench.refuses = False
+    bench.round(STORE_S)
+    assert not bench.written.is_store_down
