@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pvc.cluster import domainxml, timeline
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.membership import Fence, FenceState, StepKind, is_gone, is_suspect
-from pvc.cluster.node import NodeSpec
+from pvc.cluster.node import DaemonState, NodeSpec
 from pvc.cluster.placement import Placement, explained
 from pvc.cluster.view import VM, Node
 from pvc.cluster.vm import Owner, Power, State, VMSpec, VMStatus, move, shown_state, start_order
@@ -27,6 +27,8 @@ KEPT = 100
 """Fences of the whole cluster; older ones are forgotten."""
 DRILL_S = 60.0
 """Until the session of a node whose power was cut has ended."""
+LOOK_STOPPED_S = 30.0
+"""Between two looks at the power of a node that left cleanly."""
 ASKED_TRIES = 3
 """Of a fence that somebody asked for, while the node lives."""
 
@@ -36,6 +38,9 @@ class Note:
     """What this judge remembers of one life of a node, on its own monotonic clock."""
 
     gone_since: float | None = None
+    unseen_since: float | None = None
+    """Read in this order: its status with `unseen_version`, then no session."""
+    unseen_version: int | None = None
     last_try: float | None = None
     zero: float | None = None
     """Where the timeline of its fence begins."""
@@ -49,6 +54,8 @@ class Shoot:
     fence: Fence
     version: int | None
     """None: there is no document yet."""
+    only_looks: bool = False
+    """It left cleanly: nobody switches it off, and nothing is said until there is evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +162,8 @@ def remember(scene: Scene) -> dict[str, Note]:
         if not is_gone(node.status, node.alive):
             known_fence = scene.fences.get(key)
             is_asked = known_fence is not None and known_fence[0].state is not FenceState.RETURNED
-            notes[key] = replace(note, gone_since=None) if is_asked else Note()
+            seen = replace(note, gone_since=None, unseen_since=None)
+            notes[key] = seen if is_asked else Note()
         elif note.gone_since is None:
             notes[key] = replace(note, gone_since=scene.now)
     for key, (fence, _) in scene.fences.items():
@@ -163,6 +171,29 @@ def remember(scene: Scene) -> dict[str, Note]:
         if fence.timeline and note.zero is None:
             notes[key] = replace(note, zero=timeline.taken_up(fence, scene.now, scene.wall))
     return notes
+
+
+def is_counting(note: Note, node: Node, connected_since: float) -> bool:
+    """A count of how long it was away goes on: neither it nor the judge's connection was back meanwhile."""
+    since = note.unseen_since
+    return since is not None and note.unseen_version == node.status_version and since >= connected_since
+
+
+def quiet_at(note: Note, node: Node) -> float:
+    """From when on nothing of it runs, on the judge's clock, if the count goes on until then."""
+    promised = node.status.quiet_after_s
+    if promised <= 0 or note.unseen_since is None:
+        return float("inf")
+    return note.unseen_since + promised
+
+
+def is_quiet(note: Note, node: Node, connected_since: float, at: float) -> bool:
+    """Proven by its promise. `at` is before a commit that succeeded: pvc.cluster.timing, part A."""
+    return (
+        is_gone(node.status, node.alive)
+        and is_counting(note, node, connected_since)
+        and at >= quiet_at(note, node)
+    )
 
 
 def duties(scene: Scene) -> Duties:
@@ -204,7 +235,7 @@ def _of_the_past(scene: Scene, fence: Fence, version: int) -> Duty | None:
 def _of_node(scene: Scene, node: Node, found: tuple[Fence, int] | None, result: Duties) -> Duty | None:
     if found is None:
         suspect = Fence(node.spec.name, node.status.incarnation)
-        return _suspected(scene, node, suspect, None, result)
+        return _suspected(scene, node, suspect, None, result) or _stopped(scene, node, suspect, None, result)
     fence, version = found
     if fence.state is FenceState.FENCED:
         return _fenced(scene, node, fence, version)
@@ -214,7 +245,7 @@ def _of_node(scene: Scene, node: Node, found: tuple[Fence, int] | None, result: 
         return _drilled(scene, fence, version, result)
     if fence.state is not FenceState.RETURNED and not is_suspect(node.status, node.alive):
         return Excuse(fence, version, "it is alive again")
-    return _suspected(scene, node, fence, version, result)
+    return _suspected(scene, node, fence, version, result) or _stopped(scene, node, fence, version, result)
 
 
 def _suspected(scene: Scene, node: Node, fence: Fence, version: int | None, result: Duties) -> Shoot | None:
@@ -228,6 +259,22 @@ def _suspected(scene: Scene, node: Node, fence: Fence, version: int | None, resu
     if fence.state is FenceState.RETURNED:
         fence = Fence(fence.node, fence.incarnation)
     return _shot(scene, Shoot(node.spec.name, fence, version), due, result)
+
+
+def _stopped(scene: Scene, node: Node, fence: Fence, version: int | None, result: Duties) -> Shoot | None:
+    """It left cleanly, and VMs are still its own: is it off by now?"""
+    if node.status.state is not DaemonState.STOP or not is_gone(node.status, node.alive):
+        return None
+    fence = Fence(fence.node, fence.incarnation, stopped=True)
+    if scene.cluster.maintenance or not any(_is_owned_by(vm, fence) for vm in scene.vms.values()):
+        return None
+    note = scene.note(fence.node, fence.incarnation)
+    since = max(scene.now if note.gone_since is None else note.gone_since, scene.believed_from)
+    due = since + scene.cluster.fence_grace_s if note.last_try is None else note.last_try + LOOK_STOPPED_S
+    if scene.now < due:
+        result.wake(due)
+        return None
+    return Shoot(node.spec.name, fence, version, only_looks=True)
 
 
 def _asked(scene: Scene, node: Node, fence: Fence, version: int, result: Duties) -> Duty | None:
@@ -257,7 +304,9 @@ def _shot(scene: Scene, shoot: Shoot, due: float, result: Duties) -> Shoot | Non
     if note.last_try is not None:
         is_failed = shoot.fence.state is FenceState.FAILED
         pause = backoff_s(shoot.fence.attempts) if is_failed else LOOK_AGAIN_S
-        due = max(due, note.last_try + pause)
+        proven = quiet_at(note, scene.nodes[shoot.node])
+        again = note.last_try + pause
+        due = max(due, min(again, proven) if note.last_try < proven else again)
     if scene.now < due:
         result.wake(due)
         return None

@@ -51,6 +51,10 @@ class Evidence(StrEnum):
     """Its BMC was asked and said that it is off."""
     OPERATOR = "operator"
     """Somebody gave their word."""
+    WATCHDOG = "watchdog"
+    """It had promised that nothing of it runs when it was away for so long, and it was."""
+    STOPPED = "stopped"
+    """Its own last word: it had ended all its VMs when it left."""
 
 
 class StepKind(StrEnum):
@@ -107,6 +111,8 @@ class Fence:
     """What it took, from the last contact until the last VM ran again."""
     recovered: tuple[str, ...] = ()
     """VMs and where they went."""
+    stopped: bool = False
+    """It had left cleanly: nobody switched it off, and nobody switches it on."""
     finished: bool = False
     """It owns no VM any more, and its power is as the policy wants it."""
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -107,7 +107,7 @@ def _fetch(
     wait_s: int = 0,
 ) -> tuple[str, int]:
     # TLS and HTTP only for the verbs that need them.
-    from pvc.consoleclient import fetch
+    from pvc.peerclient import fetch
 
     return fetch(settings, address, port, path, lines=lines, cursor=cursor, wait_s=wait_s)
 

@@ -23,10 +23,10 @@ from pvc.cluster.view import View, expand_whole_cluster, whole_cluster
 from pvc.cluster.zookeeper import ZooKeeperStore
 from pvc.commands.context import FetchText
 from pvc.config import Config
-from pvc.consoleclient import fetch
 from pvc.errors import Failed, Invalid, Unavailable
 from pvc.http.app import Site, make_app
 from pvc.http.server import THREADS, Server
+from pvc.peerclient import fetch
 
 log = logging.getLogger(__name__)
 

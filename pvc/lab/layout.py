@@ -95,6 +95,10 @@ class Lab:
     def upper(self, node: Node) -> Path:
         return self.home(node) / "upper"
 
+    def board(self, node: Node) -> Path:
+        """What the node sees of its machine: the socket of its watchdog."""
+        return self.home(node) / "board"
+
     def address(self, node: Node, network: Network = CLUSTER) -> str:
         return f"{self.subnet(network)}.{node.number}"
 

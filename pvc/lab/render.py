@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pvc.lab.layout import CLUSTER, NETWORKS, STORAGE, UPSTREAM, Lab, Network, Node
 
 BRIDGE = "br0"
+BOARD = "/srv/board"
+"""Where a node finds lab.board."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,9 @@ storage_address = "{lab.address(node, STORAGE)}"
 [cluster]
 coordinators = [{servers}]
 key_file = "/etc/pvc/cluster.key"
+
+[daemon]
+watchdog = "unix:{BOARD}/watchdog"
 
 [api]
 socket = "/run/pvc/api.sock"

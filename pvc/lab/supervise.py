@@ -11,8 +11,10 @@ from pathlib import Path
 from types import FrameType
 
 from pvc.errors import Failed
-from pvc.lab import cgroup, discover, network, power
+from pvc.lab import cgroup, discover, inner, launch, network, power
 from pvc.lab.layout import Lab, Node
+from pvc.lab.render import BOARD
+from pvc.lab.watchdog import Board
 from pvc.proc import CommandFailed, run, start
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ def supervise(lab: Lab, node: Node) -> int:
 def boot(lab: Lab, node: Node, groups: tuple[Path, ...]) -> int:
     network.plug(lab, node)
     mount_root(lab, node)
+    board = Board(lab.board(node) / "watchdog", lambda: reset(lab, node))
+    board.start()
     process = start(
         nspawn_command(lab, node),
         log_file=lab.home(node) / "console.log",
@@ -57,7 +61,17 @@ def boot(lab: Lab, node: Node, groups: tuple[Path, ...]) -> int:
         process.send_signal(signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, pass_on)
-    return process.wait()
+    try:
+        return process.wait()
+    finally:
+        board.close()
+
+
+def reset(lab: Lab, node: Node) -> None:
+    """By somebody who outlives it: this supervisor goes with the power."""
+    log.warning("the watchdog of %s was not fed", node.name)
+    command = inner.command(lab, "chassis", node.name, "set", "reset", "1")
+    launch.launch(lab, f"reset-{node.name}", command, lab.home(node) / "supervisor.log")
 
 
 def mount_root(lab: Lab, node: Node) -> None:
@@ -90,6 +104,7 @@ def nspawn_command(lab: Lab, node: Node) -> list[str]:
         f"--network-namespace-path={network.NAMESPACES / lab.namespace(node)}",
         f"--capability={','.join(CAPABILITIES)}",
         f"--bind={lab.share}:/srv/share",
+        f"--bind={lab.board(node)}:{BOARD}",
         f"--rlimit=RLIMIT_NOFILE={files}",
         *("--resolv-conf=off", "--link-journal=no", "--timezone=off", "--console=read-only"),
         "--kill-signal=SIGRTMIN+3",

@@ -35,6 +35,11 @@ def ensure(config: Config, store: Reader) -> bool:
     return changed
 
 
+def are_there(config: Config) -> bool:
+    """Of an earlier life, good or not."""
+    return pki.installed(own=config.paths.tls) is not None
+
+
 def _is_good(config: Config, certificate: pki.Certificate, authority: Authority) -> bool:
     same_authority = certificate.ca.strip() == authority.certificate.strip()
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 
 from pvc.clock import Clock
@@ -15,18 +14,18 @@ from pvc.cluster.store import Session, SessionState, Store
 from pvc.cluster.timing import Timing
 from pvc.cluster.view import Node, View, expand_whole_cluster, whole_cluster
 from pvc.cluster.vm import Owner
-from pvc.errors import Conflict, PVCError
+from pvc.errors import PVCError
 from pvc.node.drivers import HostAddresses
 from pvc.node.drivers.power import BMCAccess, Power, open_bmc
 from pvc.node.judge import Judge
 from pvc.node.keeper import Keeper, Tenure
 from pvc.node.lanes import Lanes, ThreadLanes
+from pvc.node.loop import LONGEST_WAIT_S, Loop
 from pvc.node.role import Role
 from pvc.node.verifier import Chore, Verifier, lane
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_S = 5.0
 FORGET_S = 600.0
 
 
@@ -148,51 +147,6 @@ class Coordinator:
             log.warning("the primary role will end with the session: %s", error.message)
         self.keeper.rest()
         return not self.keeper.shown()[0]
-
-
-class Loop:
-    """Rounds on a thread of their own, each when it is due or when something wakes it."""
-
-    def __init__(self, name: str, clock: Clock) -> None:
-        self.name = name
-        self.clock = clock
-        self.step: Callable[[], float] = lambda: LONGEST_WAIT_S
-        self.beat = clock.monotonic()
-        """When its newest round began."""
-        self._woken = threading.Event()
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self, step: Callable[[], float]) -> None:
-        self.step = step
-        self._thread.start()
-
-    def wake(self) -> None:
-        self._woken.set()
-
-    def close(self) -> None:
-        self._ending.set()
-        self._woken.set()
-        self._thread.join(LONGEST_WAIT_S)
-
-    def _run(self) -> None:
-        while not self._ending.is_set():
-            self.beat = self.clock.monotonic()
-            self._woken.wait(self._round())
-            self._woken.clear()
-
-    def _round(self) -> float:
-        try:
-            return self.step()
-        except Conflict as error:
-            log.info("%s; looking again", error.message)
-            return 0.1
-        except PVCError as error:
-            log.warning("%s: %s", self.name, error.message)
-            return 1.0
-        except Exception:  # the boundary: one mistake must not end the cluster's only judge
-            log.exception("a round of the %s failed: a bug in pvc", self.name)
-            return 1.0
 
 
 class Coordinating:

@@ -9,7 +9,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +24,19 @@ from pvc.cluster.membership import Fence, FenceState
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
-from pvc.cluster.store import Create, Delete, Op, Put, Session, SessionState, Store
-from pvc.cluster.timing import Timing
+from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
+from pvc.cluster.timing import ASK_S, Timing
 from pvc.cluster.view import VM, Node, View, expand_one_node, one_node
 from pvc.cluster.vm import Owner, Power, State, Target, VMSpec
 from pvc.config import Config
 from pvc.errors import Conflict, Failed, NotFound, PVCError, Unavailable
-from pvc.node.actions import Action, NodeAction
+from pvc.node.actions import Action, Answer, NodeAction
 from pvc.node.drivers import Domain, DomainEvent, DriverError, EventKind, HostAddresses, Hypervisor
 from pvc.node.execute import Executor
 from pvc.node.lanes import Lanes, ThreadLanes
+from pvc.node.lease import ContactFile, Guard, Guarding, is_ours
+from pvc.node.loop import Loop
+from pvc.node.outage import Outage, OwnServer
 from pvc.node.plan import Note, Picture, Plan, plan, remember
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class Daemon:
         bridges: Callable[[], frozenset[str]] = lambda: frozenset(),
         planner: Callable[[Picture], Plan] = plan,
         executor: type[Executor] = Executor,
+        guard: Guard | None = None,
     ) -> None:
         self.config = config
         self.name = config.node.name
@@ -87,9 +91,14 @@ class Daemon:
         self.published = Load()
         self.load_due = 0.0
         self.session_id = 0
+        self.promised: tuple[float, str] = (0.0, "")
+        self.arriving: frozenset[str] = frozenset()
+        """VMs that another node has been told it may send here."""
         self.me = Owner(self.name, self._register())
         self.mirror = Mirror(store, one_node(self.name), expand_one_node, wake)
         self.view = View(self.mirror)
+        timing = Timing.of(config)
+        self.guard = guard or Guard(timing, clock, hypervisor, None, ContactFile(), why_none="nobody asked")
         self.executor = executor(
             me=self.me,
             store=store,
@@ -102,8 +111,11 @@ class Daemon:
             refresh=self.mirror.refresh,
             publish=self._change_status,
             problem=self._set_problem,
+            may_start=self.guard.may_start,
         )
         self.lanes = lanes(self.executor.carry_out, wake)
+        self.guard.contact, self.guard.is_idle = self.has_contact, self.is_idle
+        self.guard.ends = lambda uuid: self._change_note(uuid, lambda note: replace(note, cut_off=True))
         store.on_session(self._session_changed)
         hypervisor.watch(self._domain_event)
 
@@ -169,6 +181,9 @@ class Daemon:
             kernel=platform.release(),
             bridges=tuple(sorted(self.bridges())),
             console_port=self.config.daemon.console_port,
+            watchdog="",
+            quiet_after_s=0.0,
+            nothing_runs=False,
         )
 
     def join(self) -> None:
@@ -197,10 +212,53 @@ class Daemon:
             self._change_status(lambda status: replace(status, state=DaemonState.SHUTDOWN))
 
     def leave(self) -> None:
-        """Leave cleanly: VMs go on, and nobody takes this node for dead."""
+        """Leave cleanly: VMs go on, and nobody takes this node for dead. Then nothing watches it any more."""
         self.lanes.close()
-        with suppress(PVCError):
-            self._change_status(lambda status: replace(status, state=DaemonState.STOP))
+        try:
+            nothing_runs = self._runs_nothing()
+            self._change_status(
+                lambda status: replace(
+                    status, state=DaemonState.STOP, quiet_after_s=0.0, nothing_runs=nothing_runs
+                )
+            )
+            self.guard.disarm()
+        except PVCError as error:
+            log.warning("not left cleanly: %s", error.message)
+
+    def _runs_nothing(self) -> bool:
+        """In this order: what a lane has begun is in libvirt's list when the lane is done."""
+        is_idle = self.is_idle()
+        try:
+            return is_idle and not any(map(is_ours, self.hypervisor.domains().values()))
+        except DriverError:
+            return False
+
+    # The promise that nothing runs here when others have not seen this node for long
+
+    def has_contact(self) -> bool:
+        """A commit that cannot succeed without the ephemeral of this life."""
+        session = self.store.session
+        if session.state is not SessionState.CONNECTED or session.id != self.session_id:
+            return False
+        self.store.commit(Check(paths.alive(self.name), 0))
+        return True
+
+    def is_idle(self) -> bool:
+        """Nothing can begin to run here now: neither by a lane nor by another node. Asks nobody."""
+        return bool(self.session_id) and not self.lanes.busy and not self.arriving
+
+    def _keep_promise(self, maintenance: bool) -> None:
+        """Armed before it is published, disarmed after it was taken back."""
+        if not maintenance:
+            with suppress(DriverError):
+                self.guard.arm()
+        promised = (0.0 if maintenance else self.guard.promise, self.guard.told)
+        if promised != self.promised:
+            quiet_after_s, told = promised
+            self._change_status(lambda status: replace(status, quiet_after_s=quiet_after_s, watchdog=told))
+            self.promised = promised
+        if maintenance:
+            self.guard.disarm()
 
     def _change_status(self, change: Callable[[NodeStatus], NodeStatus], *ops: Op) -> None:
         """This node's own document: nobody else changes it, so two lanes of ours are all that can race."""
@@ -257,6 +315,8 @@ class Daemon:
         if self.store.session.state is not SessionState.CONNECTED:
             return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop
         self._rejoin()
+        if self.guard.lease.over:
+            return 1.0  # first what runs here has to end
         # In this order: what a lane has finished is in the mirror and in libvirt's list, and that is never
         # older than what is read of the mirror, so that an owned domain that is not listed is really gone.
         busy = self.lanes.busy
@@ -267,7 +327,9 @@ class Daemon:
         with self.notes_lock:
             self.notes = remember(replace(picture, notes=self.notes))
             picture = replace(picture, notes=self.notes)
+        self._keep_promise(picture.cluster.maintenance)
         planned = self.planner(picture)
+        self.arriving = frozenset(_arriving(picture, planned))
         for action in planned.actions:
             self.lanes.submit(action)
         self._publish_load(picture, now)
@@ -375,6 +437,18 @@ def _was_fenced(node: Node) -> bool:
     return node.fence is not None and node.fence.state is FenceState.FENCED
 
 
+def _arriving(picture: Picture, planned: Plan) -> Iterator[str]:
+    """What others may send: they have been told so, or are about to be."""
+    for uuid, (target, _) in picture.targets.items():
+        vm = picture.vms[uuid]
+        is_foreign = vm.status.owner is not None and vm.status.owner.node != picture.me.node
+        if target.node == vm.spec.node == picture.me.node and is_foreign and not target.refused:
+            yield uuid
+    for action in (*picture.busy.values(), *planned.actions):
+        if isinstance(action, Answer) and not action.target.refused:
+            yield action.vm.spec.uuid
+
+
 def _that_matters(load: Load) -> tuple[object, ...]:
     """What placement and waiting clients should not see late."""
     addresses = load.addresses, load.address_problem
@@ -467,17 +541,20 @@ class Process:
 LATER = (
     "pvc.cluster.zookeeper",
     "pvc.node.certificates",
-    "pvc.node.console",
     "pvc.node.coordinator",
     "pvc.node.drivers.fourletter",
     "pvc.node.drivers.frr",
+    "pvc.node.drivers.fourletter",
     "pvc.node.drivers.ipmi",
     "pvc.node.drivers.links",
     "pvc.node.drivers.libvirt",
     "pvc.node.drivers.netlink",
     "pvc.node.drivers.redfish",
     "pvc.node.network",
+    "pvc.node.drivers.watchdog",
+    "pvc.node.peer",
     "pvc.node.upkeep",
+    "pvc.peerclient",
     "pvc.secretbox",
 )
 """What a daemon needs beside this module; some of it only when something has gone wrong."""
@@ -491,49 +568,63 @@ def load_everything() -> None:
 
 def main(config: Config) -> None:
     """Run until SIGTERM; raises what the preflight finds wrong."""
+    from pvc.node.drivers.libvirt import LibvirtHypervisor
+
+    timing, clock = Timing.of(config), SystemClock()
+    timing.check()
+    lock = _only_one(config)
+    hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri)
+    guard = _guard(config, timing, clock, hypervisor)
+    guarding = Guarding(guard)
+    guard.begin()  # before anything that takes time: an earlier life may have left little of it
+    guarding.start()
+    load_everything()
+
     from pvc.cluster.zookeeper import ZooKeeperStore
     from pvc.node import certificates
-    from pvc.node.console import ConsoleServer
     from pvc.node.drivers.frr import FRR
-    from pvc.node.drivers.libvirt import LibvirtHypervisor
     from pvc.node.drivers.links import NetlinkLinks
     from pvc.node.drivers.netlink import NetlinkAddresses
-    from pvc.node.network import Loop, Networks
+    from pvc.node.network import Loop as NetworkLoop
+    from pvc.node.network import Networks
+    from pvc.node.peer import PeerServer
     from pvc.node.upkeep import Upkeep, remove_old_consoles
     from pvc.systemd import notify
 
-    load_everything()
     process = Process(config, notify)
     signal.signal(signal.SIGTERM, process.end)
     signal.signal(signal.SIGINT, process.end)
     secret = config.secret()
-    lock = _only_one(config)
     host = NetlinkAddresses()
     drop_leftovers(host)
     store = ZooKeeperStore(
         config.servers(), secret=secret, session_timeout_s=config.cluster.session_timeout_s
     )
     coordinating: Coordinating | None = None
+    own = _own_server(config, store, clock)
+    peers = PeerServer(config, own.without_quorum_s if own else lambda: 0.0)
+    guard.is_out = _outage(config, own, timing, clock).is_out
     try:
+        if certificates.are_there(config):
+            peers.start()  # others may ask while the store is out
         if not _wait_for_cluster(process, store):
             return
         certificates.ensure(config, store)
-        hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri)
-        clock = SystemClock()
-        daemon = Daemon(config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges)
+        daemon = Daemon(
+            config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges, guard=guard
+        )
         os.makedirs(config.paths.console, exist_ok=True)
-        console = ConsoleServer(config)
-        console.start()
+        peers.start()
         upkeep = Upkeep(
             [
-                lambda: certificates.renew(config, store, console.reload),
+                lambda: certificates.renew(config, store, peers.reload),
                 lambda: remove_old_consoles(config.paths.console, store, clock.wall()),
                 daemon.view.forget_missing,
             ]
         )
         upkeep.start()
         node = config.node
-        networks = Loop(
+        networks = NetworkLoop(
             lambda wake: Networks(
                 node.address,
                 node.bridge_device,
@@ -560,13 +651,48 @@ def main(config: Config) -> None:
         finally:
             networks.close()
             upkeep.close()
-            console.close()
-            hypervisor.close()
     finally:
+        guarding.close()
+        if guard.lease.armed:
+            log.error("the watchdog stays armed, and resets this machine unless a daemon starts soon")
+        peers.close()
+        hypervisor.close()
         # A session that is closed ends the role at once. One that is left ends when the addresses have.
         if coordinating is None or coordinating.close():
             store.close()
         lock.close()
+
+
+def _guard(config: Config, timing: Timing, clock: Clock, hypervisor: Hypervisor) -> Guard:
+    from pvc.node.drivers.watchdog import find
+
+    watchdog, why_none = find(config.daemon.watchdog)
+    return Guard(timing, clock, hypervisor, watchdog, ContactFile(), why_none=why_none)
+
+
+def _own_server(config: Config, store: Store, clock: Clock) -> OwnServer | None:
+    """Of a coordinator: its ZooKeeper server, looked at from beside."""
+    from pvc.node.drivers.fourletter import refuses
+
+    host, _, port = config.servers()[0].rpartition(":")
+    if host != config.node.address:
+        return None
+    own = OwnServer(lambda: refuses(host, int(port)), lambda: store.session, clock)
+    Loop("own server", clock).start(own.look)
+    return own
+
+
+def _outage(config: Config, own: OwnServer | None, timing: Timing, clock: Clock) -> Outage:
+    from pvc.peerclient import ask
+
+    def asked(address: str) -> float:
+        if own is not None and address == config.node.address:
+            return own.without_quorum_s()
+        answer = ask(config, address, config.daemon.console_port, "quorum", timeout_s=ASK_S)
+        return float(answer["without_quorum_s"])
+
+    coordinators = [server.rpartition(":")[0] for server in config.servers()]
+    return Outage(coordinators, asked, timing, clock)
 
 
 def drop_leftovers(host: HostAddresses) -> None:

@@ -56,6 +56,7 @@ from pvc.node.drivers import (
     NoSuchDomain,
     Progress,
 )
+from pvc.node.lease import cut_off
 from pvc.node.plan import RETRY_S, Note, start_failed, stray, take_back
 from pvc.proc import run
 
@@ -84,6 +85,8 @@ class Executor:
     """Change what this node says of itself."""
     problem: Callable[[str], None]
     """Say why a flush or a return does not get on."""
+    may_start: Callable[[], bool] = lambda: True
+    """This node is in contact with the cluster, or has promised nothing."""
 
     def carry_out(self, action: Action | NodeAction) -> None:
         match action:
@@ -166,8 +169,10 @@ class Executor:
 
     def start(self, vm: VM) -> None:
         """Own it, then run it: in this order, whatever happens."""
+        if not self.may_start():
+            raise cut_off()
         self.write(vm, None, self._claimed(vm))
-        forget = partial(replace, running_since=None, gone_since=None, ended=None)
+        forget = partial(replace, running_since=None, gone_since=None, ended=None, cut_off=False)
         self.note(vm.spec.uuid, forget)  # of an earlier run
         try:
             self._start_domain(vm.spec)
@@ -208,6 +213,8 @@ class Executor:
             emulator=self.capabilities.emulator,
             console_log=str(console),
         )
+        if not self.may_start():  # immediately before: it may have taken long to come here
+            raise cut_off()
         self.hypervisor.start(xml)
 
     def _start_failed(self, vm: VM, error: PVCError, *, retryable: bool) -> None:

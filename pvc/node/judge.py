@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 from pvc.clock import Clock
 from pvc.cluster import fencing, paths, timeline
@@ -26,11 +27,12 @@ from pvc.cluster.fencing import (
 )
 from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind, is_gone
 from pvc.cluster.mirror import Mirror
-from pvc.cluster.node import BMC, NodeSpec
-from pvc.cluster.store import Check, Create, Delete, Op, Put, Store
+from pvc.cluster.node import BMC, DaemonState
+from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import Owner, index_nodes, index_ops
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.power import BMCAccess, Power, PowerState
 from pvc.node.lanes import Lanes
 from pvc.node.role import Role
@@ -39,6 +41,14 @@ log = logging.getLogger(__name__)
 
 BEHIND_S = 2.0
 """An order to switch off must follow the look at who is alive within this time, or look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """At who is to be shot: as it was at that time, or later."""
+
+    node: Node
+    at: float
 
 
 class Judge:
@@ -60,6 +70,11 @@ class Judge:
         access: Callable[[BMC, str], BMCAccess],
         session_timeout_s: float,
     ) -> None:
+        self.connected_since = clock.monotonic()
+        """Without interruption; infinity while it is not."""
+        store.on_session(self._session_changed)
+        self.kinds: tuple[Callable[[Fence, Look], Evidence], ...] = (self._by_promise, self._by_power)
+        """Of evidence, cheapest first."""
         self.me = me
         self.store = store
         self.mirror = mirror
@@ -74,6 +89,10 @@ class Judge:
         self.notes: dict[str, Note] = {}
         self.notes_lock = threading.Lock()
         self.lanes = lanes(self.carry_out)
+
+    def _session_changed(self, session: Session) -> None:
+        is_connected = session.state is SessionState.CONNECTED
+        self.connected_since = self.clock.monotonic() if is_connected else float("inf")
 
     def forget(self) -> None:
         """Somebody else is primary: what this one remembers would be old when it is again."""
@@ -98,11 +117,35 @@ class Judge:
         )
         with self.notes_lock:
             self.notes = fencing.remember(replace(scene, notes=self.notes))
+        self._count(nodes)
+        with self.notes_lock:
             scene = replace(scene, notes=dict(self.notes))
         found = self.decide(scene)
         for duty in found.todo:
             self.lanes.submit(duty)
         return found.wake_at
+
+    def _count(self, nodes: Mapping[str, Node]) -> None:
+        """Begin to count how long those who are gone were away: from a read that tells status and session in
+        this order. A mirror may have the status of a later return, and an older answer of the session."""
+        gone = {name: node for name, node in nodes.items() if is_gone(node.status, node.alive)}
+        new = [
+            name
+            for name, node in gone.items()
+            if not fencing.is_counting(self._noted(node), node, self.connected_since)
+        ]
+        if not new:
+            return
+        found = View(self.store).nodes(new)
+        at = self.clock.monotonic()
+        for node in found.values():
+            counts = is_gone(node.status, node.alive)
+            begun = partial(replace, unseen_since=at if counts else None, unseen_version=node.status_version)
+            self._note(Fence(node.spec.name, node.status.incarnation), begun)
+
+    def _noted(self, node: Node) -> Note:
+        with self.notes_lock:
+            return self.notes.get(name_of(node.spec.name, node.status.incarnation), Note())
 
     def _vms(self) -> dict[str, VM]:
         """A document that is damaged keeps its own VM from being recovered, not the others."""
@@ -150,8 +193,11 @@ class Judge:
         return 0 if version is None else version + 1
 
     def _shoot(self, duty: Shoot) -> None:
-        """Announce, look once more, switch off, read back; only what was read back is evidence."""
+        """Announce, look once more, get evidence."""
         fence = self._tried(duty.fence)
+        if duty.only_looks:
+            self._look_at_stopped(fence, duty.version)
+            return
         version = self._write(fence, duty.version)
         try:
             evidence = self._evidence(fence)
@@ -164,9 +210,14 @@ class Judge:
             ended = self.clock.monotonic()
             self._note(fence, lambda note: replace(note, last_try=ended))
         node = View(self.store).node(fence.node)
+        if evidence is Evidence.WATCHDOG and node.status_version != self._noted(node).unseen_version:
+            evidence = Evidence.NONE  # it was back since it was looked at
         if evidence is Evidence.NONE or not is_gone(node.status, node.alive):
             self._unproven(fence, version, node, evidence)
             return
+        self._receipt(fence, version, node, evidence)
+
+    def _receipt(self, fence: Fence, version: int | None, node: Node, evidence: Evidence) -> None:
         fence = timeline.once(fence, StepKind.FENCED, self._elapsed_s(fence))
         receipt = replace(
             fence,
@@ -207,33 +258,81 @@ class Judge:
         return 0.0 if zero is None else self.clock.monotonic() - zero
 
     def _evidence(self, fence: Fence) -> Evidence:
-        """Raises DriverError and others where there is none. NONE: not yet, or it came back."""
-        node, looked_at = self._look(fence)
+        """Of any kind. Raises what is wrong where there is none; NONE: not yet, or it came back."""
+        look = self._look(fence)
         if fence.confirmed:
             return Evidence.OPERATOR
-        if node is None:
+        if look is None:
             return Evidence.NONE
-        if node.bmc is None:
+        problems: list[PVCError] = []
+        for kind in self.kinds:
+            try:
+                found = kind(fence, look)
+            except (Unavailable, Conflict):
+                raise
+            except PVCError as error:
+                problems.append(error)
+                continue
+            if found is not Evidence.NONE:
+                return found
+        if problems:
+            raise Failed("; ".join([error.message for error in problems] + self._promised(look.node)))
+        return Evidence.NONE
+
+    def _by_promise(self, fence: Fence, look: Look) -> Evidence:
+        """It was away for as long as it had promised to need, when the look began."""
+        note = self._noted(look.node)
+        is_quiet = fencing.is_quiet(note, look.node, self.connected_since, look.at)
+        return Evidence.WATCHDOG if is_quiet else Evidence.NONE
+
+    def _promised(self, node: Node) -> list[str]:
+        left = fencing.quiet_at(self._noted(node), node) - self.clock.monotonic()
+        if left == float("inf"):
+            return ["it had promised no watchdog"]
+        return [f"its watchdog ends it within {max(0.0, left):.0f} s"]
+
+    def _by_power(self, fence: Fence, look: Look) -> Evidence:
+        """Only off as read back counts; an order that was given does not."""
+        bmc = look.node.spec.bmc
+        if bmc is None:
             raise Failed(f"{fence.node} has no BMC")
-        access = self.access(node.bmc, self.secret)
+        access = self.access(bmc, self.secret)
         if self.power.state(access) is PowerState.OFF:
             return Evidence.POWER_OFF
-        if self.clock.monotonic() > looked_at + BEHIND_S:
-            node, looked_at = self._look(fence)
-            if node is None:
-                return Evidence.NONE
+        if self.clock.monotonic() > look.at + BEHIND_S and self._look(fence) is None:
+            return Evidence.NONE
         log.warning("switching off %s", fence.node)
         self.power.off(access)
         return Evidence.POWER_OFF if self.power.state(access) is PowerState.OFF else Evidence.NONE
 
-    def _look(self, fence: Fence) -> tuple[NodeSpec | None, float]:
+    def _look_at_stopped(self, fence: Fence, version: int | None) -> None:
+        """Its own word when it left, or its power as it is; it is never switched off."""
+        try:
+            look = self._look(fence)
+            if look is None or look.node.status.state is not DaemonState.STOP:
+                return
+            node = look.node
+            evidence = Evidence.STOPPED if node.status.nothing_runs else Evidence.NONE
+            if evidence is Evidence.NONE and node.spec.bmc is not None:
+                state = self.power.state(self.access(node.spec.bmc, self.secret))
+                evidence = Evidence.POWER_OFF if state is PowerState.OFF else Evidence.NONE
+        except DriverError as error:
+            log.info("%s has stopped, and nobody can see whether it is off: %s", fence.node, error.message)
+            return
+        finally:
+            ended = self.clock.monotonic()
+            self._note(fence, lambda note: replace(note, last_try=ended))
+        if evidence is not Evidence.NONE:
+            self._receipt(fence, version, node, evidence)
+
+    def _look(self, fence: Fence) -> Look | None:
         """The node, if it is still to be shot. A read after a commit of this session is never older."""
         at = self.clock.monotonic()
         self.role.confirm()
         node = View(self.store).node(fence.node)
         is_same = node.status.incarnation == fence.incarnation
-        wanted = is_same and (bool(fence.asked_by) or is_gone(node.status, node.alive))
-        return (node.spec if wanted else None), at
+        is_wanted = is_same and (bool(fence.asked_by) or is_gone(node.status, node.alive))
+        return Look(node, at) if is_wanted else None
 
     def _unproven(self, fence: Fence, version: int, node: Node, evidence: Evidence) -> None:
         if fence.drill and evidence is Evidence.POWER_OFF and node.status.incarnation == fence.incarnation:
@@ -276,7 +375,7 @@ class Judge:
 
     def _finish(self, duty: Finish) -> None:
         bmc = duty.bmc_of.bmc if duty.bmc_of else None
-        was_shot = duty.fence.evidence is Evidence.POWER_OFF
+        was_shot = duty.fence.evidence is Evidence.POWER_OFF and not duty.fence.stopped
         is_cycled = self.view.cluster().fence_policy is FencePolicy.POWER_CYCLE or duty.fence.drill
         if bmc is not None and was_shot and is_cycled:
             self.role.commit()

@@ -57,6 +57,8 @@ class Note:
     running_since: float | None = None
     gone_since: float | None = None
     ended: Ended | None = None
+    cut_off: bool = False
+    """This node ended it, having lost contact to the cluster."""
     ended_at: float = 0.0
     asked_first: float | None = None
     asked_last: float | None = None
@@ -141,7 +143,7 @@ def _seen(picture: Picture, uuid: str, vm: VM | None, note: Note) -> Note:
         since = note.running_since if note.running_since is not None else now
         # An event of this very round is newer than the list of domains.
         ended = note.ended if note.ended_at >= now else None
-        return replace(note, running_since=since, gone_since=None, ended=ended)
+        return replace(note, running_since=since, gone_since=None, ended=ended, cut_off=False)
     if vm is None or not _is_mine(vm, picture.me):
         is_expected = vm is not None and vm.spec.node == picture.me.node
         return replace(note, running_since=None, gone_since=None, ended=note.ended if is_expected else None)
@@ -360,6 +362,8 @@ def release(picture: Picture, vm: VM, ended: Ended | None) -> Commit:
         return Commit(vm, None, again, f"it has stopped to start on {spec.node}")
     if vm.status.state is State.STARTING:
         return Commit(vm, None, again, "its start was interrupted")
+    if picture.note(spec.uuid).cut_off:
+        return Commit(vm, None, replace(again, reason=CUT_OFF), CUT_OFF)
     if ended is Ended.SHUTDOWN:
         stopped = replace(
             status, state=State.STOP, reason="the guest powered itself off", failures=0, digest=""
@@ -377,6 +381,7 @@ def _left_to_target(picture: Picture, vm: VM, migration: Migration) -> Commit:
     return Commit(vm, None, status, f"it left for {migration.target}")
 
 
+CUT_OFF = "its node had lost contact to the cluster and ended it"
 ENDED_WORDS: dict[Ended | None, str] = {
     None: "it ended while nobody looked",
     Ended.CRASHED: "the guest crashed",

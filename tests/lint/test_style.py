@@ -22,7 +22,7 @@ BOUNDARIES = {
     "pvc/http/app.py": "a request",
     "pvc/http/serve.py": "a turn of the API server's mirror",
     "pvc/node/daemon.py": "a cycle of the daemon",
-    "pvc/node/coordinator.py": "a round of the coordinator",
+    "pvc/node/loop.py": "a round beside the daemon's own",
     "pvc/node/lanes.py": "an action of the daemon",
     "pvc/node/network.py": "a round of the networks",
 }

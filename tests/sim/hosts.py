@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tests.sim.world import Life, World
 
 MEMORY_MIB = 8192
+FREEZES_AT_FEED = 0.002
 DOWN = "libvirt does not answer"
 
 
@@ -80,6 +81,31 @@ class Host:
     """VMs whose guest ignores ACPI."""
     by_hand: set[str] = field(default_factory=set)
     """Domains that an administrator started behind the cluster's back."""
+
+    contact: float | None = None
+    """What a daemon there keeps for its next life, until the machine loses its power."""
+    has_watchdog: bool = True
+    watchdog_s: float = 0.0
+    """0: it is not armed."""
+    resets_at: float = 0.0
+    is_ticking: bool = False
+
+    def feed(self, seconds: float = 0.0) -> None:
+        self.watchdog_s = seconds or self.watchdog_s
+        self.resets_at = self.world.now + self.watchdog_s
+        if not self.is_ticking:
+            self.is_ticking = True
+            self.world.later(self.watchdog_s, self._tick)
+
+    def _tick(self) -> None:
+        """Its clock is its own: it goes on while the machine stands still."""
+        left = self.resets_at - self.world.now
+        self.is_ticking = self.watchdog_s > 0 and left > 0
+        if self.is_ticking:
+            self.world.later(left, self._tick)
+        elif self.watchdog_s > 0 and self.is_up:
+            self.world.trace(f"{self.name}: its watchdog resets it")
+            self.world.reset(self.name)
 
     def __post_init__(self) -> None:
         self.kernel = Kernel(self)
@@ -144,6 +170,7 @@ class Host:
         self.is_up = False
         self.world.asleep[self.name] = None
         self.kernel.until.clear()
+        self.contact, self.watchdog_s = None, 0.0
         self.domains.clear()
         self.by_hand.clear()
         self.watchers.clear()
@@ -277,6 +304,61 @@ class SimPower:
     def _reach(self, bmc: BMCAccess) -> Host:
         self.life.point(3.0 if self.world.hosts[bmc.address].bmc is BMCFault.SLOW else None)
         return self._host(bmc)
+
+
+class SimWatchdog:
+    """A host's watchdog as one life of a daemon reaches it. It may stand still just before it feeds."""
+
+    name = "sim"
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self.host = life.host
+
+    def arm(self, seconds: int) -> float:
+        self._feed(float(seconds))
+        return float(seconds)
+
+    def feed(self) -> None:
+        self._feed(0.0)
+
+    def _feed(self, seconds: float) -> None:
+        world, host = self.life.world, self.host
+        if host.watchdog_s and world.faulty and world.rng.random() < FREEZES_AT_FEED:
+            self._late(seconds)
+        else:
+            host.feed(seconds)
+
+    def _late(self, seconds: float) -> None:
+        world, host, life = self.life.world, self.host, self.life
+        delay = world.rng.choice((0.5, 0.99)) * (host.resets_at - world.now)
+        world.trace(f"{host.name}: frozen for {delay:.1f} s at a feed")
+        world.zookeeper.before_change()
+        world.disturb(host.name, delay + 5.0)
+        life.frozen_until = max(life.frozen_until, world.now + delay)
+
+        def goes_on() -> None:
+            if not life.dead and host.watchdog_s:
+                host.feed(seconds)
+
+        world.later(delay, goes_on)
+
+    def disarm(self) -> None:
+        self.host.watchdog_s = 0.0
+
+
+class SimMemory:
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def load(self) -> float | None:
+        return self.host.contact
+
+    def save(self, contact: float) -> None:
+        self.host.contact = contact
+
+    def clear(self) -> None:
+        self.host.contact = None
 
 
 class SimHypervisor:

@@ -11,14 +11,14 @@ import pytest
 from pvc.cluster import fencing
 from pvc.cluster.fencing import Duties, Release, Scene
 from pvc.cluster.membership import Evidence, Fence, FenceState
-from pvc.cluster.node import NodeSpec
 from pvc.cluster.view import VM
 from pvc.cluster.vm import Power, State
 from pvc.errors import PVCError
 from pvc.node.actions import Action, Commit, Migrate, NodeAction, Shutdown, Start, StopStray
 from pvc.node.execute import Executor
-from pvc.node.judge import Judge
+from pvc.node.judge import Judge, Look
 from pvc.node.keeper import Keeper, Tenure
+from pvc.node.lease import Guard
 from pvc.node.plan import Picture, Plan, plan
 from tests.sim.world import Mutant, Violation, simulate
 
@@ -145,8 +145,35 @@ class TakesTheOrderForItsEffect(Judge):
 class ShootsFromMemory(Judge):
     """Who was gone when the duty was found is gone still: nobody looks a second time."""
 
-    def _look(self, fence: Fence) -> tuple[NodeSpec | None, float]:
-        return self.view.node(fence.node).spec, self.clock.monotonic()
+    def _look(self, fence: Fence) -> Look | None:
+        return Look(self.view.node(fence.node), self.clock.monotonic())
+
+
+class GoesOn(Guard):
+    """Cut off, it neither ends its VMs nor lets the machine be reset."""
+
+    def feed(self) -> float:
+        self.lease = replace(self.lease, quiet_at=self.clock.monotonic())
+        return super().feed()
+
+    def end(self) -> float:
+        return 1.0
+
+
+class BelievesPings(Guard):
+    """That a server answers is taken for contact with the cluster."""
+
+    def prove(self) -> float:
+        if self.lease.armed and self.granted is not None:
+            self._confirmed(self.clock.monotonic())
+        return 1.0
+
+
+class BelievesAtOnce(Judge):
+    """Who promised anything is as good as gone."""
+
+    def _by_promise(self, fence: Fence, look: Look) -> Evidence:
+        return Evidence.WATCHDOG if look.node.status.quiet_after_s else Evidence.NONE
 
 
 def releases_the_suspects(scene: Scene) -> Duties:
@@ -207,6 +234,9 @@ BITES = [
     Bite("take silence for off", Mutant(judge=TakesSilenceForOff)),
     Bite("take an order for its effect", Mutant(judge=TakesTheOrderForItsEffect)),
     Bite("shoot from memory", Mutant(judge=ShootsFromMemory, decide=sees_nobody)),
+    Bite("go on when cut off", Mutant(guard=GoesOn)),
+    Bite("believe pings", Mutant(guard=BelievesPings)),
+    Bite("believe a promise at once", Mutant(judge=BelievesAtOnce)),
     Bite("release without evidence", Mutant(decide=releases_the_suspects)),
     Bite("forget requests", Mutant(planner=each(forgets_requests))),
     Bite("addresses without a lifetime", Mutant(no_lifetime=True)),

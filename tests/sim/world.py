@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -21,7 +22,7 @@ from pvc.cluster import domainxml, fencing, paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.fencing import Duties, Scene
-from pvc.cluster.membership import Fence, FenceState, Primary
+from pvc.cluster.membership import Evidence, Fence, FenceState, Primary
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Op, Put, Session, Stored, Watch
 from pvc.cluster.timing import Timing
@@ -40,10 +41,12 @@ from pvc.node.execute import Executor
 from pvc.node.judge import Judge
 from pvc.node.keeper import Keeper
 from pvc.node.lanes import REST_AFTER_CONFLICT_S, REST_S
+from pvc.node.lease import Guard
+from pvc.node.outage import Answer, Outage
 from pvc.node.plan import Picture, Plan, plan
 from tests.sim import addresses
 from tests.sim.addresses import SimAddresses
-from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimPower
+from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimMemory, SimPower, SimWatchdog
 from tests.sim.network import Cut, Network, bmc_of, both_ways, one_way, one_way_in
 from tests.sim.speed import hasten, loads
 from tests.sim.tasks import Crashed, Scheduler, Task
@@ -79,6 +82,7 @@ class Mutant:
     decide: Callable[[Scene], Duties] = fencing.duties
     judge: type[Judge] = Judge
     keeper: type[Keeper] = Keeper
+    guard: type[Guard] = Guard
     old_lists: bool = False
     no_lifetime: bool = False
     """Of floating addresses, in the kernel."""
@@ -301,6 +305,13 @@ class Life(Actor):
 
     def _boot(self) -> None:
         mutant = self.world.mutant
+        hypervisor = SimHypervisor(self)
+        self.guard = guard = self._guard(hypervisor)
+        guard.begin()
+        for step in (guard.feed, guard.prove, guard.end):
+            rounds = Rounds(self)
+            rounds.step = step
+            rounds.next_step(0.0)
         if not mutant.leftovers_stay:
             drop_leftovers(SimAddresses(self))
         while not self.client.is_connected:
@@ -308,19 +319,35 @@ class Life(Actor):
         daemon = Daemon(
             self.world.config(self.name),
             self.store,
-            SimHypervisor(self),
+            hypervisor,
             self.clock,
             lanes=lambda carry_out, done: SimLanes(self, carry_out, done),
             wake=self.wake,
             bridges=lambda: frozenset({"br0"}),
             planner=mutant.planner,
             executor=mutant.executor,
+            guard=guard,
         )
         daemon.mirror._syncing = SimLock(self)  # type: ignore[assignment]
         daemon.status_lock = SimLock(self)  # type: ignore[assignment]
         if daemon.role is NodeRole.COORDINATOR:
             self._coordinate(daemon)
         self.daemon = daemon
+
+    def _guard(self, hypervisor: SimHypervisor) -> Guard:
+        mutant = self.world.mutant
+        guard = mutant.guard(
+            Timing(),
+            self.clock,
+            hypervisor,
+            SimWatchdog(self) if self.host.has_watchdog else None,
+            SimMemory(self.host),
+            spawn=lambda function: self.world.spawn(self, function, lambda error: None),
+        )
+        guard._device = SimLock(self)  # type: ignore[assignment]
+        outage = Outage(PLACES, self.world.asked(self), guard.timing, self.clock, gather=one_by_one)
+        guard.is_out = outage.is_out
+        return guard
 
     def _coordinate(self, daemon: Daemon) -> None:
         mutant = self.world.mutant
@@ -453,6 +480,14 @@ class Rounds:
             self.life.world.fail(f"a bug in a round of the coordinator: {error!r}", error)
 
 
+def one_by_one(questions: Mapping[str, Callable[[], Answer]]) -> Sequence[Answer]:
+    answers = []
+    for question in questions.values():
+        with suppress(Unavailable):
+            answers.append(question())
+    return answers
+
+
 @cache
 def _definition(name: str, uuid: str, memory_mib: int) -> str:
     nics = [domainxml.NewNic("br0")]
@@ -510,6 +545,8 @@ class World:
         self.truth = self.cluster.connect()
         names = [f"n{number}" for number in range(1, (self.nodes or self.rng.choice(NODES)) + 1)]
         self.hosts = {name: Host(self, name, rate=1 + self.rng.uniform(-DRIFT, DRIFT)) for name in names}
+        for host in self.hosts.values():
+            host.has_watchdog = bool(self.vms) or self.rng.random() < 0.8
         self.lives: dict[str, Life] = {}
         self.users: list[Actor] = []
         self.apis = {
@@ -720,6 +757,26 @@ class World:
         self.kill_daemon(name)
         self.later(after, lambda: self.boot(name))
 
+    def reset(self, name: str) -> None:
+        self.power_cut(name)
+        self.later(1.0, partial(_power_comes_back, self, name))
+
+    def asked(self, asker: Life) -> Callable[[str], float]:
+        """GET /quorum of a coordinator's daemon."""
+
+        def ask(place: str) -> float:
+            asker.point()
+            life = self.lives.get(place)
+            if place != asker.name:
+                is_there = life is not None and life.is_awake() and life.daemon is not None
+                if not is_there or not self.network.talks(asker.name, place):
+                    raise Unavailable(f"{place} does not answer")
+            quorum = self.zookeeper.without_quorum_s(place)
+            asker.point()
+            return quorum
+
+        return ask
+
     # The rules that hold at every step
 
     def apply(self, actor: Actor, ops: Sequence[Op], carry_out: Callable[[], None]) -> None:
@@ -743,7 +800,9 @@ class World:
             if fence.state is not FenceState.FENCED or fence.finished:
                 continue
             me = life.daemon.me if life.daemon is not None and not life.dead else None
+            # One that was cut off may go on with nothing, until it learns of the receipt.
             lives = me is not None and me.incarnation <= fence.incarnation
+            lives = lives and fence.evidence is not Evidence.WATCHDOG
             runs = sorted(host.domains.keys() - host.by_hand)
             if lives or runs:
                 self.fail(f"a false receipt, {fence.evidence}: of {fence.node} run {runs or 'its daemon'}")
@@ -841,6 +900,10 @@ class World:
             if self.rng.random() < 0.8:
                 self.later(self.rng.random() * 3 + 1, partial(self.command, "start", uuid))
         at, per_second, share = 2.0, self.rng.choice((0.2, 0.5, 1.5)), self.rng.choice((0.2, 0.4, 0.6))
+        if self.rng.random() < 0.25 and not self.vms:
+            # Long enough for its promise to count, and not much else.
+            self.later(2 + 6 * self.rng.random(), partial(_lost, self, 58.0))
+            kinds, share = kinds[:2], 0.1
         while at < FAULTS_S:
             at += self.rng.expovariate(per_second)
             kind = self.rng.choice(kinds) if kinds and self.rng.random() < share else _user
@@ -1152,6 +1215,19 @@ def _heal(world: World, cut: Cut) -> None:
     world.network.heal(cut)
 
 
+def _lost(world: World, seconds: float = 0.0) -> None:
+    """A node that nobody reaches, nor its BMC: dead, or going on by itself."""
+    rng, name = world.rng, _some_node(world)
+    others = [place for place in {**world.hosts, **dict.fromkeys(PLACES)} if place != name]
+    cut = world.network.cut(both_ways([name], others) + both_ways([bmc_of(name)], others))
+    seconds = seconds or rng.choice((20.0, 45.0))
+    world.trace(f"{name} and its BMC are lost for {seconds} s")
+    if rng.random() < 0.4 and world.hosts[name].is_up:
+        world.power_cut(name)
+        world.later(seconds, partial(_power_comes_back, world, name))
+    world.later(seconds, partial(_heal, world, cut))
+
+
 def _zookeeper(world: World) -> None:
     """Servers are killed or stopped: one, the leader, two, or all."""
     rng, leader = world.rng, world.zookeeper.leader
@@ -1334,6 +1410,7 @@ def _change_addresses(world: World) -> None:
 
 
 FAULTS: list[Callable[[World], None]] = [
+    _lost,
     _kill,
     _leave,
     _freeze,

@@ -325,4 +325,23 @@ class Routing(Protocol):
     def lives(self) -> Mapping[str, int]:
         """Each daemon that should run, with a number that is another after it was started again; 0: it does
         not run."""
+
+
+class Watchdog(Protocol):
+    """Resets this machine when it has not been fed for so long. Every call may raise DriverError, soon.
+
+    It outlives whoever armed it: only `disarm` ends it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def arm(self, seconds: int) -> float:
+        """Feeds it, too. Returns the seconds that it granted."""
+        ...
+
+    def feed(self) -> None: ...
+
+    def disarm(self) -> None:
+        """Done already when it is not armed."""
         ...

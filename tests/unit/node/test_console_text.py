@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pvc.node.console import MOST_BYTES, read_console
+from pvc.node.peer import MOST_BYTES, read_console
 
 
 def test_last_lines_and_what_came_since(tmp_path: Path) -> None:

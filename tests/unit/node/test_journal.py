@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pvc.node.console import read_journal
+from pvc.node.peer import read_journal
 from pvc.proc import Completed
 
 

@@ -1,10 +1,11 @@
-"""Asks a node for the console text of a VM, or for its log; used by the API, which runs on nodes."""
+"""Asks a node what only the node itself has: console text, its log, whether its ZooKeeper server serves."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import ssl
+from typing import Any
 from urllib.parse import urlencode
 
 from pvc.config import Config
@@ -28,20 +29,27 @@ def fetch(
     `path` is console/UUID or journal. Raises Unavailable naming the address.
     """
     query = {"lines": lines, "wait": wait_s} | ({} if cursor is None else {"cursor": cursor})
+    answer = ask(config, address, port, f"{path}?{urlencode(query)}")
+    return answer["text"], answer["cursor"]
+
+
+def ask(config: Config, address: str, port: int, path: str, *, timeout_s: float = TIMEOUT_S) -> Any:
+    """What it answers. Raises Unavailable, or what it says."""
     connection = http.client.HTTPSConnection(
-        address, port, timeout=TIMEOUT_S, context=_context(config.paths.tls)
+        address, port, timeout=timeout_s, context=_context(config.paths.tls)
     )
     try:
-        connection.request("GET", f"/{path}?{urlencode(query)}")
+        connection.request("GET", f"/{path}")
         response = connection.getresponse()
         answer = json.loads(response.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Unavailable(f"the node at {address}:{port} does not serve its console text: {error}") from error
+        what = path.partition("?")[0].partition("/")[0]
+        raise Unavailable(f"the node at {address}:{port} does not serve its {what}: {error}") from error
     finally:
         connection.close()
     if response.status != 200:
         raise from_code(answer.get("error", ""), answer.get("message", "no message"))
-    return answer["text"], answer["cursor"]
+    return answer
 
 
 def _context(directory: str) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Serves what a node has and the store must not: console text of its VMs, and its daemon's log.
+"""Serves what only a node itself has: console text, its daemon's log, whether its ZooKeeper server serves.
 
 HTTPS on the cluster network; a caller must show a certificate of the cluster's own authority.
 """
@@ -111,6 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._console(found[1], lines, query)
         if url.path == "/journal":
             return self._journal(lines, query)
+        if url.path == "/quorum":
+            return {"without_quorum_s": self.server.without_quorum_s()}
         raise Invalid(f"no such path {url.path}")
 
     def _console(self, uuid: str, lines: int, query: dict[str, str]) -> dict[str, object]:
@@ -148,9 +150,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, address: tuple[str, int], directory: str) -> None:
+    def __init__(
+        self, address: tuple[str, int], directory: str, without_quorum_s: Callable[[], float]
+    ) -> None:
         super().__init__(address, _Handler)
         self.directory = directory
+        self.without_quorum_s = without_quorum_s
         self.ending = threading.Event()
         self.context: ssl.SSLContext | None = None
 
@@ -162,24 +167,29 @@ class _Server(ThreadingHTTPServer):
         super().finish_request(request, client_address)  # type: ignore[arg-type]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        log.debug("console request of %s ended early", client_address, exc_info=True)  # noqa: LOG014 - called in a handler
+        log.debug("request of %s ended early", client_address, exc_info=True)  # noqa: LOG014 - called in a handler
 
 
-class ConsoleServer:
+class PeerServer:
     """The server and its thread. `reload` takes a renewed certificate without a restart."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, without_quorum_s: Callable[[], float] = lambda: 0.0) -> None:
         self.config = config
+        self.without_quorum_s = without_quorum_s
         self._server: _Server | None = None
 
     def start(self) -> None:
+        """Done already when it runs; then its certificate may be another one now."""
+        if self._server is not None:
+            self.reload()
+            return
         address = (self.config.node.address, self.config.daemon.console_port)
         try:
-            self._server = _Server(address, self.config.paths.console)
+            self._server = _Server(address, self.config.paths.console, self.without_quorum_s)
         except OSError as error:
             raise Failed(f"cannot listen on {address[0]}:{address[1]}: {error.strerror}") from error
         self.reload()
-        threading.Thread(target=self._server.serve_forever, name="console", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, name="peers", daemon=True).start()
 
     def reload(self) -> None:
         if self._server is not None:

@@ -1,0 +1,321 @@
+"""The promise of a node that nothing of it runs so long after it was seen gone. Proof: pvc.cluster.timing.
+
+`Lease` is what holds now, as a value. `Guard` keeps it in rounds that do not wait for each other: it proves
+contact, feeds the watchdog, and ends what runs when the lease is over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from pvc.clock import Clock
+from pvc.cluster.timing import ASK_S, CONTACT_S, FEED_S, Timing
+from pvc.errors import PVCError, Unavailable
+from pvc.node.drivers import Domain, DomainState, DriverError, Hypervisor, Watchdog
+from pvc.node.loop import Loop
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.25
+"""While VMs are being ended."""
+FRESH_S = 3.0
+"""A look at libvirt counts for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    length_s: float
+    contact: float = 0.0
+    armed: bool = False
+    """Others may rely on it."""
+    over: bool = False
+    """It ran out, and what runs here is being ended: to its end, whatever comes."""
+    quiet_at: float | None = None
+    """With `over`: then nothing of ours ran, and nothing could begin to."""
+
+    @property
+    def ends(self) -> float:
+        return self.contact + self.length_s
+
+    def may_start(self, now: float) -> bool:
+        return not self.armed or (not self.over and now < self.ends)
+
+    def feeds(self, now: float) -> bool:
+        is_quiet = self.quiet_at is not None and now < self.quiet_at + FRESH_S
+        return self.armed and (now < self.ends or is_quiet)
+
+
+class Memory(Protocol):
+    """What outlives a life of the daemon, and not the machine's."""
+
+    def load(self) -> float | None:
+        """The contact of a life that had armed the watchdog; None when none had."""
+        ...
+
+    def save(self, contact: float) -> None:
+        """Raises OSError, and keeps what it had."""
+        ...
+
+    def clear(self) -> None: ...
+
+
+class ContactFile:
+    """On a tmpfs. It is never half written; one that cannot be read means that the lease is over."""
+
+    def __init__(self, path: str = "/run/pvc/contact", boot: str = "/proc/sys/kernel/random/boot_id") -> None:
+        self._path = Path(path)
+        self._boot = Path(boot).read_text().strip()
+
+    def load(self) -> float | None:
+        try:
+            known = json.loads(self._path.read_text())
+            return float(known["contact"]) if known["boot"] == self._boot else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError):
+            log.exception("%s cannot be read: as if contact had been lost long ago", self._path)
+            return float("-inf")
+
+    def save(self, contact: float) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps({"boot": self._boot, "contact": contact}))
+        new.rename(self._path)
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def in_thread(function: Callable[[], None]) -> None:
+    threading.Thread(target=function, name="self-fence", daemon=True).start()
+
+
+class Guard:
+    """Of one life of the daemon. A round of it: `prove`, `feed`, `end`; each returns when the next is due."""
+
+    def __init__(
+        self,
+        timing: Timing,
+        clock: Clock,
+        hypervisor: Hypervisor,
+        watchdog: Watchdog | None,
+        memory: Memory,
+        *,
+        why_none: str = "",
+        spawn: Callable[[Callable[[], None]], None] = in_thread,
+    ) -> None:
+        self.timing = timing
+        self.clock = clock
+        self.hypervisor = hypervisor
+        self.watchdog = watchdog
+        self.memory = memory
+        self.spawn = spawn
+        self.lease = Lease(timing.lease_s)
+        self.granted: float | None = None
+        """Of the watchdog, once this life has opened it."""
+        self.told = why_none
+        """The watchdog, or why there is none."""
+        self.contact: Callable[[], bool] = lambda: False
+        """Commits what can succeed only while this life is in the cluster. May raise PVCError."""
+        self.is_idle: Callable[[], bool] = lambda: False
+        """Nothing can begin to run here. Of what an earlier life has begun nobody can say that."""
+        self.is_out: Callable[[], bool] = lambda: False
+        """The whole store was out at one moment since this was called."""
+        self.ends: Callable[[str], None] = lambda uuid: None
+        """A VM is going to be ended."""
+        self._lock = threading.Lock()
+        """Over changes of `lease`; never held while anybody is asked."""
+        self._device = threading.Lock()
+        """Over the watchdog, and whether it is to be fed."""
+        self._ending: set[str] = set()
+        self._said = ""
+
+    # The promise
+
+    @property
+    def promise(self) -> float:
+        """quiet_after_s, as the node may publish it."""
+        if self.granted is None or not self.lease.armed:
+            return 0.0
+        return self.timing.quiet_after_s(self.granted)
+
+    def begin(self) -> None:
+        """What an earlier life has promised holds for this one; before anything else is done."""
+        known = self.memory.load()
+        if known is None:
+            return
+        self._change(contact=known, armed=True)
+        log.info("going on from a watchdog that an earlier life has armed")
+        self.feed()
+
+    def arm(self) -> None:
+        """Raises DriverError, Unavailable: then nothing is promised."""
+        if self.watchdog is None or self.lease.armed:
+            return
+        at = self.clock.monotonic()
+        if not self.contact():
+            return
+        with self._device:
+            try:
+                self.memory.save(at)
+                self.granted = self.watchdog.arm(int(self.timing.watchdog_s))
+            except OSError as error:
+                raise DriverError(f"contact cannot be remembered: {error.strerror}") from error
+            except DriverError as error:
+                self.told = error.message
+                self.memory.clear()
+                raise
+            self._change(contact=at, armed=True)
+        self.told = f"{self.watchdog.name}, {self.granted:g} s"
+        log.info("armed the watchdog %s", self.told)
+
+    def disarm(self) -> None:
+        """Only when the promise has been taken back. Raises DriverError."""
+        if not self.lease.armed:
+            return
+        with self._device:
+            if self.watchdog is not None:
+                self.watchdog.disarm()
+            self._change(armed=False, over=False, quiet_at=None)
+            self.granted = None
+            self.memory.clear()
+        log.info("disarmed the watchdog")
+
+    def may_start(self) -> bool:
+        return self.lease.may_start(self.clock.monotonic())
+
+    def _change(self, **fields: float | bool | None) -> None:
+        with self._lock:
+            self.lease = replace(self.lease, **fields)  # type: ignore[arg-type]
+
+    # Contact
+
+    def prove(self) -> float:
+        if not self.lease.armed:
+            return CONTACT_S
+        at = self.clock.monotonic()
+        try:
+            if self.contact():
+                self._confirmed(at)
+                return CONTACT_S
+        except PVCError as error:
+            log.info("no contact: %s", error.message)
+        at = self.clock.monotonic()
+        if at > self.lease.contact + 2 * CONTACT_S and self.is_out():
+            self._confirmed(at, is_out=True)
+        return ASK_S
+
+    def _confirmed(self, at: float, *, is_out: bool = False) -> None:
+        """An outage does not bring back what was over when it was asked for."""
+        with self._lock:
+            if not self.lease.armed or (is_out and (self.lease.over or at >= self.lease.ends)):
+                return
+            self.lease = replace(self.lease, contact=max(self.lease.contact, at))
+            at = self.lease.contact
+        try:
+            self.memory.save(at)
+        except OSError as error:
+            self._say(f"contact cannot be remembered: {error.strerror}")
+
+    # The watchdog
+
+    def feed(self) -> float:
+        with self._device:
+            try:
+                # Nothing between the look at the clock and the feed: what stands still here is in the proof.
+                if self.watchdog is not None and self.lease.feeds(self.clock.monotonic()):
+                    self._feed(self.watchdog)
+                    self._said = ""
+            except DriverError as error:
+                self._say(error.message)
+        return FEED_S
+
+    def _feed(self, watchdog: Watchdog) -> None:
+        if self.granted is not None:
+            watchdog.feed()
+            return
+        self.granted = watchdog.arm(int(self.timing.watchdog_s))
+        self.told = f"{watchdog.name}, {self.granted:g} s"
+
+    def _say(self, what: str) -> None:
+        if what != self._said:
+            self._said = what
+            log.error("%s", what)
+
+    # The end of the lease
+
+    def end(self) -> float:
+        """Raises DriverError when libvirt does not answer: then the watchdog is not fed."""
+        now = self.clock.monotonic()
+        with self._lock:
+            lease = self.lease
+            if lease.armed and not lease.over and now >= lease.ends:
+                self.lease = lease = replace(lease, over=True, quiet_at=None)
+                log.error("no contact for %.1f s: ending all VMs of this node", now - lease.contact)
+        if not lease.over:
+            return max(LOOK_S, min(FEED_S, lease.ends - now)) if lease.armed else FEED_S
+        # In this order: what a lane has begun is in libvirt's list when the lane is done.
+        is_idle = self.is_idle()
+        ours = [domain for domain in self.hypervisor.domains().values() if is_ours(domain)]
+        for domain in ours:
+            self._end(domain)
+        with self._lock:
+            is_empty = not ours and not self._ending
+            self.lease = replace(self.lease, quiet_at=now if is_empty and is_idle else None)
+            if is_empty and self.clock.monotonic() < self.lease.ends:
+                self.lease = replace(self.lease, over=False, quiet_at=None)
+                log.warning("contact again: VMs may run here")
+        return LOOK_S
+
+    def _end(self, domain: Domain) -> None:
+        uuid = domain.uuid
+        with self._lock:
+            if uuid in self._ending:
+                return
+            self._ending.add(uuid)
+        log.warning("ending %s", domain.name)
+        self.ends(uuid)
+        self.spawn(lambda: self._destroy(uuid))
+
+    def _destroy(self, uuid: str) -> None:
+        try:
+            self.hypervisor.destroy(uuid)
+        except DriverError as error:
+            log.warning("%s", error.message)
+        finally:
+            with self._lock:
+                self._ending.discard(uuid)
+
+
+def is_ours(domain: Domain) -> bool:
+    """Also one that is on its way here, of which little is known yet."""
+    return bool(domain.digest) or domain.state is DomainState.INCOMING
+
+
+class Guarding:
+    """A guard with a loop for each of its rounds."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._rounds = (
+            (Loop("watchdog", guard.clock), guard.feed),
+            (Loop("contact", guard.clock), guard.prove),
+            (Loop("lease", guard.clock), guard.end),
+        )
+
+    def start(self) -> None:
+        for loop, step in self._rounds:
+            loop.start(step)
+
+    def close(self) -> None:
+        for loop, _ in self._rounds:
+            loop.close()
+
+
+def cut_off() -> Unavailable:
+    return Unavailable("this node has lost contact to the cluster: no VM may start here")
