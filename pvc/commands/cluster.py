@@ -66,8 +66,8 @@ class ClusterStatus:
     resources: Resources
     redundancy: str
     """Which nodes could be lost now."""
-    readiness: tuple[Readiness, ...]
-    """Of each node that runs: whether it could, and why not."""
+    not_redundant: tuple[str, ...]
+    """Why the others could not; node readiness has it in full."""
     version: str
 
 
@@ -144,7 +144,7 @@ def _status(ctx: Context, cluster: ClusterSpec) -> ClusterStatus:
         vms=_counted(shown_state(vm.spec, vm.status) for vm in vms),
         resources=_resources(nodes.values()),
         redundancy=_redundancy(ready),
-        readiness=ready,
+        not_redundant=tuple(f"{one.node}: {why}" for one in ready for why in one.why_not),
         version="",
     )
     return replace(found, version=hashlib.sha256(dumps(found)).hexdigest()[:16])

@@ -23,10 +23,24 @@ OneNode = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
+class NodeReadiness:
+    node: str
+    can_be_lost: bool
+    fenced_by: tuple[str, ...]
+    """By what it could be fenced now."""
+    verified_at: float
+    """When its BMC last answered a coordinator as it should; 0: never."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadinessInfo:
     activity: str
     """Who is looking; empty when nobody is."""
-    nodes: tuple[Readiness, ...]
+    nodes: tuple[NodeReadiness, ...]
+    why_not: tuple[str, ...]
+    """Why nodes could not be lost."""
+    fence_problems: tuple[str, ...]
+    """What is wrong with fencing them, also where another way is left."""
     ready: bool
     """Each of them could be fenced now, and each BMC is as it should be."""
     reason: str
@@ -85,10 +99,12 @@ def _info(ctx: Context, node: str, facts: Facts, wish: Wish) -> ReadinessInfo:
         if facts.verifications.get(name, Verification()).asked < wish.asked
     ]
     rows = tuple(row for row in readiness.readiness(facts) if node in ("", row.node))
-    problems = [f"{row.node}: {problem}" for row in rows for problem in row.fence_problems]
+    problems = tuple(f"{row.node}: {problem}" for row in rows for problem in row.fence_problems)
     return ReadinessInfo(
-        activity=f"{', '.join(looking)} look at the BMCs" if looking else "",
-        nodes=rows,
+        activity=f"the BMCs are being tried by {', '.join(looking)}" if looking else "",
+        nodes=tuple(NodeReadiness(row.node, row.can_be_lost, row.fenced_by, row.verified_at) for row in rows),
+        why_not=tuple(f"{row.node}: {why}" for row in rows for why in row.why_not),
+        fence_problems=problems,
         ready=not problems,
         reason="; ".join(problems),
         settled=not looking,

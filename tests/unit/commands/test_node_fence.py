@@ -93,6 +93,27 @@ def test_fence_that_was_just_asked_for_is_the_newest() -> None:
     assert [one["node"] for one in world.call("node.fences")] == ["n2", "n3"]
 
 
+def test_readiness_of_one_node_or_of_all() -> None:
+    world = well()
+    world.edit(paths.verified("n1"), found=[{"node": "n3", "problem": "silence", "at": 0.0}])
+    shown = world.call("node.readiness", node="n3")
+    assert [row["node"] for row in shown["nodes"]] == ["n3"]
+    assert (shown["ready"], shown["reason"]) == (False, "n3: n1 could not fence it: silence")
+    rows = world.call("node.readiness")["nodes"]
+    assert {row["node"]: row["fenced_by"] for row in rows} == {"n1": ["bmc"], "n2": [], "n3": []}
+
+
+def test_wish_to_verify_is_settled_when_every_coordinator_has_answered() -> None:
+    world = well()
+    shown = world.call("node.verify")
+    assert (shown["settled"], shown["activity"]) == (False, "the BMCs are being tried by n1, n2, n3")
+    for name in ("n1", "n2"):
+        world.edit(paths.verified(name), asked=1)
+    assert world.call("node.readiness")["activity"] == "the BMCs are being tried by n3"
+    world.kill_node("n3")
+    assert world.call("node.readiness")["settled"], "nobody waits for one who is gone"
+
+
 def test_drill_is_an_intent_with_a_name() -> None:
     world = well()
     shown = world.call("node.fence", node="n3", drill=True)
