@@ -142,7 +142,8 @@ def fencing_of(
     verified_at = max((one.at for one in found if one is not None and not one.problem), default=0.0)
     watchdog = ("watchdog",) if node.status.quiet_after_s > 0 else ()
     if node.spec.bmc is None:
-        without = "it has no BMC and promises nothing by a watchdog: nobody could say that it is off"
+        why = f" ({node.status.watchdog})" if node.status.watchdog else ""
+        without = f"it has no BMC and promises nothing by a watchdog{why}: nobody could say that it is off"
         return Fencing(watchdog, verified_at, () if watchdog else (without,))
     problems = tuple(_of_judges(node, nodes, verifications, wall))
     return Fencing(watchdog if problems else ("bmc", *watchdog), verified_at, problems)

@@ -54,6 +54,8 @@ class NodeInfo:
     """Those of the cluster that it answers for."""
     bmc: str
     """Through which it is fenced when it dies."""
+    watchdog: str
+    """That its daemon has armed, or why there is none."""
     fenced_by: tuple[str, ...]
     """By what it could be fenced now: bmc, watchdog. Only in node info."""
     fence_problems: tuple[str, ...]
@@ -95,6 +97,7 @@ def describe(node: Node, goal: Goal | None = None, fencing: Fencing = NOT_ASKED)
         storage_address=node.spec.storage_address,
         floating_addresses=load.addresses if node.is_running else (),
         bmc=f"{node.spec.bmc.driver} {node.spec.bmc.address}" if node.spec.bmc else "",
+        watchdog=status.watchdog,
         fenced_by=fencing.by,
         fence_problems=fencing.problems,
         strays=status.strays,

@@ -140,12 +140,20 @@ def story(fence: Fence) -> Iterator[str]:
             yield after + f"{step.vm} runs on {step.node}"
 
 
+EVIDENCE = {
+    Evidence.POWER_OFF: "its BMC says that it is off",
+    Evidence.OPERATOR: "somebody's word",
+    Evidence.WATCHDOG: "by its promise nothing of it runs after so long away",
+    Evidence.STOPPED: "its own last word, that it had ended its VMs",
+}
+
+
 def told(fence: Fence) -> str:
     """What became of it, in a sentence."""
     name = f"{fence.node} (a drill)" if fence.drill else fence.node
     if fence.state is FenceState.FENCED:
-        word = "its BMC says that it is off" if fence.evidence is Evidence.POWER_OFF else "somebody's word"
-        return f"{name} was fenced by {fence.judge} after {fence.fence_s:g} s, the evidence: {word}"
+        proof = EVIDENCE.get(fence.evidence, str(fence.evidence))
+        return f"{name} was fenced by {fence.judge} after {fence.fence_s:g} s, the evidence: {proof}"
     if fence.state is FenceState.FAILED:
         return f"{name} could not be fenced ({fence.attempts} tries): {fence.reason}"
     if fence.state is FenceState.RETURNED:

@@ -179,6 +179,8 @@ def test_receipt_shows_as_fenced_everywhere() -> None:
         ),
         ({"state": FenceState.FENCING}, "n3 is being fenced"),
         ({"state": FenceState.FENCED, "evidence": Evidence.OPERATOR}, "somebody's word"),
+        ({"state": FenceState.FENCED, "evidence": Evidence.WATCHDOG}, "by its promise"),
+        ({"state": FenceState.FENCED, "evidence": Evidence.STOPPED}, "its own last word"),
     ],
 )
 def test_status_says_how_a_fence_goes(fields: dict[str, Any], told: str) -> None:
