@@ -198,6 +198,9 @@ class Keeper:
 
 # Sockets
 
+IP_FREEBIND, IPV6_FREEBIND = (socket.IPPROTO_IP, 15), (socket.IPPROTO_IPV6, 78)
+"""Of linux/in.h and in6.h."""
+
 
 def listen(config: Config) -> list[socket.socket]:
     """The unix socket and each address, bound. Raises Failed naming the one that is taken."""
@@ -212,6 +215,8 @@ def tcp_socket(address: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # A floating address is here only while this node is primary.
+    sock.setsockopt(*(IPV6_FREEBIND if ":" in host else IP_FREEBIND), 1)
     try:
         sock.bind((host, int(port)))
     except OSError as error:

@@ -57,9 +57,8 @@ class Keeper:
         self.lock = threading.Lock()
         self._tenure: Tenure | None = None
         self._authority: tuple[Op, ...] = ()
-        """The newest, whether it is served now or not; with since when it may hold and was heard of."""
+        """The newest, whether it is served now or not; with from when on it may hold."""
         self._holds_from = 0.0
-        self._heard = 0.0
         self._until: dict[str, float] = {}
         """Of each address that may be on a device."""
         self._announce_at: dict[str, list[float]] = {}
@@ -77,8 +76,6 @@ class Keeper:
                 now = self.clock.monotonic()
                 self._authority = tenure.authority
                 self._holds_from = now if tenure.are_free else now + self.timing.address_wait_s
-                # Before the first commit of this tenure, pings have kept the session.
-                self._heard = now - self.timing.session_timeout_s / 3
         self.wake()
 
     def rest(self) -> bool:
@@ -124,12 +121,10 @@ class Keeper:
         with self.lock:
             if self._tenure is not tenure:
                 return 0.0
-            confirmed = min(began, self._heard + RENEW_S)
-            self._heard = began
             wait = self._holds_from - self.clock.monotonic()
             if wait > 0.0:
                 return min(wait, RENEW_S)
-            self._hold(tenure.addresses, confirmed + self.timing.address_s)
+            self._hold(tenure.addresses, began + self.timing.address_s)
             return min(self._announce(), RENEW_S)
 
     def _confirm(self, tenure: Tenure) -> None:

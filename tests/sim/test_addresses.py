@@ -10,7 +10,7 @@ import pytest
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.store import Put
-from pvc.cluster.timing import RENEW_S, Timing
+from pvc.cluster.timing import Timing
 from pvc.cluster.view import View
 from pvc.node.keeper import Keeper, Tenure
 from tests.sim.addresses import CHOICES
@@ -43,7 +43,7 @@ def cut_off(world: World, name: str) -> None:
     client = world.lives[name].client
     session = client.session.id
     world.network.cut(both_ways([name], [other for other in ("n1", "n2", "n3") if other != name]))
-    earliest = client.contact + TIMING.session_timeout_s - RENEW_S - TIMING.store_tick_s
+    earliest = client.contact + TIMING.session_timeout_s * 2 / 3 - TIMING.store_tick_s
     world.later(max(0.0, earliest - world.now), lambda: world.zookeeper.expire(session))
 
 

@@ -60,3 +60,8 @@ def test_place_is_free_again_after_a_failure() -> None:
 def test_bad_address_to_listen_on(address: str) -> None:
     with pytest.raises(Invalid, match=r"api\.listen"):
         tcp_socket(address)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.250:7370", "[2001:db8::250]:7370"])
+def test_listens_on_an_address_that_comes_later(address: str) -> None:
+    tcp_socket(address).close()
