@@ -1,0 +1,76 @@
+"""What coordinators say to each other of their ZooKeeper servers: real ones, over real mutual TLS."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pvc import pki
+from pvc.config import parse
+from pvc.errors import Unavailable
+from pvc.node.drivers.fourletter import refuses
+from pvc.node.peer import PeerServer
+from pvc.peerclient import ask
+from tests.support import eventually
+from tests.zookeeper import Server, free_ports, zookeeper
+
+
+def refused(server: Server) -> bool:
+    host, _, port = server.address.rpartition(":")
+    return refuses(host, int(port))
+
+
+def test_server_refuses_exactly_while_it_is_in_no_quorum(tmp_path: Path) -> None:
+    with zookeeper(tmp_path, servers=3) as ensemble:
+        first, second, third = ensemble.servers
+        eventually(lambda: not any(map(refused, ensemble.servers)), within=30)
+        second.kill()
+        assert refused(second)
+        third.kill()
+        eventually(lambda: refused(first), within=30)
+        second.start()
+        eventually(lambda: not refused(first), within=30)
+
+
+def test_server_that_does_not_answer_may_serve(tmp_path: Path) -> None:
+    with zookeeper(tmp_path) as ensemble:
+        (server,) = ensemble.servers
+        server.pause()
+        assert not refused(server)
+        server.resume()
+
+
+@pytest.mark.processes
+def test_only_the_cluster_is_told(tmp_path: Path) -> None:
+    """Who has no certificate of its authority could talk a node into keeping its VMs."""
+    configs = {}
+    for cluster in ("ours", "theirs"):
+        key = tmp_path / f"{cluster}.key"
+        key.write_text(("5" if cluster == "ours" else "6") * 64)
+        certificate = pki.issue(*pki.create_ca(str(key)), str(key), "n1", ["127.0.0.1"])
+        tls = tmp_path / cluster
+        tls.mkdir()
+        for name in ("ca", "cert", "key"):
+            (tls / f"{name}.pem").write_text(getattr(certificate, name))
+        (port,) = free_ports(1)
+        daemon = {"console_port": port}
+        configs[cluster] = parse(
+            {"node": {"name": "n1"}, "paths": {"tls": str(tls), "console": str(tmp_path)}, "daemon": daemon}
+        )
+    port = configs["ours"].daemon.console_port
+    server = PeerServer(configs["ours"], lambda: 7.5)
+    server.start()
+    server.start()
+    try:
+        assert ask(configs["ours"], "127.0.0.1", port, "quorum") == {"without_quorum_s": 7.5}
+        with pytest.raises(Unavailable):
+            ask(configs["theirs"], "127.0.0.1", port, "quorum")
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+            plain.sendall(b"GET /quorum HTTP/1.1\r\n\r\n")
+            with suppress(ConnectionResetError):
+                assert b"without_quorum_s" not in plain.recv(4096)
+    finally:
+        server.close()
