@@ -220,7 +220,7 @@ class View:
     def nodes(self, names: Sequence[str] | None = None) -> dict[str, Node]:
         wanted = self.reader.children(paths.NODES) if names is None else names
         asked = [paths.PRIMARY, paths.CLUSTER]
-        for name in wanted:
+        for name in wanted:  # the status before the session: a judge counts from what was read in this order
             asked += paths.node(name), paths.node_status(name), paths.alive(name), paths.load(name)
         role, stored, *documents = self.reader.get_many(asked)
         primary = self.decode(Primary, role).node if role else None

@@ -203,6 +203,7 @@ class Daemon:
         """Asked after the status was read, so that a receipt of which we do not know here is newer."""
         stored = self.store.get(paths.fence(self.name, self.me.incarnation))
         if stored is not None and loads(Fence, stored.data, stored.path).state is FenceState.FENCED:
+            self.guard.retire()
             raise Failed(f"incarnation {self.me.incarnation} of {self.name} was fenced: it has to begin anew")
         return replace(status, state=DaemonState.RUN)
 
@@ -214,8 +215,8 @@ class Daemon:
     def leave(self) -> None:
         """Leave cleanly: VMs go on, and nobody takes this node for dead. Then nothing watches it any more."""
         self.lanes.close()
+        nothing_runs = self._runs_nothing()
         try:
-            nothing_runs = self._runs_nothing()
             self._change_status(
                 lambda status: replace(
                     status, state=DaemonState.STOP, quiet_after_s=0.0, nothing_runs=nothing_runs
@@ -224,6 +225,9 @@ class Daemon:
             self.guard.disarm()
         except PVCError as error:
             log.warning("not left cleanly: %s", error.message)
+            if nothing_runs:  # and nothing will, so the promise is kept
+                with suppress(DriverError):
+                    self.guard.disarm()
 
     def _runs_nothing(self) -> bool:
         """In this order: what a lane has begun is in libvirt's list when the lane is done."""

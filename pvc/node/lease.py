@@ -46,9 +46,11 @@ class Lease:
     def may_start(self, now: float) -> bool:
         return not self.armed or (not self.over and now < self.ends)
 
+    def is_quiet(self, now: float) -> bool:
+        return self.quiet_at is not None and now < self.quiet_at + FRESH_S
+
     def feeds(self, now: float) -> bool:
-        is_quiet = self.quiet_at is not None and now < self.quiet_at + FRESH_S
-        return self.armed and (now < self.ends or is_quiet)
+        return self.armed and (now < self.ends or self.is_quiet(now))
 
 
 class Memory(Protocol):
@@ -132,7 +134,7 @@ class Guard:
         self._lock = threading.Lock()
         """Over changes of `lease`; never held while anybody is asked."""
         self._device = threading.Lock()
-        """Over the watchdog, and whether it is to be fed."""
+        """Over the watchdog, what is remembered, and whether it is to be fed."""
         self._ending: set[str] = set()
         self._said = ""
 
@@ -187,6 +189,11 @@ class Guard:
             self.memory.clear()
         log.info("disarmed the watchdog")
 
+    def retire(self) -> None:
+        """What relied on the promise has happened, and nothing runs: the next life begins without it."""
+        if self.lease.is_quiet(self.clock.monotonic()):
+            self.disarm()
+
     def may_start(self) -> bool:
         return self.lease.may_start(self.clock.monotonic())
 
@@ -217,11 +224,12 @@ class Guard:
             if not self.lease.armed or (is_out and (self.lease.over or at >= self.lease.ends)):
                 return
             self.lease = replace(self.lease, contact=max(self.lease.contact, at))
-            at = self.lease.contact
-        try:
-            self.memory.save(at)
-        except OSError as error:
-            self._say(f"contact cannot be remembered: {error.strerror}")
+        with self._device:
+            try:
+                if self.lease.armed:  # or the next life would go on from what has ended
+                    self.memory.save(self.lease.contact)
+            except OSError as error:
+                self._say(f"contact cannot be remembered: {error.strerror}")
 
     # The watchdog
 

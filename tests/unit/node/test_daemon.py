@@ -20,13 +20,14 @@ from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import NewDisk, Owner, Power, State, Target, VMSpec, VMStatus, move
 from pvc.config import Config, NodeConfig, PathsConfig
-from pvc.errors import Conflict, Failed, NotFound
+from pvc.errors import Conflict, Failed, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
 from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain, MigrationResult, MigrationSettings, MigrationTarget
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.unit.node.pictures import UUID, XML, spec
+from tests.unit.node.test_lease import Clock, Memory
 
 FENCED = Fence("n1", 1, FenceState.FENCED, Evidence.POWER_OFF)
 
@@ -118,6 +119,31 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
     yield Bench(cluster, store, host, begin(), lanes, begin)
     store.close()
+
+
+@dataclass(slots=True)
+class Watchdog:
+    name: str = "dog"
+    is_armed: bool = False
+    changed: Callable[[], object] = lambda: None
+
+    def arm(self, seconds: int) -> float:
+        self.is_armed = True
+        return float(seconds)
+
+    def feed(self) -> None:
+        pass
+
+    def disarm(self) -> None:
+        self.is_armed = False
+        self.changed()
+
+
+@dataclass(slots=True)
+class Watched:
+    dog: Watchdog = field(default_factory=Watchdog)
+    memory: Memory = field(default_factory=Memory)
+    clock: Clock = field(default_factory=Clock)
 
 
 def test_end_that_is_told_after_the_domains_were_listed_is_not_forgotten(bench: Bench) -> None:
@@ -291,3 +317,126 @@ def test_receipt_made_while_a_node_returns_keeps_it_out(
     with pytest.raises(Conflict):
         bench.rounds()
     assert bench.node.alive is None
+
+
+def watched(bench: Bench) -> Watched:
+    """Its daemon with a watchdog and a clock of its own, in contact and armed."""
+    found = Watched()
+    guard = bench.daemon.guard
+    guard.watchdog, guard.memory, guard.clock = found.dog, found.memory, found.clock
+    guard.spawn = lambda function: function()
+    bench.rounds()
+    return found
+
+
+def test_promise_is_published_when_the_watchdog_is_armed_and_taken_back_before_it_is_not(
+    bench: Bench,
+) -> None:
+    seen = watched(bench)
+    assert bench.node.status.quiet_after_s == bench.daemon.guard.promise > 0
+    assert bench.node.status.watchdog == "dog, 8 s"
+    told: list[tuple[bool, float]] = []
+    seen.dog.changed = lambda: told.append((seen.dog.is_armed, bench.node.status.quiet_after_s))
+    stored = bench.store.get(paths.CLUSTER)
+    assert stored is not None
+    bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("c", maintenance=True)), stored.version))
+    bench.rounds()
+    assert told == [(False, 0.0)]
+    bench.rounds()
+    assert not seen.dog.is_armed
+    bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("c"))))
+    bench.rounds()
+    assert seen.dog.is_armed
+    assert bench.node.status.quiet_after_s
+
+
+def test_contact_needs_the_ephemeral_of_this_life(bench: Bench) -> None:
+    assert not bench.daemon.has_contact(), "it has not joined"
+    bench.rounds()
+    assert bench.daemon.has_contact()
+    bench.store.commit(Delete(paths.alive("n1")))
+    with pytest.raises(NotFound):
+        bench.daemon.has_contact()
+    bench.cluster.expire(bench.store)
+    bench.cluster.resume(bench.store)
+    assert not bench.daemon.has_contact(), "not in this session"
+
+
+def test_vm_does_not_start_on_a_node_that_is_cut_off(bench: Bench) -> None:
+    seen = watched(bench)
+    seen.clock.now += 100
+    bench.add(spec())
+    with pytest.raises(Unavailable, match="lost contact"):
+        bench.rounds()
+    assert bench.vm.status.owner is None
+
+
+def test_lease_that_ends_on_the_way_to_libvirt_ends_the_start(bench: Bench) -> None:
+    """Frozen between its claim and the start: QEMU must not be asked for afterwards."""
+    seen = watched(bench)
+    bench.add(spec())
+
+    def too_late(*_: object) -> None:
+        seen.clock.now += 100
+
+    bench.daemon.executor.note = too_late
+    with pytest.raises(Unavailable, match="lost contact"):
+        bench.rounds()
+    assert UUID not in bench.host.machines
+
+
+def test_vm_that_was_ended_by_its_own_node_starts_again_and_has_not_failed(bench: Bench) -> None:
+    seen = watched(bench)
+    bench.add(spec())
+    bench.rounds(2)
+    assert bench.vm.status.state is State.START
+    seen.clock.now += 100
+    bench.daemon.guard.end()
+    assert UUID not in bench.host.machines
+    bench.daemon.step()
+    assert bench.vm.status.owner is not None, "first all has to have ended"
+    bench.daemon.guard.prove()
+    bench.daemon.guard.end()
+    bench.daemon.step()
+    assert bench.vm.status.owner is None
+    assert "lost contact" in bench.vm.status.reason
+    assert (bench.vm.status.failures, bench.vm.spec.power) == (0, Power.STARTED)
+    bench.rounds(2)
+    assert bench.vm.status.state is State.START
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_last_word_of_a_node(bench: Bench, runs: bool) -> None:
+    seen = watched(bench)
+    if runs:
+        bench.add(spec())
+        bench.rounds(2)
+    bench.daemon.leave()
+    status = bench.node.status
+    assert (status.state, status.quiet_after_s, status.nothing_runs) == (DaemonState.STOP, 0.0, not runs)
+    assert not seen.dog.is_armed
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_who_cannot_take_the_promise_back_keeps_it(bench: Bench, runs: bool) -> None:
+    """Unless it is kept already: nothing runs, and nothing will."""
+    seen = watched(bench)
+    if runs:
+        bench.add(spec())
+        bench.rounds(2)
+    bench.cluster.suspend(bench.store)
+    bench.daemon.leave()
+    assert seen.dog.is_armed is runs
+
+
+def test_vm_that_may_be_sent_here_keeps_a_node_from_being_idle(bench: Bench) -> None:
+    join(bench, "n2", "10.0.0.2")
+    bench.add(spec())
+    owned = replace(bench.vm.status, owner=Owner("n2", 1), state=State.START)
+    bench.store.commit(Put(paths.vm_status(UUID), dumps(owned)))
+    bench.rounds(1)
+    assert not bench.daemon.is_idle()
+    bench.store.commit(Put(paths.vm_status(UUID), dumps(replace(owned, owner=None))))
+    bench.lanes[0].held = True
+    bench.rounds(1)
+    assert bench.daemon.is_idle()

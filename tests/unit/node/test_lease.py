@@ -350,6 +350,32 @@ def test_disarmed_nothing_holds() -> None:
     assert guard.may_start()
 
 
+def test_contact_that_is_confirmed_late_does_not_arm_the_next_life() -> None:
+    """A commit is on its way while the promise is taken back."""
+    bench = Bench()
+    guard = bench.armed()
+
+    def slow_commit() -> bool:
+        guard.disarm()
+        return True
+
+    guard.contact = slow_commit
+    guard.prove()
+    assert bench.memory.kept is None
+
+
+def test_life_that_was_fenced_leaves_no_watchdog_to_the_next_one() -> None:
+    bench = Bench()
+    guard = bench.armed()
+    guard.retire()
+    assert bench.dog.is_armed, "it may run something"
+    bench.after(L)
+    guard.end()
+    guard.retire()
+    assert not bench.dog.is_armed
+    assert bench.memory.kept is None
+
+
 def test_full_tmpfs_keeps_what_it_had() -> None:
     bench = Bench()
     guard = bench.armed()
