@@ -62,11 +62,11 @@ def _outcome(state: dict[str, Any], goal: Mapping[str, Any]) -> dict[str, Any]:
     missed = {field: state.get(field) for field, wanted in goal.items() if state.get(field) != wanted}
     if not missed:
         return state
-    name = state.get("name", "it")
+    name = f"{state['name']}: " if state.get("name") else ""
     found = ", ".join(f"{field} is {value or 'none'}" for field, value in missed.items())
     wanted = ", ".join(f"{field} {goal[field] or 'none'}" for field in missed)
     reason = state.get("reason") or f"{found}, wanted was {wanted}"
-    raise Failed(f"{name}: {reason}")
+    raise Failed(f"{name}{reason}")
 
 
 class Asker:

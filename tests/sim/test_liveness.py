@@ -373,3 +373,22 @@ def test_who_was_fenced_fetches_its_vms_home_by_itself(stage: Stage) -> None:
     stage.at_rest()
     assert stage.runs_on("n1")
     assert stage.vm().spec.home is None
+
+
+def test_receipt_tells_all_of_it_until_the_vm_runs_again(stage: Stage) -> None:
+    stage.start()
+    _told(stage)
+    world = stage.world
+    world.power_cut("n1")
+    world.until(lambda: _told_of(stage)[-1:] == ["running"])
+    stage.at_rest()
+    assert _told_of(stage) == ["contact", "gone", "fencing", "fenced", "released", "running"]
+    ((fence, _),) = [one for one in View(world.truth).fences().values() if one[0].finished]
+    times = [step.at_s for step in fence.timeline]
+    assert times == sorted(times)
+    assert fence.recovered == (f"{stage.vm().spec.name} -> {fence.timeline[-1].node}",)
+
+
+def _told_of(stage: Stage) -> list[str]:
+    fences = [fence for fence, _ in View(stage.world.truth).fences().values() if fence.node == "n1"]
+    return [str(step.what) for fence in fences for step in fence.timeline]
