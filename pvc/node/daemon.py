@@ -254,8 +254,7 @@ class Daemon:
     def _keep_promise(self, maintenance: bool) -> None:
         """Armed before it is published, disarmed after it was taken back."""
         if not maintenance:
-            with suppress(DriverError):
-                self.guard.arm()
+            self.guard.arm()
         promised = (0.0 if maintenance else self.guard.promise, self.guard.told)
         if promised != self.promised:
             quiet_after_s, told = promised
@@ -657,7 +656,7 @@ def main(config: Config) -> None:
             upkeep.close()
     finally:
         guarding.close()
-        if guard.lease.armed:
+        if guard.watchdog is not None and guard.lease.armed:
             log.error("the watchdog stays armed, and resets this machine unless a daemon starts soon")
         peers.close()
         hypervisor.close()

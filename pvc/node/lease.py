@@ -33,7 +33,7 @@ class Lease:
     length_s: float
     contact: float = 0.0
     armed: bool = False
-    """Others may rely on it."""
+    """It holds. Whether others may rely on it is Guard.promise."""
     over: bool = False
     """It ran out, and what runs here is being ended: to its end, whatever comes."""
     quiet_at: float | None = None
@@ -157,25 +157,17 @@ class Guard:
         self.feed()
 
     def arm(self) -> None:
-        """Raises DriverError, Unavailable: then nothing is promised."""
-        if self.watchdog is None or self.lease.armed:
+        """From now on VMs end with the contact; it is promised only where a watchdog ends them too.
+
+        Raises Unavailable.
+        """
+        if self.lease.armed:
             return
         at = self.clock.monotonic()
         if not self.contact():
             return
-        with self._device:
-            try:
-                self.memory.save(at)
-                self.granted = self.watchdog.arm(int(self.timing.watchdog_s))
-            except OSError as error:
-                raise DriverError(f"contact cannot be remembered: {error.strerror}") from error
-            except DriverError as error:
-                self.told = error.message
-                self.memory.clear()
-                raise
-            self._change(contact=at, armed=True)
-        self.told = f"{self.watchdog.name}, {self.granted:g} s"
-        log.info("armed the watchdog %s", self.told)
+        self._change(contact=at, armed=True)
+        self.feed()
 
     def disarm(self) -> None:
         """Only when the promise has been taken back. Raises DriverError."""
@@ -187,7 +179,6 @@ class Guard:
             self._change(armed=False, over=False, quiet_at=None)
             self.granted = None
             self.memory.clear()
-        log.info("disarmed the watchdog")
 
     def retire(self) -> None:
         """What relied on the promise has happened, and nothing runs: the next life begins without it."""
@@ -226,7 +217,7 @@ class Guard:
             self.lease = replace(self.lease, contact=max(self.lease.contact, at))
         with self._device:
             try:
-                if self.lease.armed:  # or the next life would go on from what has ended
+                if self.granted is not None:  # or a next life would keep what nobody has promised
                     self.memory.save(self.lease.contact)
             except OSError as error:
                 self._say(f"contact cannot be remembered: {error.strerror}")
@@ -248,8 +239,24 @@ class Guard:
         if self.granted is not None:
             watchdog.feed()
             return
-        self.granted = watchdog.arm(int(self.timing.watchdog_s))
-        self.told = f"{watchdog.name}, {self.granted:g} s"
+        try:
+            granted = watchdog.arm(int(self.timing.watchdog_s))
+            self._keep_for_the_next_life(watchdog)
+        except DriverError as error:
+            self.told = error.message
+            raise
+        self.granted = granted
+        self.told = f"{watchdog.name}, {granted:g} s"
+        log.info("armed the watchdog %s", self.told)
+
+    def _keep_for_the_next_life(self, watchdog: Watchdog) -> None:
+        """Which could not go on feeding without it. One that goes on itself has what its last life kept."""
+        try:
+            self.memory.save(self.lease.contact)
+        except OSError as error:
+            if self.memory.load() is None:
+                watchdog.disarm()
+            raise DriverError(f"contact cannot be remembered: {error.strerror}") from error
 
     def _say(self, what: str) -> None:
         if what != self._said:

@@ -76,6 +76,7 @@ class Memory:
 class Bench:
     clock: Clock = field(default_factory=Clock)
     dog: Dog = field(default_factory=Dog)
+    has_dog: bool = True
     memory: Memory = field(default_factory=Memory)
     host: FakeHypervisor = field(default_factory=lambda: FakeHypervisor(FakeWorld(), "n1", 16384, 8))
     in_contact: bool = True
@@ -87,7 +88,8 @@ class Bench:
     slow: bool = False
 
     def life(self, *, joined: bool = True) -> Guard:
-        guard = Guard(Timing(), self.clock, self.host, self.dog, self.memory, spawn=self.spawn)
+        dog = self.dog if self.has_dog else None
+        guard = Guard(Timing(), self.clock, self.host, dog, self.memory, spawn=self.spawn)
         guard.begin()
         if joined:
             guard.contact, guard.is_idle = self.contact, lambda: self.idle
@@ -139,18 +141,44 @@ def test_promise_follows_from_what_the_device_grants() -> None:
     assert bench.armed().promise == Timing().quiet_after_s(30)
 
 
-@pytest.mark.parametrize("spoil", ["contact", "device", "memory"])
+def test_nothing_holds_before_the_first_contact() -> None:
+    bench = Bench(in_contact=False)
+    guard = bench.life()
+    with pytest.raises(Unavailable):
+        guard.arm()
+    assert (guard.promise, guard.lease.armed, bench.dog.is_armed) == (0, False, False)
+
+
+@pytest.mark.parametrize("spoil", ["device", "memory"])
 def test_what_cannot_be_kept_is_not_promised(spoil: str) -> None:
+    """Until it can be."""
     bench = Bench()
-    bench.in_contact = spoil != "contact"
     bench.dog.broken = "no such device" if spoil == "device" else ""
     bench.memory.full = spoil == "memory"
-    guard = bench.life()
-    with pytest.raises((DriverError, Unavailable)):
-        guard.arm()
-    assert guard.promise == 0
-    assert not guard.lease.armed
-    assert bench.memory.kept is None
+    guard = bench.armed()
+    assert (guard.promise, bench.dog.is_armed, bench.memory.kept) == (0, False, None)
+    assert guard.lease.armed
+    bench.dog.broken, bench.memory.full = "", False
+    guard.feed()
+    assert guard.promise
+    assert bench.memory.kept == 1000
+
+
+def test_lease_ends_vms_where_there_is_no_watchdog_too() -> None:
+    """Nothing is promised: a next life, which may come much later, leaves them alone."""
+    bench = Bench(has_dog=False)
+    guard = bench.armed()
+    bench.run()
+    bench.after(1)
+    guard.prove()
+    assert (guard.promise, bench.memory.kept) == (0, None)
+    bench.in_contact = False
+    bench.after(L)
+    guard.feed()
+    guard.prove()
+    assert not guard.may_start()
+    guard.end()
+    assert bench.ended == [UUID]
 
 
 def test_contact_is_the_moment_before_the_commit() -> None:
