@@ -11,8 +11,8 @@ Words
                           follower hears its leader for k ticks, a leader counts whole ticks
   H = S + 2t              a server counts as out of its quorum after so long (below, 5)
 
-No clock of two machines is ever compared: everything is a duration on one monotonic clock, which goes on
-while a machine sleeps; D and a second for the coarseness of timers are added where one waits for another.
+No clocks of two machines are ever compared: everything is a duration on one monotonic clock. Nodes are not
+put to sleep. D and a second for the coarseness of timers are added where one machine waits for another.
 
 A. Nothing of a life of a node runs any more when a judge says `watchdog`
 
@@ -26,11 +26,12 @@ A. Nothing of a life of a node runs any more when a judge says `watchdog`
     Opening a watchdog feeds it: the same look comes before. The contact of a life is kept across lives of
     the daemon, on a tmpfs that goes with the boot; what is kept may be older than the truth, never
     younger. The exception, feeding on with VMs ended, does not matter here: (4).
- 3. The judge saw no ephemeral at g, read together with version v of the node's status, and saw nothing
-    else since. A join writes the status in the transaction that makes the ephemeral, and the receipt is a
-    compare-and-set of v: so no join lay between. By 1. the last contact x was before g. The node had
-    published Q = (L + 2W)·(1 + D) + 1 for this incarnation, in version v, so its watchdog was armed. At g
-    + Q by the judge's clock, x + L + 2W has passed by the node's.
+ 3. The judge read version v of the node's status, then that there was no ephemeral, at g, and saw nothing
+    else since (Judge._count; in this order: a status that is newer would hide a return). A join writes
+    the status in the transaction that makes the ephemeral, and the receipt is a compare-and-set of v: so
+    no join lay between. By 1. the last contact x was before g. The node had published Q = (L + 2W)·(1 +
+    D) + 1 for this incarnation, in version v, so its watchdog was armed. At g + Q by the judge's clock, x
+    + L + 2W has passed by the node's.
  4. A node that was cut off may go on feeding once nothing of it runs: it must have joined in this life
     (an earlier one may have left a start to libvirt), no lane is busy (each of them could start QEMU),
     libvirt was asked after that and listed none of our domains, and no other node was told that it may
@@ -56,8 +57,8 @@ C. Addresses of the primary: no two machines hold one
  8. The kernel drops an address by itself, whole seconds and KERNEL_S late at most: a primary gives it the
     whole seconds until c + A, where c is the moment before its last successful commit, which checked the
     role. What a client sends keeps its session, a ping each T/3 where it sends nothing else; the leader
-    knows of it half a tick later. So a role that ends because its session was not heard of ends after
-    c - T/3 + T - t. The session of a primary that holds addresses is never *closed*: it lets go of them
+    knows of it half a tick later. So a role that ends because its session was not heard of ends after c -
+    T/3 + T - t. The session of a primary that holds addresses is never *closed*: it lets go of them
     first, or leaves the session to end.
  9. The next primary takes them A + KERNEL_S - (2T/3 - t) after it saw the role end, with D added.
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
-from pvc.cluster.membership import Evidence
+from pvc.cluster.membership import Evidence, Fence
 from pvc.cluster.timing import Timing
-from pvc.cluster.view import View
+from pvc.cluster.view import Node, View
+from pvc.node.judge import Judge
+from tests.sim.hosts import BMCFault
 from tests.sim.network import bmc_of, both_ways
 from tests.sim.test_liveness import SEEDS, Stage
-from tests.sim.world import PLACES, World
+from tests.sim.world import PLACES, Mutant, Violation, World
 from tests.sim.world import _set_maintenance as set_maintenance
 
 PROMISED_S = 45.0
@@ -161,3 +163,50 @@ def test_node_that_was_stopped_and_switched_off_is_seen_to_be_off(stage: Stage) 
     world.until(lambda: runs_elsewhere(stage))
     assert evidence(world) is Evidence.POWER_OFF
     assert not world.hosts[VICTIM].is_up, "nobody switches it on"
+
+
+class CountsOn(Judge):
+    """A judge to whom an interruption of its own connection means nothing."""
+
+    def _count(self, nodes: Mapping[str, Node]) -> None:
+        self.connected_since = 0.0
+        super()._count(nodes)
+
+    def _evidence(self, fence: Fence) -> Evidence:
+        self.connected_since = 0.0
+        return super()._evidence(fence)
+
+
+@pytest.mark.parametrize("judge", [Judge, CountsOn])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_outage_in_which_leases_grow_is_no_time_that_counts(seed: int, judge: type[Judge]) -> None:
+    """A node loses its session, then the whole store is out for long: its VMs go on, and rightly so."""
+    world = World(seed, Mutant(judge=judge), keep_log=True, nodes=3, vms=1)
+    world.faulty = False
+    stage = Stage(world)
+    stage.start(VICTIM)
+    world.until(lambda: has_promised(world))
+    began = world.now
+    world.until(lambda: world.now > began + 6)  # it has looked around since the VM came
+    began = world.now
+    client = world.lives[VICTIM].client
+    world.hosts[VICTIM].bmc = BMCFault.SILENT
+    client.drop()
+    client.barred_until = began + 120
+    world.zookeeper.expire(client.session.id)
+    world.until(lambda: world.now > began + 2)
+    for place in PLACES:
+        world.zookeeper.kill(place)
+    world.until(lambda: world.now > began + 45)
+    assert world.where(stage.uuid) == [VICTIM], "the coordinators have said that the store is out"
+    for place in PLACES:
+        world.zookeeper.start(place)
+    try:
+        world.until(lambda: runs_elsewhere(stage))
+        assert judge is Judge
+        assert evidence(world) is Evidence.WATCHDOG
+        assert world.now > began + 45 + Timing().quiet_after_s() - 2
+    except Violation:
+        assert judge is CountsOn
+    finally:
+        world.end()
