@@ -171,8 +171,12 @@ def test_migration_that_fails_takes_a_live_move_back(stage: Stage) -> None:
 
 
 def test_store_away_for_long_changes_nothing(stage: Stage) -> None:
+    """In maintenance: else nodes that nobody reaches end their VMs (test_promise.py)."""
     stage.start()
+    _told(stage, maintenance=True)
     world = stage.world
+    begun = world.now
+    world.until(lambda: world.now > begun + 5)
     clients = [life.client for life in world.lives.values()]
     for client in clients:
         client.drop()
