@@ -55,7 +55,7 @@ class Shoot:
     version: int | None
     """None: there is no document yet."""
     only_looks: bool = False
-    """It left cleanly: nobody switches it off, and nothing is said until there is evidence."""
+    """Nobody switches it off, and nothing is said until there is evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,11 +254,22 @@ def _suspected(scene: Scene, node: Node, fence: Fence, version: int | None, resu
         return None
     if (scene.cluster.maintenance and not fence.drill) or node.spec.name == scene.me:
         return None
-    since = scene.note(fence.node, fence.incarnation).gone_since
-    due = max(scene.now if since is None else since, scene.believed_from) + scene.cluster.fence_grace_s
+    note = scene.note(fence.node, fence.incarnation)
+    since = max(scene.now if note.gone_since is None else note.gone_since, scene.believed_from)
     if fence.state is FenceState.RETURNED:
         fence = Fence(fence.node, fence.incarnation)
-    return _shot(scene, Shoot(node.spec.name, fence, version), due, result)
+    shoot = Shoot(node.spec.name, fence, version)
+    if _is_to_be_looked_at(node, fence, note, since):
+        # A machine that is off comes back from nothing: the grace is for those that are on.
+        if scene.now >= since:
+            return replace(shoot, only_looks=True)
+        result.wake(since)
+    return _shot(scene, shoot, since + scene.cluster.fence_grace_s, result)
+
+
+def _is_to_be_looked_at(node: Node, fence: Fence, note: Note, since: float) -> bool:
+    has_been = note.last_try is not None and note.last_try >= since
+    return node.spec.bmc is not None and fence.attempts == 0 and not has_been
 
 
 def _stopped(scene: Scene, node: Node, fence: Fence, version: int | None, result: Duties) -> Shoot | None:

@@ -32,7 +32,6 @@ from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionSt
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import Owner, index_nodes, index_ops
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
-from pvc.node.drivers import DriverError
 from pvc.node.drivers.power import BMCAccess, Power, PowerState
 from pvc.node.lanes import Lanes
 from pvc.node.role import Role
@@ -196,7 +195,7 @@ class Judge:
         """Announce, look once more, get evidence."""
         fence = self._tried(duty.fence)
         if duty.only_looks:
-            self._look_at_stopped(fence, duty.version)
+            self._only_look(fence, duty.version)
             return
         version = self._write(fence, duty.version)
         try:
@@ -305,25 +304,31 @@ class Judge:
         self.power.off(access)
         return Evidence.POWER_OFF if self.power.state(access) is PowerState.OFF else Evidence.NONE
 
-    def _look_at_stopped(self, fence: Fence, version: int | None) -> None:
+    def _only_look(self, fence: Fence, version: int | None) -> None:
         """Its own word when it left, or its power as it is; it is never switched off."""
         try:
             look = self._look(fence)
-            if look is None or look.node.status.state is not DaemonState.STOP:
-                return
-            node = look.node
-            evidence = Evidence.STOPPED if node.status.nothing_runs else Evidence.NONE
-            if evidence is Evidence.NONE and node.spec.bmc is not None:
-                state = self.power.state(self.access(node.spec.bmc, self.secret))
-                evidence = Evidence.POWER_OFF if state is PowerState.OFF else Evidence.NONE
-        except DriverError as error:
-            log.info("%s has stopped, and nobody can see whether it is off: %s", fence.node, error.message)
+            evidence = Evidence.NONE if look is None else self._seen(fence, look.node)
+        except PVCError as error:
+            if isinstance(error, Unavailable | Conflict):
+                raise
+            log.info("%s is gone, and nobody can see whether it is off: %s", fence.node, error.message)
             return
         finally:
             ended = self.clock.monotonic()
             self._note(fence, lambda note: replace(note, last_try=ended))
-        if evidence is not Evidence.NONE:
-            self._receipt(fence, version, node, evidence)
+        if look is not None and evidence is not Evidence.NONE:
+            self._receipt(fence, version, look.node, evidence)
+
+    def _seen(self, fence: Fence, node: Node) -> Evidence:
+        if (node.status.state is DaemonState.STOP) is not fence.stopped:
+            return Evidence.NONE
+        if fence.stopped and node.status.nothing_runs:
+            return Evidence.STOPPED
+        if node.spec.bmc is None:
+            return Evidence.NONE
+        state = self.power.state(self.access(node.spec.bmc, self.secret))
+        return Evidence.POWER_OFF if state is PowerState.OFF else Evidence.NONE
 
     def _look(self, fence: Fence) -> Look | None:
         """The node, if it is still to be shot. A read after a commit of this session is never older."""

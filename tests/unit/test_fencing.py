@@ -24,7 +24,7 @@ from pvc.cluster.fencing import (
     remember,
 )
 from pvc.cluster.membership import Evidence, Fence, FenceState, Step, StepKind
-from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus
+from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.view import VM, Node
 from pvc.cluster.vm import Migration, Owner, Power, Recovery, State
 from tests.unit.node.pictures import UUID, spec, status
@@ -90,6 +90,31 @@ def test_node_that_is_gone_is_fenced_after_the_grace() -> None:
     found = duties(scene(gone_for=1.0))
     assert (found.todo, found.wake_at) == ([], NOW + 1.0)
     assert shots(duties(scene(gone_for=2.0))) == ["n3"]
+
+
+def with_bmc(**changes: Any) -> Scene:
+    found = scene(**changes)
+    bmc = BMC(BMCDriver.IPMI, "10.0.0.203", "admin", "sealed")
+    gone = replace(found.nodes["n3"], spec=replace(found.nodes["n3"].spec, bmc=bmc))
+    return replace(found, nodes={**found.nodes, "n3": gone})
+
+
+def test_its_power_is_looked_at_once_while_it_has_its_grace() -> None:
+    (first,) = duties(with_bmc(gone_for=0.0)).todo
+    assert isinstance(first, Shoot)
+    assert first.only_looks
+    looked = {"n3-4": Note(gone_since=NOW - 1.0, last_try=NOW - 0.9)}
+    found = duties(with_bmc(notes=looked))
+    assert (found.todo, found.wake_at) == ([], NOW + 1.0)
+    (then,) = duties(with_bmc(notes=looked, now=NOW + 1.0)).todo
+    assert isinstance(then, Shoot)
+    assert not then.only_looks
+
+
+def test_its_power_is_not_looked_at_before_its_absence_is_believed_nor_in_maintenance() -> None:
+    found = duties(with_bmc(gone_for=1.0, believed_from=NOW + 0.5))
+    assert (found.todo, found.wake_at) == ([], NOW + 0.5)
+    assert duties(with_bmc(cluster=ClusterSpec("test", maintenance=True))).todo == []
 
 
 @pytest.mark.parametrize("state", [DaemonState.INIT, DaemonState.RUN, DaemonState.SHUTDOWN])

@@ -10,7 +10,7 @@ import pytest
 from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec, FencePolicy
 from pvc.cluster.codec import dumps
-from pvc.cluster.fencing import Duty
+from pvc.cluster.fencing import Duty, Shoot
 from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Delete, Put
@@ -101,11 +101,18 @@ class Bench:
         )
 
     def until_duty(self, name: str = "n1") -> Duty:
-        """n3 has died; the duty that its judge finds."""
+        """n3 has died; the duty that its judge finds once the first look at its power is over."""
+        self.one.judge.carry_out(self.first_look(name))
+        return self.next_duty(name)
+
+    def first_look(self, name: str = "n1") -> Duty:
         stored = self.store.get(paths.alive("n3"))
         if stored is not None:
             self.store.commit(Delete(paths.alive("n3")))
-        return self.next_duty(name)
+        duty = self.next_duty(name)
+        assert isinstance(duty, Shoot)
+        assert duty.only_looks
+        return duty
 
     def next_duty(self, name: str = "n1") -> Duty:
         self.hands[name].todo.clear()
@@ -116,8 +123,11 @@ class Bench:
                 return self.hands[name].todo[0]
         raise AssertionError("nothing to do")
 
+    def fences(self) -> Mapping[str, tuple[Fence, int]]:
+        return View(self.store).fences()
+
     def fence(self) -> Fence:
-        return View(self.store).fences()["n3-1"][0]
+        return self.fences()["n3-1"][0]
 
     def runs(self, node: str) -> None:
         """Its new node has started the VM."""
@@ -134,7 +144,7 @@ def test_power_off_read_back_is_a_receipt_and_frees_the_vms() -> None:
     bench = Bench()
     bench.one.judge.carry_out(bench.until_duty())
     assert (bench.fence().state, bench.fence().evidence) == (FenceState.FENCED, Evidence.POWER_OFF)
-    assert bench.power.machines["n3"].orders == ["state", "off", "state"]
+    assert bench.power.machines["n3"].orders == ["state", "state", "off", "state"]
     bench.one.judge.carry_out(bench.next_duty())
     assert bench.owner is None
     assert View(bench.store).vm(UUID).spec.node in ("n1", "n2")
@@ -142,6 +152,25 @@ def test_power_off_read_back_is_a_receipt_and_frees_the_vms() -> None:
     bench.one.judge.carry_out(bench.next_duty())
     assert bench.power.machines["n3"].is_on, "the policy is power-cycle"
     assert bench.fence().finished
+
+
+def test_a_machine_that_is_off_is_given_no_grace() -> None:
+    """It cannot come back to life by itself; and looking at its power harms nobody."""
+    bench = Bench()
+    bench.power.machines["n3"].is_on = False
+    bench.one.judge.carry_out(bench.first_look())
+    assert (bench.fence().state, bench.fence().evidence) == (FenceState.FENCED, Evidence.POWER_OFF)
+    assert bench.power.machines["n3"].orders == ["state"]
+
+
+def test_who_is_back_at_the_first_look_is_not_even_looked_at() -> None:
+    bench = Bench()
+    bench.power.machines["n3"].is_on = False
+    duty = bench.first_look()
+    bench.store.commit(Create(paths.alive("n3"), dumps(Alive(1))))
+    bench.one.judge.carry_out(duty)
+    assert not bench.fences()
+    assert not bench.power.machines["n3"].orders
 
 
 def test_another_judge_finishes_and_tells_the_whole_of_it() -> None:
@@ -173,7 +202,7 @@ def test_drill_cuts_the_power_and_tells_what_it_took() -> None:
     bench.one.judge.carry_out(bench.next_duty())
     assert not bench.power.machines["n3"].is_on
     assert (bench.fence().state, bench.fence().asked_by) == (FenceState.SUSPECT, "")
-    bench.one.judge.carry_out(bench.until_duty())
+    bench.one.judge.carry_out(bench.first_look())
     for _ in range(2):
         bench.one.judge.carry_out(bench.next_duty())
     told = bench.fence()
@@ -217,6 +246,7 @@ def test_who_was_primary_can_do_nothing_any_more() -> None:
     """14.3.1: also where the new primary's document has the version that the old one's had."""
     bench = Bench()
     duty = bench.until_duty()
+    bench.power.machines["n3"].orders.clear()
     bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("test", primary="n2"))))
     stale = bench.one.mirror.get(paths.PRIMARY)
     bench.store.commit(Delete(paths.PRIMARY))
