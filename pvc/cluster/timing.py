@@ -33,10 +33,11 @@ A. Nothing of a life of a node runs any more when a judge says `watchdog`
     D) + 1 for this incarnation, in version v, so its watchdog was armed. At g + Q by the judge's clock, x
     + L + 2W has passed by the node's.
  4. A node that was cut off may go on feeding once nothing of it runs: it must have joined in this life
-    (an earlier one may have left a start to libvirt), no lane is busy (each of them could start QEMU),
-    libvirt was asked after that and listed none of our domains, and no other node was told that it may
-    send one. It looks again every second, and feeds on a look of the last seconds only. A start looks at
-    the lease immediately before libvirt is asked, on a lane that is busy meanwhile.
+    (so a start that an earlier life had left to libvirt is L old or more; libvirt does not take so long),
+    no lane is busy (each of them could start QEMU), libvirt was asked after that and listed none of our
+    domains, and no other node was told that it may send one. It looks again four times a second, ends
+    what it finds, and feeds on a look of the last 3 s only. A start looks at the lease immediately before
+    libvirt is asked, on a lane that is busy meanwhile.
 
 B. What an outage of the whole store changes
 

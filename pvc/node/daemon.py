@@ -571,10 +571,11 @@ def load_everything() -> None:
 
 def main(config: Config) -> None:
     """Run until SIGTERM; raises what the preflight finds wrong."""
-    from pvc.node.drivers.libvirt import LibvirtHypervisor
-
     timing, clock = Timing.of(config), SystemClock()
     timing.check()
+
+    from pvc.node.drivers.libvirt import LibvirtHypervisor
+
     lock = _only_one(config)
     _come_first()
     hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri)

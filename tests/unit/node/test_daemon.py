@@ -19,10 +19,10 @@ from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, Wan
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import NewDisk, Owner, Power, State, Target, VMSpec, VMStatus, move
-from pvc.config import Config, NodeConfig, PathsConfig
-from pvc.errors import Conflict, Failed, NotFound, Unavailable
+from pvc.config import Config, NodeConfig, PathsConfig, parse
+from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
-from pvc.node.daemon import Daemon
+from pvc.node.daemon import Daemon, main
 from pvc.node.drivers import Domain, MigrationResult, MigrationSettings, MigrationTarget
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.store import MemoryCluster, MemoryStore
@@ -440,3 +440,8 @@ def test_vm_that_may_be_sent_here_keeps_a_node_from_being_idle(bench: Bench) -> 
     bench.lanes[0].held = True
     bench.rounds(1)
     assert bench.daemon.is_idle()
+
+
+def test_daemon_does_not_start_with_times_that_do_not_fit() -> None:
+    with pytest.raises(Invalid, match=r"daemon\.lease_s = 5 is too short"):
+        main(parse({"daemon": {"lease_s": 5}}))
