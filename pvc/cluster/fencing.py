@@ -258,13 +258,13 @@ def _suspected(scene: Scene, node: Node, fence: Fence, version: int | None, resu
     since = max(scene.now if note.gone_since is None else note.gone_since, scene.believed_from)
     if fence.state is FenceState.RETURNED:
         fence = Fence(fence.node, fence.incarnation)
-    shoot = Shoot(node.spec.name, fence, version)
-    if _is_to_be_looked_at(node, fence, note, since):
+    shoot, due = Shoot(node.spec.name, fence, version), since + scene.cluster.fence_grace_s
+    if scene.now < due and _is_to_be_looked_at(node, fence, note, since):
         # A machine that is off comes back from nothing: the grace is for those that are on.
         if scene.now >= since:
             return replace(shoot, only_looks=True)
         result.wake(since)
-    return _shot(scene, shoot, since + scene.cluster.fence_grace_s, result)
+    return _shot(scene, shoot, due, result)
 
 
 def _is_to_be_looked_at(node: Node, fence: Fence, note: Note, since: float) -> bool:

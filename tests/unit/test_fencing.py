@@ -109,6 +109,7 @@ def test_its_power_is_looked_at_once_while_it_has_its_grace() -> None:
     (then,) = duties(with_bmc(notes=looked, now=NOW + 1.0)).todo
     assert isinstance(then, Shoot)
     assert not then.only_looks
+    assert duties(with_bmc(gone_for=2.0)).todo == [then], "whose grace is over is not only looked at"
 
 
 def test_its_power_is_not_looked_at_before_its_absence_is_believed_nor_in_maintenance() -> None:
