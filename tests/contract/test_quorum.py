@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from pvc import pki
+from pvc.cluster.store import Check, Create
+from pvc.cluster.zookeeper import ZooKeeperStore
 from pvc.config import parse
 from pvc.errors import Unavailable
 from pvc.node.drivers.fourletter import refuses
@@ -74,3 +76,32 @@ def test_only_the_cluster_is_told(tmp_path: Path) -> None:
                 assert b"without_quorum_s" not in plain.recv(4096)
     finally:
         server.close()
+
+
+def test_commit_of_checks_alone_needs_a_majority(tmp_path: Path) -> None:
+    """What a node calls contact: a server that has just lost the others answers reads, and not this."""
+    with zookeeper(tmp_path, servers=3) as ensemble:
+        for server in ensemble.in_mode("follower"):
+            store = ZooKeeperStore([server.address], secret=None)
+            store.connect(20)
+            if store.get("/here") is None:
+                store.commit(Create("/here"))
+            store.commit(Check("/here", 0))
+            others = [other for other in ensemble.servers if other is not server]
+            for other in others:
+                other.pause()
+            assert store.get("/here") is not None
+            with pytest.raises(Unavailable):
+                store.commit(Check("/here", 0))
+            for other in others:
+                other.resume()
+            eventually(lambda store=store: proves(store), within=30)  # type: ignore[misc]
+            store.close()
+
+
+def proves(store: ZooKeeperStore) -> bool:
+    try:
+        store.commit(Check("/here", 0))
+    except Unavailable:
+        return False
+    return True
