@@ -222,5 +222,24 @@ def test_what_was_removed_is_gone_and_the_host_s_own_is_as_it_was(
         assert before[node] <= set(links(cluster, node))
 
 
+def test_a_network_that_nodes_cannot_have_says_so(cluster: Cluster) -> None:
+    """The lab's nodes have no device for bridged networks: its kernel may lack VLANs."""
+    added = cluster.pvc("network", "add", "7", "-d", "dmz", "-p", "bridged", "--wait", check=False)
+    try:
+        assert added.code == 1
+        assert "n1: this node's pvc.toml names no node.bridge_device" in added.stderr
+        problems = cluster.json("cluster", "status")["problems"]
+        assert "node n2: network 7: this node's pvc.toml names no node.bridge_device" in problems
+        assert cluster.json("network", "info", "dmz")["state"] == "incomplete"
+        with cluster.vm("nowhere", "--network", "dmz", start=False):
+            started = cluster.pvc("vm", "start", "nowhere", check=False)
+            assert started.code == 4
+            assert (
+                "n3: it has no bridge br7: this node's pvc.toml names no node.bridge_device" in started.stderr
+            )
+    finally:
+        cluster.pvc("network", "remove", "dmz", "--yes")
+
+
 def has_not(cluster: Cluster, node: str, *names: str) -> bool:
     return not {*names} & set(links(cluster, node))

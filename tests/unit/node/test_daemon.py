@@ -15,7 +15,7 @@ from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Evidence, Fence, FenceState
-from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, Wanted
+from pvc.cluster.node import Alive, DaemonState, Load, NetworkProblem, NodeSpec, NodeStatus, Wanted
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import NewDisk, Owner, Power, State, Target, VMSpec, VMStatus, move
@@ -24,6 +24,7 @@ from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
 from pvc.node.daemon import Daemon, main
 from pvc.node.drivers import Domain, MigrationResult, MigrationSettings, MigrationTarget
+from pvc.node.network import Found
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.unit.node.pictures import UUID, XML, spec
@@ -79,6 +80,7 @@ class Bench:
     lanes: list[Inline]
     begin: Callable[[], Daemon]
     """Another life of the daemon."""
+    bridges: set[str]
 
     def add(self, new: VMSpec) -> None:
         self.store.commit(
@@ -114,10 +116,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         lanes.append(Inline(carry_out))
         return lanes[-1]
 
-    def begin() -> Daemon:
-        return Daemon(config, store, host, SystemClock(), lanes=make, bridges=lambda: frozenset({"br0"}))
+    bridges = {"br0"}
 
-    yield Bench(cluster, store, host, begin(), lanes, begin)
+    def begin() -> Daemon:
+        return Daemon(config, store, host, SystemClock(), lanes=make, bridges=lambda: frozenset(bridges))
+
+    yield Bench(cluster, store, host, begin(), lanes, begin, bridges)
     store.close()
 
 
@@ -445,3 +449,13 @@ def test_vm_that_may_be_sent_here_keeps_a_node_from_being_idle(bench: Bench) -> 
 def test_daemon_does_not_start_with_times_that_do_not_fit() -> None:
     with pytest.raises(Invalid, match=r"daemon\.lease_s = 5 is too short"):
         main(parse({"daemon": {"lease_s": 5}}))
+
+
+def test_how_the_networks_are_is_published_with_the_bridges_there_are_now(bench: Bench) -> None:
+    bench.rounds()
+    problems = (NetworkProblem(101, "somebody else's"),)
+    bench.bridges.add("br102")
+    bench.daemon.networks_are(Found(8950, 1500, problems))
+    status = bench.node.status
+    assert (status.bridges, status.network_problems) == (("br0", "br102"), problems)
+    assert (status.managed_mtu, status.bridged_mtu) == (8950, 1500)
