@@ -25,7 +25,9 @@ SYSCTL = Path("/proc/sys/net")
 ABOUT_LINKS = frozenset(
     ("IFLA_IFNAME", "IFLA_MTU", "IFLA_GROUP", "IFLA_MASTER", "IFLA_LINK", "IFLA_LINKINFO")
 )
-ABOUT_KINDS = frozenset(("IFLA_INFO_KIND", "IFLA_INFO_DATA", "IFLA_INFO_SLAVE_DATA"))
+ABOUT_KINDS = frozenset(("IFLA_INFO_KIND",))
+ABOUT_DATA = frozenset(("IFLA_INFO_DATA",))
+ABOUT_PORT = frozenset(("IFLA_INFO_SLAVE_DATA",))
 ABOUT_PORTS = frozenset(("IFLA_BRPORT_LEARNING",))
 ABOUT_TUNNELS = frozenset(
     f"IFLA_{name}"
@@ -72,10 +74,12 @@ class NetlinkLinks:
 
 
 def _link(one: Any, attributes: Mapping[str, Any], names: Mapping[int, str]) -> Link:
-    about = _attributes(attributes.get("IFLA_LINKINFO"), ABOUT_KINDS)
-    kind = str(about.get("IFLA_INFO_KIND") or "")
-    data = _attributes(about.get("IFLA_INFO_DATA"), ABOUT_TUNNELS)
-    port = _attributes(about.get("IFLA_INFO_SLAVE_DATA"), ABOUT_PORTS)
+    told = attributes.get("IFLA_LINKINFO")
+    kind = str(_attributes(told, ABOUT_KINDS).get("IFLA_INFO_KIND") or "")
+    # Of bridges, which have the longest list, none is wanted.
+    tunnel = _attributes(told, ABOUT_DATA).get("IFLA_INFO_DATA") if kind in ("vxlan", "vlan") else None
+    data = _attributes(tunnel, ABOUT_TUNNELS)
+    port = _attributes(_attributes(told, ABOUT_PORT).get("IFLA_INFO_SLAVE_DATA"), ABOUT_PORTS)
     name, is_ours = str(attributes["IFLA_IFNAME"]), attributes.get("IFLA_GROUP") == OURS
     return Link(
         name=name,
