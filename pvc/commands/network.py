@@ -42,6 +42,8 @@ class NetworkInfo:
     """On every node."""
     state: str
     """up: every node that runs has it; else incomplete."""
+    activity: str
+    """Who has yet to make it; empty when nobody has."""
     reason: str
     """Why a node does not have it."""
     nodes: Mapping[str, str]
@@ -287,6 +289,7 @@ def _described(
 ) -> NetworkInfo:
     found = {name: _on_node(spec, node) for name, node in sorted(nodes.items())}
     running = {name: how for name, how in found.items() if nodes[name].is_running}
+    waiting = [name for name, how in running.items() if how == NOT_YET]
     missing = [f"{name}: {how}" for name, how in running.items() if how != HERE]
     said = hashlib.sha256(repr((found, vms)).encode()).hexdigest()[:16]
     return NetworkInfo(
@@ -297,10 +300,11 @@ def _described(
         mtu=spec.mtu,
         bridge=bridge_name(spec.vni),
         state=_state(not missing),
+        activity=f"not made yet on {_named(tuple(waiting))}" if waiting else "",
         reason="; ".join(missing),
         nodes=found,
         vms=vms,
         version=f"{version}.{said}",
-        settled=NOT_YET not in running.values(),
+        settled=not waiting,
         goal={"state": HERE} if wait else None,
     )

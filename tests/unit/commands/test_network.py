@@ -30,9 +30,11 @@ def test_a_network_is_on_its_way_until_every_node_has_it() -> None:
     found = world.call("network.info", network="shop")
     assert (found["state"], found["settled"], found["bridge"]) == ("incomplete", False, "br101")
     assert found["nodes"] == dict.fromkeys(("n1", "n2", "n3"), "not made yet")
+    assert found["activity"] == "not made yet on n1, n2, n3"
     nodes_have(world, "br101")
     later = world.call("network.info", network="101")
     assert (later["state"], later["settled"], later["reason"]) == ("up", True, "")
+    assert later["activity"] == ""
     assert later["version"] != found["version"], "whoever waits is told"
 
 
