@@ -83,7 +83,7 @@ class Bench:
     def lives(self, **pids: int) -> None:
         for name, pid in pids.items():
             (self.root / "run/frr" / f"{name}.pid").write_text(f"{pid}\n")
-            (self.root / "proc" / str(pid)).mkdir(parents=True)
+            (self.root / "proc" / str(pid)).mkdir(parents=True, exist_ok=True)
             (self.root / "proc" / str(pid) / "comm").write_text(f"{name}\n")
 
 
