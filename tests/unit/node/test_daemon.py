@@ -165,6 +165,24 @@ def test_end_that_is_told_after_the_domains_were_listed_is_not_forgotten(bench: 
     assert (bench.vm.spec.power, bench.vm.status.owner) == (Power.STOPPED, None)
 
 
+def test_states_of_a_daemon_from_its_start_to_its_end(bench: Bench) -> None:
+    daemon = bench.begin()
+    assert bench.node.status.state is DaemonState.INIT
+    seen = []
+    for go_on in (daemon.step, daemon.begin_to_leave, daemon.leave):
+        go_on()
+        seen.append((str(bench.node.daemon_state), bench.node.is_running))
+    assert seen == [("run", True), ("shutdown", False), ("stop", False)]
+
+
+def test_floating_addresses_are_told_at_once(bench: Bench) -> None:
+    bench.rounds()
+    bench.daemon.floating = lambda: (("10.0.0.250/24",), "no device")
+    bench.rounds()
+    load = bench.node.load
+    assert (load.addresses, load.address_problem) == (("10.0.0.250/24",), "no device")
+
+
 def test_load_counts_what_is_about_to_run(bench: Bench) -> None:
     bench.rounds()
     bench.lanes[0].held = True
