@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
 
-from pvc.cluster import fencing
+from pvc.cluster import fencing, paths
+from pvc.cluster.codec import loads
 from pvc.cluster.fencing import Duties, Release, Scene
-from pvc.cluster.membership import Evidence, Fence, FenceState
-from pvc.cluster.view import VM
+from pvc.cluster.membership import Evidence, Fence, FenceState, is_gone
+from pvc.cluster.node import DaemonState, NodeStatus
+from pvc.cluster.store import ANY_VERSION, Check, Create, Op, Put
+from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Power, State
 from pvc.errors import PVCError
 from pvc.node.actions import Action, Commit, Migrate, NodeAction, Shutdown, Start, StopStray
+from pvc.node.daemon import Daemon
+from pvc.node.drivers import MigrationResult
 from pvc.node.execute import Executor
 from pvc.node.judge import Judge, Look
 from pvc.node.keeper import Keeper, Tenure
@@ -216,6 +221,87 @@ class KeepsThemToTheEnd(Keeper):
         return True
 
 
+class HandsOverEarly(Executor):
+    """Whoever was asked to take it has it, before libvirt says so."""
+
+    __slots__ = ()
+
+    def _move_domain(self, uuid: str, action: Migrate) -> MigrationResult:
+        self._hand_over(uuid, action, MigrationResult(0.0, 0))
+        return super()._move_domain(uuid, action)
+
+
+class LooksAtAnOldPicture(Judge):
+    """Whether the node is back is read without a commit before."""
+
+    def _look(self, fence: Fence) -> Look | None:
+        node = self.view.node(fence.node)
+        return Look(node, self.clock.monotonic()) if is_gone(node.status, node.alive) else None
+
+
+class ShootsEveryLife(Judge):
+    """A suspicion of one life of a node is good for the next."""
+
+    def _look(self, fence: Fence) -> Look | None:
+        at = self.clock.monotonic()
+        self.role.confirm()
+        return Look(View(self.store).node(fence.node), at)
+
+
+class JoinsAfterItsReceipt(Daemon):
+    """A life that was fenced goes on when it is back."""
+
+    def _returned(self, status: NodeStatus) -> NodeStatus:
+        return replace(status, state=DaemonState.RUN)
+
+
+def without(drops: Callable[[Op, Sequence[Op]], bool]) -> Callable[[Sequence[Op]], Sequence[Op]]:
+    """Transactions without some of their operations."""
+    return lambda ops: tuple(op for op in ops if not drops(op, ops))
+
+
+def is_receipt(op: Op) -> bool:
+    if not isinstance(op, Create | Put) or not op.path.startswith(paths.FENCES + "/"):
+        return False
+    return loads(Fence, op.data).state is FenceState.FENCED
+
+
+def touches_the_status(op: Op, ops: Sequence[Op]) -> bool:
+    """What makes of a receipt and the return of that life exactly one happen."""
+    is_status = op.path.startswith(paths.NODES) and op.path.endswith("/status")
+    return is_status and any(is_receipt(one) for one in ops)
+
+
+def checks_of_the_role(op: Op, ops: Sequence[Op]) -> bool:
+    return isinstance(op, Check) and op.path in (paths.PRIMARY, paths.TERM)
+
+
+def whatever_changed(ops: Sequence[Op]) -> Sequence[Op]:
+    """No comparison before a VM's documents are written."""
+    found: list[Op] = []
+    for op in ops:
+        if not op.path.startswith(paths.VMS):
+            found.append(op)
+        elif not isinstance(op, Check):
+            found.append(replace(op, version=ANY_VERSION) if isinstance(op, Put) else op)
+    return tuple(found)
+
+
+def without_grace_for_nodes(scene: Scene) -> Duties:
+    """Gone is dead."""
+    return fencing.duties(
+        replace(scene, cluster=replace(scene.cluster, fence_grace_s=0.0), believed_from=0.0)
+    )
+
+
+def in_maintenance_too(scene: Scene) -> Duties:
+    return fencing.duties(replace(scene, cluster=replace(scene.cluster, maintenance=False)))
+
+
+LIES = ("a false receipt", "runs on", "changed the owner", "gave up", "after the faults", "circles")
+"""What breaks when a BMC lies: what holds nevertheless is the rule to be shown."""
+
+
 @dataclass(frozen=True)
 class Bite:
     name: str
@@ -238,6 +324,20 @@ BITES = [
     Bite("believe pings", Mutant(guard=BelievesPings)),
     Bite("believe a promise at once", Mutant(judge=BelievesAtOnce)),
     Bite("release without evidence", Mutant(decide=releases_the_suspects)),
+    Bite("hand over early", Mutant(executor=HandsOverEarly)),
+    Bite("look at an old picture", Mutant(judge=LooksAtAnOldPicture)),
+    Bite("shoot every life", Mutant(judge=ShootsEveryLife)),
+    Bite(
+        "join after the receipt", Mutant(daemon=JoinsAfterItsReceipt, judge=TakesSilenceForOff, ignores=LIES)
+    ),
+    Bite(
+        "receipt whoever returns",
+        Mutant(ops=without(touches_the_status), judge=TakesSilenceForOff, ignores=LIES),
+    ),
+    Bite("decide without the role", Mutant(ops=without(checks_of_the_role))),
+    Bite("write over what has changed", Mutant(ops=whatever_changed)),
+    Bite("no grace", Mutant(decide=without_grace_for_nodes)),
+    Bite("fence in maintenance", Mutant(decide=in_maintenance_too)),
     Bite("forget requests", Mutant(planner=each(forgets_requests))),
     Bite("addresses without a lifetime", Mutant(no_lifetime=True)),
     Bite("renew addresses without the store", Mutant(keeper=RenewsWithoutTheStore)),

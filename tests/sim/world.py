@@ -66,6 +66,12 @@ DRIFT = 0.005
 BUSY_ACTIONS, BUSY_S = 100, 10.0
 """More actions in so short a time are a loop that feeds itself."""
 SOMEBODY_COMES_S = 120.0
+QUICK_S = 1.0
+"""A daemon that is back so soon was never away."""
+BACK_S = 2.2
+"""From the last look to the shot, at most."""
+MAINTENANCE_S = 3.0
+"""For who has just decided otherwise."""
 HEALTHY_S = 15.0
 """After the last fault of a node, nobody has a reason to fence it."""
 ROUNDS_AT_REST = 60
@@ -88,6 +94,11 @@ class Mutant:
     """Of floating addresses, in the kernel."""
     leftovers_stay: bool = False
     """Floating addresses of a life that was killed, when the next one begins."""
+    daemon: type[Daemon] = Daemon
+    ops: Callable[[Sequence[Op]], Sequence[Op]] = tuple
+    """What of each transaction is really asked for."""
+    ignores: tuple[str, ...] = ()
+    """Broken rules of which nothing is said."""
 
 
 class Violation(AssertionError):
@@ -173,7 +184,8 @@ class SimStore:
 
     def commit(self, *ops: Op) -> None:
         self.actor.point(self._slowness())
-        if not self.inner.submit(ops, partial(self.world.apply, self.actor, ops)):
+        asked = self.world.mutant.ops(ops)
+        if not self.inner.submit(asked, partial(self.world.apply, self.actor, asked)):
             self._wait_in_vain()
         self.actor.point(self._slowness())
 
@@ -316,7 +328,7 @@ class Life(Actor):
             drop_leftovers(SimAddresses(self))
         while not self.client.is_connected:
             self.point(0.5)
-        daemon = Daemon(
+        daemon = mutant.daemon(
             self.world.config(self.name),
             self.store,
             hypervisor,
@@ -529,6 +541,9 @@ class World:
         self.last_action_at = 0.0
         self.rounds_since_action = 0
         self.recent_actions: deque[float] = deque(maxlen=BUSY_ACTIONS)
+        self.maintenance_since = float("inf")
+        self.back_since: dict[str, float] = {}
+        """Of each node whose newest life has a session: since when."""
         self.disturbed_until: dict[str, float] = {}
         """Of each node: a fault had to do with it."""
         self.expected: dict[str, str] = {}
@@ -677,7 +692,8 @@ class World:
             self.log.append(text)
 
     def fail(self, why: str, cause: BaseException | None = None) -> None:
-        if self.violation is None:
+        is_ignored = any(text in why for text in self.mutant.ignores)
+        if self.violation is None and not is_ignored:
             self.trace(f"VIOLATION {why}")
             self.violation = Violation(f"seed {self.seed} at {self.now:.3f}: {why}")
             self.violation.__cause__ = cause
@@ -746,15 +762,16 @@ class World:
     def disturb(self, name: str, seconds: float = 0.0) -> None:
         self.disturbed_until[name] = max(self.disturbed_until.get(name, 0.0), self.now + seconds)
 
-    def kill_daemon(self, name: str) -> None:
+    def kill_daemon(self, name: str, back_after: float | None = None) -> None:
         life = self.lives[name]
-        self.disturb(name, 10.0)
+        if back_after is None or back_after > QUICK_S or self.lives[name].daemon is None:
+            self.disturb(name, 10.0)
         if not life.dead:
             self.trace(f"{name}: kill -9")
             life.kill()
 
     def restart_daemon(self, name: str, after: float = 2.0) -> None:
-        self.kill_daemon(name)
+        self.kill_daemon(name, after)
         self.later(after, lambda: self.boot(name))
 
     def reset(self, name: str) -> None:
@@ -787,8 +804,22 @@ class World:
             actor.committed()
             self.check_receipts(ops)
             self.check_lives(ops)
+            self._note(ops)
         finally:
             self.check_owners(actor.name, before, self.owners(ops))
+
+    def gone(self, path: str) -> None:
+        """A document was deleted, or has ended with its session."""
+        self.back_since.pop(path.removeprefix(f"{paths.ALIVE}/"), None)
+
+    def _note(self, ops: Iterable[Op]) -> None:
+        for op in ops:
+            kind, _, name = op.path.removeprefix(f"{paths.ROOT}/").partition("/")
+            if kind == "alive" and isinstance(op, Create):
+                self.back_since[name] = self.now
+            elif op.path == paths.CLUSTER and isinstance(op, Put):
+                is_on = loads(ClusterSpec, op.data).maintenance
+                self.maintenance_since = min(self.maintenance_since, self.now) if is_on else float("inf")
 
     def check_receipts(self, ops: Iterable[Op]) -> None:
         """A receipt says that nothing of that life runs: then nothing does."""
@@ -882,6 +913,13 @@ class World:
         incarnation = loads(NodeStatus, stored.data).incarnation
         fence = self.cluster.document(paths.fence(name, incarnation))
         was_asked = fence is not None and loads(Fence, fence.data).asked_by
+        by_whom = was_asked or (fence is not None and loads(Fence, fence.data).drill)
+        if self.maintenance_since + MAINTENANCE_S < self.now and not by_whom:
+            self.fail(f"{name} is fenced in maintenance")
+        alive = self.cluster.document(paths.alive(name))
+        is_back = alive is not None and loads(Alive, alive.data).incarnation == incarnation
+        if is_back and self.back_since[name] + BACK_S < self.now and not by_whom:
+            self.fail(f"{name} is fenced though it is back")
         has_peace = self.now > self.disturbed_until.get(name, 1000.0) + HEALTHY_S
         if has_peace and self.hosts[name].is_up and not self.lives[name].dead and not was_asked:
             self.fail(f"{name} is fenced in good health")

@@ -71,12 +71,15 @@ class Tree(MemoryCluster):
     """What is committed; servers that lag remember what it was, and watches wait for who cannot be told."""
 
     before_set: Callable[[str], None]
+    gone: Callable[[str], None]
     may_tell: Callable[[int], bool]
     holding: list[_Watching]
 
     def _set(self, path: str, document: Stored | None) -> None:
         self.before_set(path)
         super()._set(path, document)
+        if document is None:
+            self.gone(path)
 
     def deliver(self) -> int:
         pending = self._pending
@@ -194,6 +197,7 @@ class Ensemble:
         self.rng: random.Random = world.rng
         self.tree = tree
         tree.before_set, tree.may_tell, tree.holding = self._before_set, self._may_tell, []
+        tree.gone = world.gone
         self.servers = {place: Server(place) for place in places}
         self.leader: Server | None = self.servers[places[0]]
         self.count = 0
@@ -406,12 +410,15 @@ class Ensemble:
 
     def _note_the_disturbed(self) -> None:
         """Whom no server takes while others have one, and who waits in vain for two of them in a row."""
-        if not self.has_quorum():
-            return
         stopped = {one.place for one in self.servers.values() if self.world.now < one.paused_until}
+        cut, silent = {}, {}
         for name in self.world.hosts:
-            silent = sum(one in stopped or not self.network.talks(name, one) for one in self.servers)
-            if silent > 1 or not self.provides(name):
+            unheard = {place for place in self.servers if not self.network.talks(name, place)}
+            cut[name], silent[name] = len(unheard), len(unheard | stopped)
+        fewest, has_quorum = min(silent.values()), self.has_quorum()
+        for name in self.world.hosts:
+            is_alone = cut[name] > 1 or silent[name] > max(1, fewest)
+            if is_alone or (has_quorum and not self.provides(name)):
                 self.world.disturb(name, STEP_S)
 
     def _calm(self) -> bool:
@@ -563,7 +570,9 @@ class Ensemble:
         server = self.servers[client.order[client.tries % len(client.order)]]
         client.tries += 1
         is_open = self.tree.is_open(client.session.id)
-        if self.answers(client.place, server) and (is_open or self.has_quorum()):
+        # One that lags takes nobody: a client that changes servers never goes back in time.
+        takes = self.answers(client.place, server) and server.old is None
+        if takes and (is_open or self.has_quorum()):
             client.server = server
             client.connection += 1
             client.contact = now
