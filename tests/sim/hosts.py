@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MEMORY_MIB = 8192
 FREEZES_AT_FEED = 0.002
+HANGS_S = 35.0
+"""libvirt at a start, now and then: longer than a lease."""
 DOWN = "libvirt does not answer"
 
 
@@ -395,7 +397,8 @@ class SimHypervisor:
 
     def start(self, xml: str) -> None:
         rng = self.world.rng
-        self._reach(least=rng.choice((0.0, 0.2, 2.0)))
+        hangs = self.world.faulty and rng.random() < 0.03
+        self._reach(least=HANGS_S if hangs else rng.choice((0.0, 0.2, 2.0)))
         facts = domainxml.parse(xml)
         if self.world.faulty and rng.random() < 0.05:
             raise DriverError("QEMU did not start", retryable=rng.random() < 0.7)

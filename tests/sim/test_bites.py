@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from pvc.cluster import fencing, paths
-from pvc.cluster.codec import loads
 from pvc.cluster.fencing import Duties, Release, Scene
 from pvc.cluster.membership import Evidence, Fence, FenceState, is_gone
 from pvc.cluster.node import DaemonState, NodeStatus
-from pvc.cluster.store import ANY_VERSION, Check, Create, Op, Put
+from pvc.cluster.store import ANY_VERSION, Check, Op, Put
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Power, State
 from pvc.errors import PVCError
@@ -24,8 +23,21 @@ from pvc.node.execute import Executor
 from pvc.node.judge import Judge, Look
 from pvc.node.keeper import Keeper, Tenure
 from pvc.node.lease import Guard
+from pvc.node.outage import Answer, Outage, is_established
 from pvc.node.plan import Picture, Plan, plan
-from tests.sim.world import Mutant, Violation, simulate
+from tests.sim.network import bmc_of, both_ways
+from tests.sim.world import (
+    Mutant,
+    Violation,
+    World,
+    bmc_fault,
+    freeze,
+    kill,
+    lost,
+    partition,
+    simulate,
+    suspend,
+)
 
 WITHIN = 600
 """Seeds until the simulation has to have noticed."""
@@ -255,27 +267,6 @@ class JoinsAfterItsReceipt(Daemon):
         return replace(status, state=DaemonState.RUN)
 
 
-def without(drops: Callable[[Op, Sequence[Op]], bool]) -> Callable[[Sequence[Op]], Sequence[Op]]:
-    """Transactions without some of their operations."""
-    return lambda ops: tuple(op for op in ops if not drops(op, ops))
-
-
-def is_receipt(op: Op) -> bool:
-    if not isinstance(op, Create | Put) or not op.path.startswith(paths.FENCES + "/"):
-        return False
-    return loads(Fence, op.data).state is FenceState.FENCED
-
-
-def touches_the_status(op: Op, ops: Sequence[Op]) -> bool:
-    """What makes of a receipt and the return of that life exactly one happen."""
-    is_status = op.path.startswith(paths.NODES) and op.path.endswith("/status")
-    return is_status and any(is_receipt(one) for one in ops)
-
-
-def checks_of_the_role(op: Op, ops: Sequence[Op]) -> bool:
-    return isinstance(op, Check) and op.path in (paths.PRIMARY, paths.TERM)
-
-
 def whatever_changed(ops: Sequence[Op]) -> Sequence[Op]:
     """No comparison before a VM's documents are written."""
     found: list[Op] = []
@@ -298,6 +289,44 @@ def in_maintenance_too(scene: Scene) -> Duties:
     return fencing.duties(replace(scene, cluster=replace(scene.cluster, maintenance=False)))
 
 
+class PromisesTooMuch(Guard):
+    """To be quiet at once when it is cut off."""
+
+    @property
+    def promise(self) -> float:
+        return min(super().promise, 1.0)
+
+
+class FeedsToTheEnd(Guard):
+    """Its VMs are ended, if libvirt does it; the machine is never reset."""
+
+    def feed(self) -> float:
+        if self.lease.armed:
+            with self._device:
+                self.lease = replace(self.lease, quiet_at=self.clock.monotonic())
+        return super().feed()
+
+
+class BelievesOneCoordinator(Outage):
+    """One that has no quorum speaks for all."""
+
+    def is_out(self) -> bool:
+        found: list[Answer] = []
+        sent = self.clock.monotonic()
+        for address in self.addresses:
+            with suppress(PVCError):
+                found.append(Answer(self.ask(address), self.clock.monotonic() - sent))
+        return is_established(found, 1, self.timing)
+
+
+def lost_without_libvirt(world: World) -> None:
+    """Nobody reaches a node, and its daemon cannot end its VMs."""
+    name = world.rng.choice(list(world.hosts))
+    if world.now < 1025 and world.hosts[name].domains and world.network.is_whole:
+        world.hosts[name].libvirt_down()
+        world.network.cut(both_ways([name, bmc_of(name)], [one for one in world.hosts if one != name]))
+
+
 LIES = ("a false receipt", "runs on", "changed the owner", "gave up", "after the faults", "circles")
 """What breaks when a BMC lies: what holds nevertheless is the rule to be shown."""
 
@@ -306,8 +335,12 @@ LIES = ("a false receipt", "runs on", "changed the owner", "gave up", "after the
 class Bite:
     name: str
     mutant: Mutant
+    kinds: tuple[Callable[[World], None], ...] = ()
+    """Faults that bring it to light; empty: any."""
 
 
+SHORT = (kill, freeze, suspend, partition, bmc_fault, bmc_fault)
+"""Nodes that are gone for a while, and BMCs that take theirs."""
 BITES = [
     Bite("start without a claim", Mutant(executor=StartsWithoutClaim)),
     Bite("start whoever owns it", Mutant(planner=starts_whoever_owns_it)),
@@ -323,18 +356,16 @@ BITES = [
     Bite("go on when cut off", Mutant(guard=GoesOn)),
     Bite("believe pings", Mutant(guard=BelievesPings)),
     Bite("believe a promise at once", Mutant(judge=BelievesAtOnce)),
+    Bite("promise too much", Mutant(guard=PromisesTooMuch), (lost,)),
+    Bite("feed to the end", Mutant(guard=FeedsToTheEnd), (lost_without_libvirt,)),
+    Bite("believe one coordinator", Mutant(outage=BelievesOneCoordinator), (lost,)),
     Bite("release without evidence", Mutant(decide=releases_the_suspects)),
     Bite("hand over early", Mutant(executor=HandsOverEarly)),
-    Bite("look at an old picture", Mutant(judge=LooksAtAnOldPicture)),
-    Bite("shoot every life", Mutant(judge=ShootsEveryLife)),
+    Bite("look at an old picture", Mutant(judge=LooksAtAnOldPicture), SHORT),
+    Bite("shoot every life", Mutant(judge=ShootsEveryLife), SHORT),
     Bite(
         "join after the receipt", Mutant(daemon=JoinsAfterItsReceipt, judge=TakesSilenceForOff, ignores=LIES)
     ),
-    Bite(
-        "receipt whoever returns",
-        Mutant(ops=without(touches_the_status), judge=TakesSilenceForOff, ignores=LIES),
-    ),
-    Bite("decide without the role", Mutant(ops=without(checks_of_the_role))),
     Bite("write over what has changed", Mutant(ops=whatever_changed)),
     Bite("no grace", Mutant(decide=without_grace_for_nodes)),
     Bite("fence in maintenance", Mutant(decide=in_maintenance_too)),
@@ -345,11 +376,13 @@ BITES = [
 ]
 
 
-def bitten(mutant: Mutant, within: int = WITHIN) -> tuple[int, str]:
+def bitten(
+    mutant: Mutant, within: int = WITHIN, kinds: Sequence[Callable[[World], None]] = ()
+) -> tuple[int, str]:
     """The first seed that notices, and what it says."""
     for seed in range(within):
         try:
-            simulate(seed, mutant)
+            simulate(seed, mutant, kinds=kinds)
         except Violation as violation:
             return seed, str(violation)
     return within, ""
@@ -357,7 +390,7 @@ def bitten(mutant: Mutant, within: int = WITHIN) -> tuple[int, str]:
 
 @pytest.mark.parametrize("bite", BITES, ids=lambda bite: bite.name)
 def test_simulation_notices(bite: Bite) -> None:
-    _, why = bitten(bite.mutant)
+    _, why = bitten(bite.mutant, kinds=bite.kinds)
     assert why, f"{WITHIN} seeds and nobody noticed"
 
 

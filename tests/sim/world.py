@@ -50,7 +50,7 @@ from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimMemory, SimPower, 
 from tests.sim.network import Cut, Network, bmc_of, both_ways, one_way, one_way_in
 from tests.sim.speed import hasten, loads
 from tests.sim.tasks import Crashed, Scheduler, Task
-from tests.sim.zookeeper import ANSWER_S, Client, Ensemble, Tree
+from tests.sim.zookeeper import ANSWER_S, PING_S, SESSION_S, TICK_S, Client, Ensemble, Tree
 
 hasten()
 
@@ -95,6 +95,7 @@ class Mutant:
     leftovers_stay: bool = False
     """Floating addresses of a life that was killed, when the next one begins."""
     daemon: type[Daemon] = Daemon
+    outage: type[Outage] = Outage
     ops: Callable[[Sequence[Op]], Sequence[Op]] = tuple
     """What of each transaction is really asked for."""
     ignores: tuple[str, ...] = ()
@@ -357,7 +358,7 @@ class Life(Actor):
             spawn=lambda function: self.world.spawn(self, function, lambda error: None),
         )
         guard._device = SimLock(self)  # type: ignore[assignment]
-        outage = Outage(PLACES, self.world.asked(self), guard.timing, self.clock, gather=one_by_one)
+        outage = mutant.outage(PLACES, self.world.asked(self), guard.timing, self.clock, gather=one_by_one)
         guard.is_out = outage.is_out
         return guard
 
@@ -524,6 +525,8 @@ class World:
     nodes: int = 0
     """How many; 0 leaves it to the seed."""
     vms: int = 0
+    kinds: Sequence[Callable[[World], None]] = ()
+    """Of faults, and then many of them; empty leaves it to the seed."""
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -933,14 +936,16 @@ class World:
     # Faults and users
 
     def _plan_faults(self) -> None:
-        kinds = self.rng.sample(FAULTS, self.rng.randint(0, len(FAULTS)))
+        kinds = [*self.kinds] or self.rng.sample(FAULTS, self.rng.randint(0, len(FAULTS)))
         for uuid in self.expected:
             if self.rng.random() < 0.8:
                 self.later(self.rng.random() * 3 + 1, partial(self.command, "start", uuid))
         at, per_second, share = 2.0, self.rng.choice((0.2, 0.5, 1.5)), self.rng.choice((0.2, 0.4, 0.6))
-        if self.rng.random() < 0.25 and not self.vms:
+        if self.kinds:
+            per_second, share = self.rng.choice((0.1, 0.3, 1.0)), 0.6
+        elif self.rng.random() < 0.25 and not self.vms:
             # Long enough for its promise to count, and not much else.
-            self.later(2 + 6 * self.rng.random(), partial(_lost, self, 58.0))
+            self.later(2 + 6 * self.rng.random(), partial(lost, self, 58.0))
             kinds, share = kinds[:2], 0.1
         while at < FAULTS_S:
             at += self.rng.expovariate(per_second)
@@ -1153,11 +1158,11 @@ def _some_node(world: World) -> str:
     return world.rng.choice(list(world.hosts))
 
 
-def _kill(world: World) -> None:
+def kill(world: World) -> None:
     world.restart_daemon(_some_node(world), world.rng.choice((0.2, 3.0, 10.0)))
 
 
-def _freeze(world: World) -> None:
+def freeze(world: World) -> None:
     """SIGSTOP, or a host that swaps: the process goes on later, its session may be over by then."""
     life = world.lives[_some_node(world)]
     if life.dead or world.now < life.frozen_until:
@@ -1169,7 +1174,7 @@ def _freeze(world: World) -> None:
     world.disturb(life.name, seconds + 5.0)
 
 
-def _leave(world: World) -> None:
+def leave(world: World) -> None:
     """systemctl restart."""
     life = world.lives[_some_node(world)]
     if life.dead or life.daemon is None or world.now < life.frozen_until:
@@ -1190,7 +1195,7 @@ def _leave(world: World) -> None:
     world.spawn(life, leave, left)
 
 
-def _power_cut(world: World) -> None:
+def power_cut(world: World) -> None:
     name = _some_node(world)
     if world.hosts[name].is_up:
         world.power_cut(name)
@@ -1204,7 +1209,7 @@ def _power_comes_back(world: World, name: str) -> None:
         world.power_on(name)
 
 
-def _suspend(world: World) -> None:
+def suspend(world: World) -> None:
     """By the dice, whatever the network does: no server takes a client for a while, or ends its session."""
     names = list(world.hosts) if world.rng.random() < 0.3 else [_some_node(world)]
     expires, seconds = world.rng.random() < 0.5, world.rng.choice((0.3, 3.0, 10.0, 40.0))
@@ -1216,10 +1221,12 @@ def _suspend(world: World) -> None:
         life.client.barred_until = world.now + seconds
         world.disturb(life.name, seconds + 5.0)
         if expires:
-            world.later(seconds / 2, partial(world.zookeeper.expire, life.client.session.id))
+            # No server does it sooner after it has heard of the session.
+            earliest = life.client.contact + SESSION_S - PING_S - TICK_S / 2 - world.now
+            world.later(max(seconds / 2, earliest), partial(world.zookeeper.expire, life.client.session.id))
 
 
-def _partition(world: World) -> None:
+def partition(world: World) -> None:
     """Of some from some, in both directions or one; the BMCs are on a network of their own."""
     rng, names = world.rng, [*world.hosts]
     places = sorted({*names, *PLACES})
@@ -1253,7 +1260,7 @@ def _heal(world: World, cut: Cut) -> None:
     world.network.heal(cut)
 
 
-def _lost(world: World, seconds: float = 0.0) -> None:
+def lost(world: World, seconds: float = 0.0) -> None:
     """A node that nobody reaches, nor its BMC: dead, or going on by itself."""
     rng, name = world.rng, _some_node(world)
     others = [place for place in {**world.hosts, **dict.fromkeys(PLACES)} if place != name]
@@ -1266,7 +1273,7 @@ def _lost(world: World, seconds: float = 0.0) -> None:
     world.later(seconds, partial(_heal, world, cut))
 
 
-def _zookeeper(world: World) -> None:
+def zookeeper_fault(world: World) -> None:
     """Servers are killed or stopped: one, the leader, two, or all."""
     rng, leader = world.rng, world.zookeeper.leader
     some = [rng.choice(PLACES)] if leader is None or rng.random() < 0.5 else [leader.place]
@@ -1291,7 +1298,7 @@ def _zookeeper_starts(world: World, place: str) -> None:
         host.later(0.0, partial(world.zookeeper.start, place))
 
 
-def _pause_machine(world: World) -> None:
+def pause_machine(world: World) -> None:
     """All of it stands still, and goes on."""
     host = world.hosts[_some_node(world)]
     if host.is_up:
@@ -1311,7 +1318,7 @@ def _clock(world: World) -> None:
     world.trace(f"{life.name}: the wall clock jumps, {life.clock.ahead:+.0f} s now")
 
 
-def _slow(world: World) -> None:
+def slow(world: World) -> None:
     """Every call of the store takes long there."""
     place, seconds = world.rng.choice(PLACES), world.rng.choice((2.0, 10.0, 30.0))
     world.slow[place] = world.rng.choice((0.2, 1.0, 3.0))
@@ -1340,14 +1347,14 @@ def _lose_request(world: World) -> None:
     world.cluster.drop_next_request(world.lives[_some_node(world)].client)
 
 
-def _bmc(world: World) -> None:
+def bmc_fault(world: World) -> None:
     """It does not answer, takes long, obeys late, or says yes and does nothing."""
     host = world.hosts[_some_node(world)]
     host.bmc = world.rng.choice(list(BMCFault))
     world.trace(f"the BMC of {host.name}: {host.bmc}")
 
 
-def _maintenance(world: World) -> None:
+def maintenance_fault(world: World) -> None:
     _set_maintenance(world, world.rng.choice(("on", "off", "off")))
 
 
@@ -1369,12 +1376,12 @@ def _set_maintenance(world: World, switch: str, *, insists: bool = False) -> Non
     world.spawn(actor, carry_out, ended)
 
 
-def _libvirt(world: World) -> None:
+def libvirt_fault(world: World) -> None:
     host = world.hosts[_some_node(world)]
     if host.has_libvirt and host.is_up:
         world.trace(f"{host.name}: libvirt goes away")
         host.libvirt_down()
-        world.later(world.rng.choice((0.5, 4.0)), host.libvirt_up)
+        world.later(world.rng.choice((0.5, 4.0, 40.0)), host.libvirt_up)
 
 
 def _guest(world: World) -> None:
@@ -1448,25 +1455,25 @@ def _change_addresses(world: World) -> None:
 
 
 FAULTS: list[Callable[[World], None]] = [
-    _lost,
-    _kill,
-    _leave,
-    _freeze,
-    _power_cut,
-    _power_cut,
-    _bmc,
-    _maintenance,
-    _suspend,
-    _partition,
-    _partition,
-    _zookeeper,
-    _pause_machine,
+    lost,
+    kill,
+    leave,
+    freeze,
+    power_cut,
+    power_cut,
+    bmc_fault,
+    maintenance_fault,
+    suspend,
+    partition,
+    partition,
+    zookeeper_fault,
+    pause_machine,
     _clock,
-    _slow,
+    slow,
     _honest_operator,
     _lose_reply,
     _lose_request,
-    _libvirt,
+    libvirt_fault,
     _guest,
     _by_hand,
     _change_spec,
@@ -1474,8 +1481,10 @@ FAULTS: list[Callable[[World], None]] = [
 ]
 
 
-def simulate(seed: int, mutant: Mutant | None = None, *, keep_log: bool = False) -> World:
+def simulate(
+    seed: int, mutant: Mutant | None = None, *, kinds: Sequence[Callable[[World], None]] = ()
+) -> World:
     """One whole history. Raises Violation; the world is left to be looked at."""
-    world = World(seed, mutant or Mutant(), keep_log)
+    world = World(seed, mutant or Mutant(), kinds=kinds)
     world.run()
     return world
