@@ -46,6 +46,13 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatingAddress:
+    address: str
+    node: str
+    """Which answers for it; empty: none does now."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     health: str
     """ok, degraded or problems. The first field, so that `-f short` is this word.
@@ -58,8 +65,8 @@ class ClusterStatus:
     maintenance: bool
     primary: str
     """The coordinator that is; empty: none now."""
-    addresses: Mapping[str, str]
-    """The floating ones, and which node answers for each; empty: none does now."""
+    addresses: Mapping[str, FloatingAddress]
+    """The floating ones that it has: upstream, cluster."""
     nodes: Mapping[str, int]
     """How many are in which state, as `run,ready`; and in total."""
     vms: Mapping[str, int]
@@ -139,7 +146,7 @@ def _status(ctx: Context, cluster: ClusterSpec) -> ClusterStatus:
         problems=problems,
         maintenance=cluster.maintenance,
         primary=next((name for name, node in nodes.items() if node.is_primary), ""),
-        addresses={one: _who_answers(one, nodes) for one in cluster.floating_addresses},
+        addresses=_addresses(cluster, nodes),
         nodes=_counted(f"{node.daemon_state},{node.domain_state}" for node in nodes.values()),
         vms=_counted(shown_state(vm.spec, vm.status) for vm in vms),
         resources=_resources(nodes.values()),
@@ -150,10 +157,12 @@ def _status(ctx: Context, cluster: ClusterSpec) -> ClusterStatus:
     return replace(found, version=hashlib.sha256(dumps(found)).hexdigest()[:16])
 
 
-def _who_answers(address: str, nodes: Mapping[str, Node]) -> str:
-    return next(
-        (name for name, node in nodes.items() if node.is_running and address in node.load.addresses), ""
-    )
+def _addresses(cluster: ClusterSpec, nodes: Mapping[str, Node]) -> Mapping[str, FloatingAddress]:
+    held = {
+        address: name for name, node in nodes.items() if node.is_running for address in node.load.addresses
+    }
+    wanted = {"upstream": cluster.upstream_address, "cluster": cluster.cluster_address}
+    return {kind: FloatingAddress(one, held.get(one, "")) for kind, one in wanted.items() if one}
 
 
 def _redundancy(ready: tuple[Readiness, ...]) -> str:

@@ -162,7 +162,8 @@ def test_a_planned_move(cluster: Cluster, token: str) -> None:
     print(f"nobody answered for {up.gap_s():.2f} s; no writes for {follower.longest_silence_s():.2f} s")
     assert [bad for reader in readers for bad in reader.bad] == []
     assert cluster.json("cluster", "status")["addresses"] == {
-        layout.floating_address(network): second for network in (UPSTREAM, CLUSTER)
+        "upstream": {"address": layout.floating_address(UPSTREAM), "node": second},
+        "cluster": {"address": layout.floating_address(CLUSTER), "node": second},
     }
     assert not held_on(cluster, first)
 

@@ -196,17 +196,17 @@ def test_who_answers_for_a_floating_address() -> None:
     world = a_world()
     world.call("cluster.set", upstream_address=FLOATING)
     make_primary(world, "n1")
-    assert world.call("cluster.status")["addresses"] == {FLOATING: ""}
+    assert world.call("cluster.status")["addresses"] == {"upstream": {"address": FLOATING, "node": ""}}
     shown = world.call("node.info", node="n1")
     assert (shown["coordinator_state"], shown["settled"]) == ("takeover", False)
     assert shown["activity"] == "about to answer for the floating addresses"
     world.edit(paths.load("n1"), addresses=[FLOATING])
-    assert world.call("cluster.status")["addresses"] == {FLOATING: "n1"}
+    assert world.call("cluster.status")["addresses"] == {"upstream": {"address": FLOATING, "node": "n1"}}
     shown = world.call("node.info", node="n1")
     assert (shown["coordinator_state"], shown["settled"]) == ("primary", True)
     assert shown["floating_addresses"] == [FLOATING]
     world.kill_node("n1")
-    assert world.call("cluster.status")["addresses"] == {FLOATING: ""}
+    assert world.call("cluster.status")["addresses"] == {"upstream": {"address": FLOATING, "node": ""}}
     assert world.call("node.info", node="n1")["floating_addresses"] == []
 
 
