@@ -590,7 +590,6 @@ def main(config: Config) -> None:
     from pvc.node.drivers.frr import FRR
     from pvc.node.drivers.links import NetlinkLinks
     from pvc.node.drivers.netlink import NetlinkAddresses
-    from pvc.node.network import Loop as NetworkLoop
     from pvc.node.network import Networks
     from pvc.node.peer import PeerServer
     from pvc.node.upkeep import Upkeep, remove_old_consoles
@@ -629,19 +628,20 @@ def main(config: Config) -> None:
         )
         upkeep.start()
         node = config.node
-        networks = NetworkLoop(
-            lambda wake: Networks(
-                node.address,
-                node.bridge_device,
-                store,
-                NetlinkLinks(),
-                FRR(),
-                clock,
-                daemon.networks_are,
-                wake,
-            )
+        networking = Loop("networks", clock)
+        networks = Networks(
+            node.address,
+            node.bridge_device,
+            store,
+            NetlinkLinks(),
+            FRR(),
+            clock,
+            daemon.networks_are,
+            networking.wake,
         )
-        networks.start(NETWORKS_S)
+        networking.start(networks.step)
+        if not networks.linked.wait(NETWORKS_S):
+            log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
         coordinating = _coordinate(process, daemon, store, host, secret)
         try:
             process.loop(daemon)
@@ -654,7 +654,7 @@ def main(config: Config) -> None:
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
         finally:
-            networks.close()
+            networking.close()
             upkeep.close()
     finally:
         guarding.close()

@@ -27,7 +27,6 @@ LOOK_S = 30.0
 RETRY_S = 5.0
 """While something is not as it should be."""
 UNAVAILABLE_S = 1.0
-CLOSE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,8 @@ class Networks:
         self.mirror = Mirror(store, _FOLLOWED, _expand, wake)
         self.view = View(self.mirror)
         self.published: Found | None = None
-        self.has_links: Callable[[], None] = lambda: None
-        """Told when the links have been seen to: VMs can start, though routing may need a moment more."""
+        self.linked = threading.Event()
+        """The links have been seen to: VMs can start, though routing may need a moment more."""
         self.links_due = clock.monotonic()
         self.mtus = (0, 0)
         self.said: tuple[NetworkProblem, ...] = ()
@@ -81,7 +80,7 @@ class Networks:
         specs, unreadable = self._wanted()
         if changed or self.clock.monotonic() >= self.links_due:
             self._see_to_links(specs, unreadable)
-        self.has_links()
+        self.linked.set()
         is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
         speech = self.speaking.step(routing.speaker(self.address, self._nodes()) if is_managed else None)
         self._publish(speech)
@@ -166,43 +165,3 @@ _FOLLOWED = (Follow(paths.NETWORKS, children=True), Follow(paths.NODES, children
 def _expand(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
     where = paths.network if listing == paths.NETWORKS else paths.node
     return (Follow(where(name)) for name in names)
-
-
-class Loop:
-    """Networks on a thread of its own."""
-
-    def __init__(self, make: Callable[[Callable[[], None]], Networks]) -> None:
-        self._woken = threading.Event()
-        self._ending = threading.Event()
-        self._first = threading.Event()
-        self._networks = make(self._woken.set)
-        self._networks.has_links = self._first.set
-        self._thread = threading.Thread(target=self._run, name="networks", daemon=True)
-
-    def start(self, within_s: float) -> None:
-        """Returns when the bridges are there, so that VMs find them; or after that time without them."""
-        self._thread.start()
-        if not self._first.wait(within_s):
-            log.warning("the networks are not ready after %g s; VMs that need them wait", within_s)
-
-    def close(self) -> None:
-        """Links stay as they are: VMs go on."""
-        self._ending.set()
-        self._woken.set()
-        self._thread.join(CLOSE_S)
-
-    def _run(self) -> None:
-        while not self._ending.is_set():
-            self._woken.clear()
-            wait_s = self._round()
-            self._woken.wait(wait_s)
-
-    def _round(self) -> float:
-        try:
-            return self._networks.step()
-        except PVCError as error:
-            log.warning("networks: %s", error.message)
-            return UNAVAILABLE_S
-        except Exception:  # the boundary: one mistake must not end all care for networks
-            log.exception("a round of the networks failed: a bug in pvc")
-            return RETRY_S

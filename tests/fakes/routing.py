@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pvc.node.drivers import DriverError, Speaker
@@ -13,8 +13,11 @@ class FakeRouting:
     speaker: Speaker | None = None
     found: dict[str, int] = field(default_factory=lambda: {"watchfrr": 1, "zebra": 2, "bgpd": 3})
     fails: str = ""
+    asked: Callable[[], None] = lambda: None
+    """Called before it serves."""
 
     def serve(self, speaker: Speaker) -> bool:
+        self.asked()
         if self.fails:
             raise DriverError(self.fails, retryable=True)
         changed = speaker != self.speaker

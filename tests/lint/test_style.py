@@ -24,7 +24,6 @@ BOUNDARIES = {
     "pvc/node/daemon.py": "a cycle of the daemon",
     "pvc/node/loop.py": "a round beside the daemon's own",
     "pvc/node/lanes.py": "an action of the daemon",
-    "pvc/node/network.py": "a round of the networks",
 }
 
 # A wait ends when its condition holds. These are the loops that look whether it does.

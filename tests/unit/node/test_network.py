@@ -13,12 +13,11 @@ from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.cluster.store import Put
 from pvc.node import routing
 from pvc.node.drivers import Link, Speaker
-from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Loop, Networks
+from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Networks
 from pvc.node.routing import speaker
 from tests.fakes.links import FakeLinks
 from tests.fakes.routing import FakeRouting
 from tests.fakes.store import MemoryStore
-from tests.support import eventually
 from tests.unit.commands.world import World, a_world
 
 
@@ -193,10 +192,10 @@ def test_a_bridged_network_needs_no_routing(bench: Bench) -> None:
 
 def test_bridges_are_ready_before_routing_is_begun_with(bench: Bench) -> None:
     bench.add(101)
-    seen: list[tuple[set[str], object]] = []
-    bench.networks.has_links = lambda: seen.append((bench.ours(), bench.routing.speaker))
+    seen: list[tuple[set[str], bool]] = []
+    bench.routing.asked = lambda: seen.append((bench.ours(), bench.networks.linked.is_set()))
     bench.networks.step()
-    assert seen == [({"br101", "vx101"}, None)]
+    assert seen == [({"br101", "vx101"}, True)]
 
 
 def test_whom_a_node_speaks_with_follows_the_nodes(bench: Bench) -> None:
@@ -257,17 +256,3 @@ def test_a_daemon_of_routing_that_is_back_already_is_reported_too(
     caplog.clear()
     bench.networks.step()
     assert not caplog.text
-
-
-def test_the_loop_makes_networks_before_it_says_that_it_runs(bench: Bench) -> None:
-    bench.add(101)
-    store = bench.world.cluster.connect()
-    loop = Loop(lambda wake: bench.networks_of(store, wake))
-    loop.start(10.0)
-    try:
-        assert bench.ours() == {"br101", "vx101"}
-        bench.add(102)
-        eventually(lambda: bench.ours() >= {"br102", "vx102"}, within=10.0)
-    finally:
-        loop.close()
-    assert bench.ours() == {"br101", "vx101", "br102", "vx102"}, "VMs go on"
