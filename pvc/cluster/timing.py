@@ -87,7 +87,10 @@ RENEW_S = 1.0
 """The primary renews its addresses."""
 KERNEL_S = 1.5
 """An address whose time is over is gone."""
-LEAST_FEEDS = 4
+LEAST_WATCHDOG_S = 4 * FEED_S
+"""It is fed every FEED_S, and a feed may be late."""
+MOST_WATCHDOG_S = 60.0
+"""Q holds it twice."""
 SESSION_TICKS = (2, 20)
 """What ZooKeeper grants, unless it is told otherwise."""
 
@@ -175,8 +178,14 @@ class Timing:
         _at_least(
             "daemon.watchdog_s",
             self.watchdog_s,
-            LEAST_FEEDS * FEED_S,
+            LEAST_WATCHDOG_S,
             f"it is fed every {FEED_S:g} s, and a feed may be late",
+        )
+        _at_most(
+            "daemon.watchdog_s",
+            self.watchdog_s,
+            MOST_WATCHDOG_S,
+            "others wait for it twice before they recover",
         )
         if self.watchdog_s != int(self.watchdog_s):
             raise Invalid(f"daemon.watchdog_s = {self.watchdog_s:g} is too fine", hint="whole seconds")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pvc.clock import Clock
-from pvc.cluster.timing import ASK_S, CONTACT_S, FEED_S, Timing
+from pvc.cluster.timing import ASK_S, CONTACT_S, FEED_S, LEAST_WATCHDOG_S, MOST_WATCHDOG_S, Timing
 from pvc.errors import PVCError, Unavailable
 from pvc.node.drivers import Domain, DomainState, DriverError, Hypervisor, Watchdog
 from pvc.node.loop import Loop
@@ -241,22 +241,34 @@ class Guard:
             return
         try:
             granted = watchdog.arm(int(self.timing.watchdog_s))
-            self._keep_for_the_next_life(watchdog)
+            self._keep_for_the_next_life(watchdog, granted)
         except DriverError as error:
             self.told = error.message
+            self._let_go(watchdog)
             raise
         self.granted = granted
         self.told = f"{watchdog.name}, {granted:g} s"
         log.info("armed the watchdog %s", self.told)
 
-    def _keep_for_the_next_life(self, watchdog: Watchdog) -> None:
-        """Which could not go on feeding without it. One that goes on itself has what its last life kept."""
+    def _keep_for_the_next_life(self, watchdog: Watchdog, granted: float) -> None:
+        """Which could not go on feeding without it."""
+        if not LEAST_WATCHDOG_S <= granted <= MOST_WATCHDOG_S:
+            raise DriverError(
+                f"the watchdog {watchdog.name} grants {granted:g} s, and {LEAST_WATCHDOG_S:g} to"
+                f" {MOST_WATCHDOG_S:g} are of use"
+            )
         try:
             self.memory.save(self.lease.contact)
         except OSError as error:
-            if self.memory.load() is None:
-                watchdog.disarm()
             raise DriverError(f"contact cannot be remembered: {error.strerror}") from error
+
+    def _let_go(self, watchdog: Watchdog) -> None:
+        """Opened and not armed it would reset this machine. What an earlier life has promised stands."""
+        if self.memory.load() is None:
+            try:
+                watchdog.disarm()
+            except DriverError as error:
+                self._say(error.message)
 
     def _say(self, what: str) -> None:
         if what != self._said:

@@ -39,6 +39,14 @@ class Kernel:
     opened: int = 0
     is_magic: bool = False
     broken: bool = False
+    refuses: dict[int, int] = field(default_factory=dict)
+    """Requests, and the error of each."""
+    is_stuck: bool = False
+    """It cannot be written to."""
+    features: int = drivers.MAGICCLOSE
+
+    def options(self) -> int:
+        return self.features
 
     def open(self, path: str) -> Kernel:
         if self.opened:
@@ -54,6 +62,8 @@ class Kernel:
     def ioctl(self, request: int, value: int) -> int:
         if self.broken:
             raise OSError(errno.EIO, "Input/output error")
+        if request in self.refuses:
+            raise OSError(self.refuses[request], "refused")
         if request == drivers.SETTIMEOUT:
             self.timeout = min(value, self.longest)
             self._ping()
@@ -64,12 +74,14 @@ class Kernel:
         return self.timeout
 
     def write(self, data: bytes) -> None:
+        if self.is_stuck:
+            raise OSError(errno.EIO, "Input/output error")
         self.is_magic = data == b"V"
         self._ping()
 
     def close(self) -> None:
         self.opened = 0
-        if self.is_magic:
+        if self.is_magic or not self.features & drivers.MAGICCLOSE:
             self.ends = float("inf")
 
     def tick(self) -> None:
@@ -210,6 +222,62 @@ def test_device_that_fails_is_named() -> None:
         watchdog.feed()
     with pytest.raises(DriverError, match="cannot be armed: Device or resource busy"):
         DeviceWatchdog("/dev/watchdog0", kernel.open).arm(8)
+
+
+@pytest.mark.parametrize("request_", [drivers.SETTIMEOUT, drivers.GETTIMEOUT, drivers.KEEPALIVE])
+def test_device_that_was_opened_in_vain_is_disarmed(request_: int) -> None:
+    """Opening has started it."""
+    kernel = Kernel(Machine(), refuses={request_: errno.EINVAL})
+    watchdog = DeviceWatchdog("/dev/watchdog0", kernel.open)
+    with pytest.raises(DriverError, match="cannot be armed"):
+        watchdog.arm(8)
+    watchdog.disarm()
+    kernel.machine.now += 1000
+    kernel.tick()
+    assert not kernel.machine.resets
+    assert not kernel.opened
+
+
+def test_device_that_cannot_be_told_how_long_says_how_long_it_is() -> None:
+    kernel = Kernel(Machine(), timeout=30, refuses={drivers.SETTIMEOUT: errno.EOPNOTSUPP})
+    assert DeviceWatchdog("/dev/watchdog0", kernel.open).arm(8) == 30
+
+
+def test_device_that_could_not_be_disarmed_is_armed_and_disarmed_later() -> None:
+    kernel = Kernel(Machine())
+    watchdog = DeviceWatchdog("/dev/watchdog0", kernel.open)
+    watchdog.arm(8)
+    kernel.is_stuck = True
+    with pytest.raises(DriverError, match="cannot be disarmed"):
+        watchdog.disarm()
+    watchdog.feed()
+    kernel.is_stuck = False
+    watchdog.disarm()
+    kernel.machine.now += 1000
+    kernel.tick()
+    assert not kernel.machine.resets
+
+
+def test_device_that_rests_when_its_daemon_is_killed_is_none() -> None:
+    kernel = Kernel(Machine(), features=0)
+    with pytest.raises(DriverError, match="stops when its daemon is killed"):
+        DeviceWatchdog("/dev/watchdog0", kernel.open).arm(8)
+
+
+def test_device_that_cannot_be_disarmed_is_refused(tmp_path: Path) -> None:
+    for name, nowayout in (("watchdog0", "1"), ("watchdog1", "0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "identity").write_text("iTCO_wdt\n")
+        (tmp_path / name / "nowayout").write_text(f"{nowayout}\n")
+    for named in ("/dev/watchdog0", "/dev/watchdog"):
+        found, why = find(named, tmp_path)
+        assert found is None
+        assert "nowayout" in why
+    other, _ = find("auto", tmp_path)
+    assert other is not None
+    assert other.name == "/dev/watchdog1"
+    (tmp_path / "watchdog1/nowayout").write_text("1\n")
+    assert "nowayout" in find("auto", tmp_path)[1]
 
 
 def test_socket_without_anybody_behind_it_is_named(tmp_path: Path) -> None:

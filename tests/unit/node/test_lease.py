@@ -37,11 +37,15 @@ class Dog:
     fed: int = 0
     is_armed: bool = False
     broken: str = ""
+    grants_nothing: bool = False
+    """It starts, and then it does not say for how long."""
 
     def arm(self, seconds: int) -> float:
         if self.broken:
             raise DriverError(self.broken)
         self.is_armed = True
+        if self.grants_nothing:
+            raise DriverError("invalid argument")
         self.fed += 1
         return self.granted
 
@@ -162,6 +166,25 @@ def test_what_cannot_be_kept_is_not_promised(spoil: str) -> None:
     guard.feed()
     assert guard.promise
     assert bench.memory.kept == 1000
+
+
+def test_watchdog_that_starts_and_cannot_be_used_is_disarmed_unless_somebody_relies_on_it() -> None:
+    bench = Bench(dog=Dog(grants_nothing=True))
+    guard = bench.armed()
+    assert (guard.promise, guard.told, bench.dog.is_armed) == (0, "invalid argument", False)
+    bench = Bench()
+    bench.armed()
+    bench.dog.grants_nothing = True
+    bench.life(joined=False)
+    assert bench.dog.is_armed, "an earlier life has promised it"
+
+
+@pytest.mark.parametrize("granted", [2.0, 600.0])
+def test_watchdog_that_grants_too_little_or_too_much_is_not_used(granted: float) -> None:
+    bench = Bench(dog=Dog(granted=granted))
+    guard = bench.armed()
+    assert f"grants {granted:g} s" in guard.told
+    assert (guard.promise, bench.dog.is_armed, bench.memory.kept) == (0, False, None)
 
 
 def test_lease_ends_vms_where_there_is_no_watchdog_too() -> None:
