@@ -51,7 +51,9 @@ B. What an outage of the whole store changes
     moment before a commit that succeeded on the same connection. v counts only if v < x + L: what is over
     stays over.
  7. The verdict comes in time: contact is P old at most, servers notice within S, count for H, are polled
-    each POLL_S, asked each ASK_S and answer within ASK_S. P + S + H + POLL_S + 2·ASK_S <= L.
+    each POLL_S. They are asked each ASK_S, whether they answer or not; an answer that took ASK_S must have
+    counted that much more, and comes that much later. P + S + H + POLL_S + 3·ASK_S <= L. The default of L
+    has air above it: for a commit that is slow, or one poll that a server is too slow for.
 
 C. Addresses of the primary: no two machines hold one
 
@@ -102,8 +104,8 @@ class Timing:
     session_timeout_s: float = 6.0
     store_tick_s: float = 0.5
     store_sync_ticks: int = 6
-    lease_s: float = 12.0
-    watchdog_s: float = 8.0
+    lease_s: float = 15.0
+    watchdog_s: float = 6.0
     address_s: float = 5.0
     grace_s: float = 2.0
 
@@ -131,7 +133,7 @@ class Timing:
     @property
     def verdict_s(self) -> float:
         """From the last contact until an outage of the whole store is established, at the latest."""
-        return CONTACT_S + self.server_holds_s + self.out_after_s + POLL_S + 2 * ASK_S
+        return CONTACT_S + self.server_holds_s + self.out_after_s + POLL_S + 3 * ASK_S
 
     def quiet_after_s(self, watchdog_s: float | None = None) -> float:
         """Q: so long after a judge saw this node gone nothing of it runs, if its watchdog is armed.

@@ -201,13 +201,16 @@ class Guard:
         try:
             if self.contact():
                 self._confirmed(at)
-                return CONTACT_S
+                return self._left(at, CONTACT_S)
         except PVCError as error:
             log.info("no contact: %s", error.message)
         at = self.clock.monotonic()
         if at > self.lease.contact + 2 * CONTACT_S and self.is_out():
             self._confirmed(at, is_out=True)
-        return ASK_S
+        return self._left(at, ASK_S)
+
+    def _left(self, began: float, period_s: float) -> float:
+        return max(0.0, began + period_s - self.clock.monotonic())
 
     def _confirmed(self, at: float, *, is_out: bool = False) -> None:
         """An outage does not bring back what was over when it was asked for."""

@@ -32,6 +32,8 @@ def is_established(answers: Sequence[Answer], servers: int, timing: Timing) -> b
 
 Ask = Callable[[str], float]
 """A coordinator, by its address: for how long its server has been without a quorum. Raises PVCError."""
+Gather = Callable[[Mapping[str, Callable[[], Answer]], Callable[[Sequence[Answer]], bool]], Sequence[Answer]]
+"""Puts the questions, until the answers are enough."""
 
 
 class Outage:
@@ -44,7 +46,7 @@ class Outage:
         timing: Timing,
         clock: Clock,
         *,
-        gather: Callable[[Mapping[str, Callable[[], Answer]]], Sequence[Answer]] | None = None,
+        gather: Gather | None = None,
     ) -> None:
         self.addresses = tuple(addresses)
         self.ask = ask
@@ -59,16 +61,20 @@ class Outage:
         def asked(address: str) -> Callable[[], Answer]:
             return lambda: Answer(self.ask(address), self.clock.monotonic() - sent)
 
-        answers = self.gather({address: asked(address) for address in self.addresses})
-        is_out = is_established(answers, len(self.addresses), self.timing)
+        def is_enough(answers: Sequence[Answer]) -> bool:
+            return is_established(answers, len(self.addresses), self.timing)
+
+        is_out = is_enough(self.gather({address: asked(address) for address in self.addresses}, is_enough))
         if is_out != self._was_out:
             self._was_out = is_out
             log.warning("the whole store is out: VMs go on" if is_out else "the store is out for this node")
         return is_out
 
 
-def in_threads(questions: Mapping[str, Callable[[], Answer]]) -> Sequence[Answer]:
-    """What comes in time; whoever is late is asked again the next time."""
+def in_threads(
+    questions: Mapping[str, Callable[[], Answer]], is_enough: Callable[[Sequence[Answer]], bool]
+) -> Sequence[Answer]:
+    """What comes in time, or suffices; whoever is late is asked again the next time."""
     answers: list[Answer] = []
     done = threading.Semaphore(0)
 
@@ -84,7 +90,7 @@ def in_threads(questions: Mapping[str, Callable[[], Answer]]) -> Sequence[Answer
         threading.Thread(target=put, args=[question], name=f"ask {address}", daemon=True).start()
     end = time.monotonic() + ASK_S
     for _ in questions:
-        if not done.acquire(timeout=max(0.0, end - time.monotonic())):
+        if not done.acquire(timeout=max(0.0, end - time.monotonic())) or is_enough(tuple(answers)):
             break
     return tuple(answers)
 
@@ -106,10 +112,11 @@ class OwnServer:
 
     def look(self) -> float:
         """One round; seconds until the next."""
-        if self.session().state is SessionState.CONNECTED:
-            self._since = None
-        else:
+        if self.session().state is not SessionState.CONNECTED:
             self.without_quorum_s()
+            return POLL_S
+        with self._lock:
+            self._since = None
         return POLL_S
 
     def without_quorum_s(self) -> float:

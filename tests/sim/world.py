@@ -493,7 +493,9 @@ class Rounds:
             self.life.world.fail(f"a bug in a round of the coordinator: {error!r}", error)
 
 
-def one_by_one(questions: Mapping[str, Callable[[], Answer]]) -> Sequence[Answer]:
+def one_by_one(
+    questions: Mapping[str, Callable[[], Answer]], is_enough: Callable[[Sequence[Answer]], bool]
+) -> Sequence[Answer]:
     answers = []
     for question in questions.values():
         with suppress(Unavailable):

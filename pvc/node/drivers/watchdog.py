@@ -60,7 +60,7 @@ class _File:
 
 
 class DeviceWatchdog:
-    """A watchdog of the kernel, by its device. Opening it is a feed, and starts it: `disarm` after an error."""
+    """A watchdog of the kernel, by its device. Opening it feeds and starts it: `disarm` after an error."""
 
     def __init__(self, path: str, opened: Callable[[str], Device] = _File) -> None:
         self.name = path

@@ -219,6 +219,22 @@ def test_contact_is_the_moment_before_the_commit() -> None:
     assert guard.lease.contact == bench.memory.kept == 1003
 
 
+def test_time_that_asking_takes_is_no_pause() -> None:
+    """The proof counts on a question each second, whether they are answered or not."""
+    bench = Bench()
+    guard = bench.armed()
+    assert guard.prove() == 1.0
+    bench.in_contact = False
+    bench.after(3)
+
+    def slow() -> bool:
+        bench.after(0.7)
+        return False
+
+    guard.is_out = slow
+    assert guard.prove() == pytest.approx(0.3)
+
+
 def test_watchdog_is_fed_as_long_as_the_lease_holds() -> None:
     bench = Bench()
     guard = bench.armed()

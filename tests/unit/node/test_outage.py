@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
 import pytest
 
 from pvc.cluster.store import Session, SessionState
@@ -10,6 +13,7 @@ from pvc.errors import Unavailable
 from pvc.node.outage import Answer, Outage, OwnServer, in_threads, is_established
 from tests.unit.node.test_lease import Clock
 
+Enough = Callable[[Sequence[Answer]], bool]
 H = Timing().out_after_s
 
 
@@ -37,7 +41,33 @@ def test_who_does_not_answer_does_not_count() -> None:
     clock = Clock()
     assert not Outage(["a", "b", "c"], ask, Timing(), clock).is_out()
     assert Outage(["a"], ask, Timing(), clock).is_out()
-    assert in_threads({}) == ()
+    assert in_threads({}, lambda answers: False) == ()
+
+
+def test_who_is_silent_is_not_waited_for_when_the_others_suffice() -> None:
+    silent = threading.Event()
+
+    def ask(address: str) -> float:
+        if address == "c":
+            silent.wait()
+        return 100.0
+
+    outage = Outage(["a", "b", "c"], ask, Timing(), Clock())
+    gathered: list[int] = []
+
+    def gather(questions: Mapping[str, Callable[[], Answer]], is_enough: Enough) -> Sequence[Answer]:
+        def noting(answers: Sequence[Answer]) -> bool:
+            gathered.append(len(answers))
+            return is_enough(answers)
+
+        return in_threads(questions, noting)
+
+    outage.gather = gather
+    try:
+        assert outage.is_out()
+    finally:
+        silent.set()
+    assert gathered[-1] == 2, "it did not wait for a third answer, nor for the time to pass"
 
 
 def server(clock: Clock, said: dict[str, bool], state: list[SessionState]) -> OwnServer:
@@ -80,3 +110,29 @@ def test_slow_look_counts_from_its_end_and_to_its_begin() -> None:
     assert own.without_quorum_s() == 0
     clock.now += 2
     assert own.without_quorum_s() == pytest.approx(2)
+
+
+def test_look_and_question_at_one_moment() -> None:
+    """One finds the session there while the other has just found that the server refuses."""
+    clock, state = Clock(), [SessionState.LOST]
+    looked: list[threading.Thread] = []
+
+    class Reading:
+        """The session is back when the question has begun to count."""
+
+        def monotonic(self) -> float:
+            if own._since is not None and not looked:
+                state[0] = SessionState.CONNECTED
+                looked.append(threading.Thread(target=own.look))
+                looked[0].start()
+                looked[0].join(0.2)
+            return clock.now
+
+        wall = clock.wall
+
+    own = OwnServer(lambda: True, lambda: Session(1, state[0]), Reading())
+    own.without_quorum_s()
+    clock.now += 2
+    assert own.without_quorum_s() == 2
+    looked[0].join()
+    assert own.without_quorum_s() == 0
