@@ -217,6 +217,10 @@ class View:
             raise NotFound(f"no node named {name}", hint="pvc node list shows them")
         return found
 
+    def node_spec(self, name: str) -> NodeSpec | None:
+        stored = self.reader.get(paths.node(name))
+        return self.decode(NodeSpec, stored) if stored else None
+
     def nodes(self, names: Sequence[str] | None = None) -> dict[str, Node]:
         wanted = self.reader.children(paths.NODES) if names is None else names
         asked = [paths.PRIMARY, paths.CLUSTER]
@@ -328,12 +332,16 @@ def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follo
 
 
 def one_node(name: str) -> tuple[Follow, ...]:
-    """Roots of a node's mirror: the cluster's settings, itself, and the VMs its index names.
+    """Roots of a node's mirror: the cluster's settings, which nodes there are, and the VMs its index names.
 
     Never every VM.
     """
-    return (Follow(paths.CLUSTER), Follow(paths.node(name)), Follow(paths.node_vms(name), children=True))
+    listed = (paths.NODES, paths.node_vms(name))
+    roots = (Follow(paths.CLUSTER), Follow(paths.node(name)))
+    return (*roots, *(Follow(path, children=True) for path in listed))
 
 
 def expand_one_node(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
+    if listing == paths.NODES:
+        return (Follow(paths.node(name)) for name in names)
     return (Follow(where(uuid)) for uuid in names for where in (paths.vm, paths.vm_status, paths.vm_target))

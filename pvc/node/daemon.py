@@ -36,7 +36,7 @@ from pvc.node.execute import Executor
 from pvc.node.lanes import Lanes, ThreadLanes
 from pvc.node.lease import ContactFile, Guard, Guarding, is_ours
 from pvc.node.loop import Loop
-from pvc.node.outage import Outage, OwnServer
+from pvc.node.outage import Outage, OwnServer, doubt
 from pvc.node.plan import Note, Picture, Plan, plan, remember
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
+NOT_JUDGED = "not armed: nobody could judge the only coordinator of a cluster"
 LATE_S = 30.0
 """A coordinator whose round takes longer hangs."""
 NETWORKS_S = 5.0
@@ -162,8 +163,8 @@ class Daemon:
 
     @property
     def role(self) -> NodeRole:
-        servers = {server.rpartition(":")[0] for server in self.config.servers()}
-        return NodeRole.COORDINATOR if self.config.node.address in servers else NodeRole.HYPERVISOR
+        is_listed = self.config.node.address in listed_coordinators(self.config)
+        return NodeRole.COORDINATOR if is_listed else NodeRole.HYPERVISOR
 
     def _status(self, incarnation: int, known: NodeStatus) -> NodeStatus:
         can = self.capabilities
@@ -253,15 +254,28 @@ class Daemon:
 
     def _keep_promise(self, maintenance: bool) -> None:
         """Armed before it is published, disarmed after it was taken back."""
-        if not maintenance:
+        is_judged = self._is_judged()
+        if is_armed := is_judged and not maintenance:
             self.guard.arm()
-        promised = (0.0 if maintenance else self.guard.promise, self.guard.told)
+        told = self.guard.doubt or self.guard.told if is_judged else NOT_JUDGED
+        promised = (self.guard.promise if is_armed else 0.0, told)
         if promised != self.promised:
             quiet_after_s, told = promised
             self._change_status(lambda status: replace(status, quiet_after_s=quiet_after_s, watchdog=told))
             self.promised = promised
-        if maintenance:
+        if not is_armed:
             self.guard.disarm()
+
+    def _is_judged(self) -> bool:
+        """Another coordinator may judge this node. On the way it sees whether it knows all of them."""
+        try:
+            specs = [self.view.node_spec(name) for name in self.mirror.children(paths.NODES)]
+        except Unreadable as error:
+            self.guard.doubt = error.message
+            return True
+        coordinators = {one.name: one.address for one in specs if one and one.role is NodeRole.COORDINATOR}
+        self.guard.doubt = doubt(listed_coordinators(self.config), coordinators.values())
+        return coordinators.keys() != {self.name}
 
     def _change_status(self, change: Callable[[NodeStatus], NodeStatus], *ops: Op) -> None:
         """This node's own document: nobody else changes it, so two lanes of ours are all that can race."""
@@ -430,7 +444,7 @@ class Daemon:
             load=host.load_1,
             vms=sum(_is_here(vm, self.name) for vm in picture.vms.values()),
             arriving=sum(_is_arriving(vm, self.name) for vm in picture.vms.values()),
-            problem=self.problem,
+            problem=self.problem or self.guard.doubt,
             addresses=addresses,
             address_problem=address_problem,
         )
@@ -679,7 +693,10 @@ def _guard(config: Config, timing: Timing, clock: Clock, hypervisor: Hypervisor)
     from pvc.node.drivers.watchdog import find
 
     watchdog, why_none = find(config.daemon.watchdog)
-    return Guard(timing, clock, hypervisor, watchdog, ContactFile(), why_none=why_none)
+    memory = ContactFile(coordinators=listed_coordinators(config))
+    guard = Guard(timing, clock, hypervisor, watchdog, memory, why_none=why_none)
+    guard.doubt = memory.doubt()
+    return guard
 
 
 def _own_server(config: Config, store: Store, clock: Clock) -> OwnServer | None:
@@ -703,8 +720,12 @@ def _outage(config: Config, own: OwnServer | None, timing: Timing, clock: Clock)
         answer = ask(config, address, config.daemon.console_port, "quorum", timeout_s=ASK_S)
         return float(answer["without_quorum_s"])
 
-    coordinators = [server.rpartition(":")[0] for server in config.servers()]
-    return Outage(coordinators, asked, timing, clock)
+    return Outage(listed_coordinators(config), asked, timing, clock)
+
+
+def listed_coordinators(config: Config) -> tuple[str, ...]:
+    """Their addresses, this node's own first."""
+    return tuple(server.rpartition(":")[0] for server in config.servers())
 
 
 def drop_leftovers(host: HostAddresses) -> None:

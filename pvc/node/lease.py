@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -70,9 +70,26 @@ class Memory(Protocol):
 class ContactFile:
     """On a tmpfs. It is never half written; one that cannot be read means that the lease is over."""
 
-    def __init__(self, path: str = "/run/pvc/contact", boot: str = "/proc/sys/kernel/random/boot_id") -> None:
+    def __init__(
+        self,
+        path: str = "/run/pvc/contact",
+        boot: str = "/proc/sys/kernel/random/boot_id",
+        coordinators: Collection[str] = (),
+    ) -> None:
         self._path = Path(path)
         self._boot = Path(boot).read_text().strip()
+        self._coordinators = sorted(coordinators)
+        """As pvc.toml lists them in this life."""
+
+    def doubt(self) -> str:
+        """Whoever kept this had another list, and nobody has compared the new one with the store."""
+        try:
+            is_same = json.loads(self._path.read_text())["coordinators"] == self._coordinators
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError, TypeError, KeyError):
+            is_same = False
+        return "" if is_same else "cluster.coordinators of its pvc.toml has changed"
 
     def load(self) -> float | None:
         try:
@@ -87,7 +104,8 @@ class ContactFile:
     def save(self, contact: float) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps({"boot": self._boot, "contact": contact}))
+        kept = {"boot": self._boot, "contact": contact, "coordinators": self._coordinators}
+        new.write_text(json.dumps(kept))
         new.rename(self._path)
 
     def clear(self) -> None:
@@ -123,6 +141,8 @@ class Guard:
         """Of the watchdog, once this life has opened it."""
         self.told = why_none
         """The watchdog, or why there is none."""
+        self.doubt = ""
+        """Why this node may not know all coordinators: then it promises nothing and believes in no outage."""
         self.contact: Callable[[], bool] = lambda: False
         """Commits what can succeed only while this life is in the cluster. May raise PVCError."""
         self.is_idle: Callable[[], bool] = lambda: False
@@ -143,7 +163,7 @@ class Guard:
     @property
     def promise(self) -> float:
         """quiet_after_s, as the node may publish it."""
-        if self.granted is None or not self.lease.armed:
+        if self.granted is None or not self.lease.armed or self.doubt:
             return 0.0
         return self.timing.quiet_after_s(self.granted)
 
@@ -205,7 +225,7 @@ class Guard:
         except PVCError as error:
             log.info("no contact: %s", error.message)
         at = self.clock.monotonic()
-        if at > self.lease.contact + 2 * CONTACT_S and self.is_out():
+        if at > self.lease.contact + 2 * CONTACT_S and not self.doubt and self.is_out():
             self._confirmed(at, is_out=True)
         return self._left(at, ASK_S)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pvc.clock import Clock
@@ -28,6 +28,18 @@ def is_established(answers: Sequence[Answer], servers: int, timing: Timing) -> b
     """No majority of the servers served at the moment of the question, nor for a while before."""
     out = [one for one in answers if one.without_quorum_s >= one.took_s + timing.out_after_s]
     return len(out) >= (servers + 1) // 2
+
+
+def doubt(listed: Collection[str], coordinators: Collection[str]) -> str:
+    """Why this node can neither count servers that are out, nor promise anything; empty: it can.
+
+    All coordinators of the store have to be listed in its file. What is listed beside them, such as a server
+    of ZooKeeper without a node daemon, is never counted as out, so it only makes the count stricter.
+    """
+    missing = sorted(set(coordinators) - set(listed))
+    if not missing:
+        return ""
+    return f"cluster.coordinators of its pvc.toml lacks {', '.join(missing)}: it promises nothing"
 
 
 Ask = Callable[[str], float]

@@ -15,7 +15,7 @@ from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Evidence, Fence, FenceState
-from pvc.cluster.node import Alive, DaemonState, Load, NetworkProblem, NodeSpec, NodeStatus, Wanted
+from pvc.cluster.node import Alive, DaemonState, Load, NetworkProblem, NodeRole, NodeSpec, NodeStatus, Wanted
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import NewDisk, Owner, Power, State, Target, VMSpec, VMStatus, move
@@ -209,6 +209,13 @@ def join(bench: Bench, name: str, address: str) -> None:
     )
 
 
+def coordinator(bench: Bench, name: str, address: str) -> None:
+    """One that has never come: the store knows it."""
+    bench.store.commit(
+        Create(paths.node(name), dumps(NodeSpec(name, address, address, NodeRole.COORDINATOR)))
+    )
+
+
 def test_unreadable_definition_does_not_keep_the_others_from_leaving(bench: Bench) -> None:
     join(bench, "n2", "10.0.0.2")
     broken = spec(uuid=UUID.replace("1", "2"), name="web2", definition="<domain")
@@ -342,8 +349,9 @@ def test_receipt_made_while_a_node_returns_keeps_it_out(
 
 
 def watched(bench: Bench) -> Watched:
-    """Its daemon with a watchdog and a clock of its own, in contact and armed."""
+    """Its daemon with a watchdog and a clock of its own, in contact and armed: another one could judge it."""
     found = Watched()
+    coordinator(bench, "n9", "127.0.0.1")
     guard = bench.daemon.guard
     guard.watchdog, guard.memory, guard.clock = found.dog, found.memory, found.clock
     guard.spawn = lambda function: function()
@@ -370,6 +378,50 @@ def test_promise_is_published_when_the_watchdog_is_armed_and_taken_back_before_i
     bench.rounds()
     assert seen.dog.is_armed
     assert bench.node.status.quiet_after_s
+
+
+def test_node_that_does_not_know_all_coordinators_promises_nothing_and_believes_no_outage(
+    bench: Bench,
+) -> None:
+    watched(bench)
+    guard = bench.daemon.guard
+    coordinator(bench, "n8", "10.0.0.8")
+    bench.rounds()
+    assert bench.node.status.quiet_after_s == 0
+    assert "lacks 10.0.0.8" in bench.node.status.watchdog
+    bench.daemon.load_due = 0
+    bench.rounds()
+    assert "cluster.coordinators of its pvc.toml lacks 10.0.0.8" in bench.node.load.problem
+    assert guard.lease.armed, "its VMs end with its contact all the same"
+    guard.is_out = lambda: True
+    bench.cluster.suspend(bench.store)
+    before = guard.lease.contact
+    assert isinstance(guard.clock, Clock)
+    guard.clock.now += 5
+    guard.prove()
+    assert guard.lease.contact == before
+    bench.cluster.resume(bench.store)
+    bench.store.commit(Delete(paths.node("n8")))
+    bench.rounds()
+    assert bench.node.status.quiet_after_s
+    assert not bench.node.load.problem
+
+
+def test_only_coordinator_of_a_cluster_is_not_armed_until_another_one_could_judge_it(bench: Bench) -> None:
+    seen = Watched()
+    guard = bench.daemon.guard
+    guard.watchdog, guard.memory, guard.clock = seen.dog, seen.memory, seen.clock
+    join(bench, "n2", "10.0.0.2")
+    bench.rounds()
+    assert (seen.dog.is_armed, guard.lease.armed, bench.node.status.quiet_after_s) == (False, False, 0)
+    assert "nobody could judge" in bench.node.status.watchdog
+    coordinator(bench, "n9", "127.0.0.1")
+    bench.rounds()
+    assert seen.dog.is_armed
+    assert bench.node.status.quiet_after_s
+    bench.store.commit(Delete(paths.node("n9")))
+    bench.rounds()
+    assert (seen.dog.is_armed, bench.node.status.quiet_after_s) == (False, 0)
 
 
 def test_contact_needs_the_ephemeral_of_this_life(bench: Bench) -> None:

@@ -481,6 +481,16 @@ def test_file_of_another_boot_says_nothing(tmp_path: Path) -> None:
     assert ContactFile(str(tmp_path / "run/contact"), str(boot)).load() is None
 
 
+def test_list_of_coordinators_that_changed_between_two_lives_is_doubted(tmp_path: Path) -> None:
+    boot, file = tmp_path / "boot_id", str(tmp_path / "contact")
+    boot.write_text("one")
+    first = ContactFile(file, str(boot), ["a", "b"])
+    assert not first.doubt()
+    first.save(5.0)
+    assert not ContactFile(file, str(boot), ["b", "a"]).doubt()
+    assert "has changed" in ContactFile(file, str(boot), ["a"]).doubt()
+
+
 @pytest.mark.parametrize("torn", ["", "{", "[]", '{"boot": "one"}', '{"contact": null, "boot": "one"}'])
 def test_file_that_cannot_be_read_means_that_the_lease_is_over(tmp_path: Path, torn: str) -> None:
     boot = tmp_path / "boot_id"

@@ -10,7 +10,7 @@ import pytest
 from pvc.cluster.store import Session, SessionState
 from pvc.cluster.timing import Timing
 from pvc.errors import Unavailable
-from pvc.node.outage import Answer, Outage, OwnServer, in_threads, is_established
+from pvc.node.outage import Answer, Outage, OwnServer, doubt, in_threads, is_established
 from tests.unit.node.test_lease import Clock
 
 Enough = Callable[[Sequence[Answer]], bool]
@@ -30,6 +30,12 @@ def test_half_of_the_servers_suffices(servers: int, out: int, expected: bool) ->
 def test_answer_covers_the_time_it_took_and_that_of_the_slowest_server() -> None:
     assert is_established([Answer(H + 0.5, 0.5)], 1, Timing())
     assert not is_established([Answer(H + 0.49, 0.5)], 1, Timing())
+
+
+def test_every_coordinator_of_the_store_has_to_be_in_the_file() -> None:
+    assert not doubt(["a", "b", "c"], ["a", "b", "c"])
+    assert not doubt(["a", "b", "witness"], ["a", "b"]), "it makes the count stricter only"
+    assert "lacks c, d" in doubt(["a", "b"], ["d", "a", "b", "c"])
 
 
 def test_who_does_not_answer_does_not_count() -> None:
