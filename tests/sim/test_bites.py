@@ -10,7 +10,7 @@ import pytest
 
 from pvc.cluster import fencing, paths
 from pvc.cluster.fencing import Duties, Release, Scene
-from pvc.cluster.membership import Evidence, Fence, FenceState, is_gone
+from pvc.cluster.membership import Evidence, Fence, FenceState
 from pvc.cluster.node import DaemonState, NodeStatus
 from pvc.cluster.store import ANY_VERSION, Check, Op, Put
 from pvc.cluster.view import VM, View
@@ -33,7 +33,9 @@ from tests.sim.world import (
     bmc_fault,
     freeze,
     kill,
+    leave,
     lost,
+    maintenance_fault,
     partition,
     simulate,
     suspend,
@@ -243,14 +245,6 @@ class HandsOverEarly(Executor):
         return super()._move_domain(uuid, action)
 
 
-class LooksAtAnOldPicture(Judge):
-    """Whether the node is back is read without a commit before."""
-
-    def _look(self, fence: Fence) -> Look | None:
-        node = self.view.node(fence.node)
-        return Look(node, self.clock.monotonic()) if is_gone(node.status, node.alive) else None
-
-
 class ShootsEveryLife(Judge):
     """A suspicion of one life of a node is good for the next."""
 
@@ -345,7 +339,7 @@ BITES = [
     Bite("start without a claim", Mutant(executor=StartsWithoutClaim)),
     Bite("start whoever owns it", Mutant(planner=starts_whoever_owns_it)),
     Bite("release before it is gone", Mutant(planner=each(releases_when_asked))),
-    Bite("release what may have been moved", Mutant(planner=each(forgets_the_target))),
+    Bite("release what may have been moved", Mutant(planner=each(forgets_the_target)), (kill, leave)),
     Bite("release after every failed migration", Mutant(executor=TrustsEveryFailedMigration)),
     Bite("leave strays", Mutant(planner=each(leaves_strays))),
     Bite("expect everything", Mutant(planner=each(expects_everything))),
@@ -361,14 +355,13 @@ BITES = [
     Bite("believe one coordinator", Mutant(outage=BelievesOneCoordinator), (lost,)),
     Bite("release without evidence", Mutant(decide=releases_the_suspects)),
     Bite("hand over early", Mutant(executor=HandsOverEarly)),
-    Bite("look at an old picture", Mutant(judge=LooksAtAnOldPicture), SHORT),
     Bite("shoot every life", Mutant(judge=ShootsEveryLife), SHORT),
     Bite(
         "join after the receipt", Mutant(daemon=JoinsAfterItsReceipt, judge=TakesSilenceForOff, ignores=LIES)
     ),
     Bite("write over what has changed", Mutant(ops=whatever_changed)),
     Bite("no grace", Mutant(decide=without_grace_for_nodes)),
-    Bite("fence in maintenance", Mutant(decide=in_maintenance_too)),
+    Bite("fence in maintenance", Mutant(decide=in_maintenance_too), (maintenance_fault, kill, suspend)),
     Bite("forget requests", Mutant(planner=each(forgets_requests))),
     Bite("addresses without a lifetime", Mutant(no_lifetime=True)),
     Bite("renew addresses without the store", Mutant(keeper=RenewsWithoutTheStore)),
