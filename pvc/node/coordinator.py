@@ -27,6 +27,8 @@ from pvc.node.verifier import Chore, Verifier, lane
 log = logging.getLogger(__name__)
 
 FORGET_S = 600.0
+GIVE_BACK_S = 30.0
+"""The store elects a leader in much less, if it can."""
 
 
 def thread_lanes(carry_out: Callable[[Duty], None], done: Callable[[], None]) -> Lanes[Duty]:
@@ -92,11 +94,15 @@ class Coordinator:
             is_store_refusing=is_store_refusing,
         )
         self.believed_from = clock.monotonic() + fencing.SETTLE_S
+        self.away_since = float("inf")
         self.forgot_at = clock.monotonic()
         store.on_session(self._session_changed)
 
     def _session_changed(self, session: Session) -> None:
-        if session.state is SessionState.CONNECTED:
+        if session.state is not SessionState.CONNECTED:
+            self.away_since = min(self.away_since, self.clock.monotonic())
+        else:
+            self.away_since = float("inf")
             self.believed_from = self.clock.monotonic() + fencing.SETTLE_S
         self.wake()
 
@@ -106,6 +112,8 @@ class Coordinator:
         if state is SessionState.LOST:
             self.keeper.rest()
         if state is not SessionState.CONNECTED:
+            if self.clock.monotonic() > self.away_since + GIVE_BACK_S:
+                self.judge.give_back()
             return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop
         busy = self.judge.lanes.busy
         self.mirror.sync()

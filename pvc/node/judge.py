@@ -87,6 +87,8 @@ class Judge:
         self.session_timeout_s = session_timeout_s
         self.notes: dict[str, Note] = {}
         self.notes_lock = threading.Lock()
+        self.taken: dict[str, BMC] = {}
+        """Nodes that this one has switched off, and no receipt says so yet."""
         self.lanes = lanes(self.carry_out)
 
     def _session_changed(self, session: Session) -> None:
@@ -97,11 +99,14 @@ class Judge:
         """Somebody else is primary: what this one remembers would be old when it is again."""
         with self.notes_lock:
             self.notes = {}
+        self.taken.clear()
 
     def see_to(
         self, nodes: Mapping[str, Node], busy: Mapping[str, Duty], now: float, believed_from: float
     ) -> float:
         """Begin what is due. When more will be, on the monotonic clock."""
+        for name in [one for one in self.taken if not _is_missed(nodes.get(one))]:
+            del self.taken[name]
         scene = Scene(
             me=self.me.node,
             cluster=self.view.cluster(),
@@ -159,6 +164,21 @@ class Judge:
             except Unreadable as error:
                 log.error("%s", error.message)
         return found
+
+    def give_back(self) -> None:
+        """With those who were switched off the store may have lost its majority: then nobody can write a
+        receipt, nor come to the end of a fence. No VM was taken from them, so they may as well go on."""
+        if not self.taken or self.view.cluster().fence_policy is not FencePolicy.POWER_CYCLE:
+            return
+        for name, bmc in list(self.taken.items()):
+            access = self.access(bmc, self.secret)
+            try:
+                if self.power.state(access) is PowerState.OFF:
+                    self.power.on(access)
+                    log.warning("switched %s on again: without it the store may have no majority", name)
+                self.taken.pop(name, None)
+            except PVCError as error:
+                log.warning("cannot switch %s on again: %s", name, error.message)
 
     # Duties, on lanes
 
@@ -227,6 +247,7 @@ class Judge:
             fenced_at=self.clock.wall(),
         )
         self._write(receipt, version, _not_returned(node))
+        self.taken.pop(fence.node, None)
         log.warning("fenced %s after %.1f s, evidence: %s", fence.node, receipt.fence_s, evidence)
 
     def _tried(self, fence: Fence) -> Fence:
@@ -301,6 +322,7 @@ class Judge:
         if self.clock.monotonic() > look.at + BEHIND_S and self._look(fence) is None:
             return Evidence.NONE
         log.warning("switching off %s", fence.node)
+        self.taken[fence.node] = bmc
         self.power.off(access)
         return Evidence.POWER_OFF if self.power.state(access) is PowerState.OFF else Evidence.NONE
 
@@ -387,6 +409,13 @@ class Judge:
             self.power.on(self.access(bmc, self.secret))
             log.warning("switched %s on again", duty.fence.node)
         self._write(duty.fence, duty.version)
+
+
+def _is_missed(node: Node | None) -> bool:
+    """It is gone, and no receipt says why."""
+    if node is None or not is_gone(node.status, node.alive):
+        return False
+    return node.fence is None or node.fence.state is not FenceState.FENCED
 
 
 def _not_returned(node: Node) -> Op:

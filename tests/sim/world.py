@@ -65,7 +65,6 @@ DRIFT = 0.005
 """Of each machine's monotonic clock: two machines differ by up to 1 %."""
 BUSY_ACTIONS, BUSY_S = 100, 10.0
 """More actions in so short a time are a loop that feeds itself."""
-SOMEBODY_COMES_S = 120.0
 QUICK_S = 1.0
 """A daemon that is back so soon was never away."""
 BACK_S = 2.2
@@ -916,9 +915,11 @@ class World:
         stored = self.cluster.document(paths.node_status(name))
         assert stored is not None
         incarnation = loads(NodeStatus, stored.data).incarnation
-        fence = self.cluster.document(paths.fence(name, incarnation))
-        was_asked = fence is not None and loads(Fence, fence.data).asked_by
-        by_whom = was_asked or (fence is not None and loads(Fence, fence.data).drill)
+        # A new life may have begun since the judge looked: the fence that somebody wanted is of the last one.
+        lives = [self.cluster.document(paths.fence(name, one)) for one in (incarnation, incarnation - 1)]
+        fences = [loads(Fence, one.data) for one in lives if one is not None]
+        was_asked = any(fence.asked_by for fence in fences)
+        by_whom = was_asked or any(fence.drill for fence in fences)
         if self.maintenance_since + MAINTENANCE_S < self.now and not by_whom:
             self.fail(f"{name} is fenced in maintenance")
         alive = self.cluster.document(paths.alive(name))
@@ -1037,7 +1038,6 @@ class World:
             self.lives[name].frozen_until = 0.0
             self.lives[name].client.barred_until = 0.0
         self.zookeeper.heal()
-        self.later(SOMEBODY_COMES_S, self._somebody_comes)
         self.later(1.0, partial(_set_maintenance, self, "off", insists=True))
         if self.rng.random() < 0.7:
             for name in self.hosts:
@@ -1048,15 +1048,6 @@ class World:
 
     def where(self, uuid: str) -> list[str]:
         return [host.name for host in self.hosts.values() if uuid in host.domains]
-
-    def _somebody_comes(self) -> None:
-        """Who finds the cluster without a quorum looks after the machines that are off."""
-        if not self.zookeeper.has_quorum():
-            for name, host in self.hosts.items():
-                if not host.is_up:
-                    self.trace(f"somebody switches {name} on")
-                    self.power_on(name)
-        self.later(SOMEBODY_COMES_S, self._somebody_comes)
 
     def _is_at_rest(self) -> bool:
         quiet_since = max(self.last_action_at, 1000.0 + FAULTS_S + 10)
@@ -1223,9 +1214,7 @@ def suspend(world: World) -> None:
         life.client.barred_until = world.now + seconds
         world.disturb(life.name, seconds + 5.0)
         if expires:
-            # No server does it sooner after it has heard of the session.
-            earliest = life.client.contact + SESSION_S - PING_S - TICK_S / 2 - world.now
-            world.later(max(seconds / 2, earliest), partial(world.zookeeper.expire, life.client.session.id))
+            world.later(seconds / 2, partial(_expire, world, life.client, life.client.session.id))
 
 
 def partition(world: World) -> None:
@@ -1339,6 +1328,17 @@ def _honest_operator(world: World) -> None:
     off = [name for name, host in world.hosts.items() if not host.is_up]
     if off:
         world.command("fence", world.rng.choice(off), confirm_off=True)
+
+
+def _expire(world: World, client: Client, session: int) -> None:
+    """No server does it sooner after it has heard of the session."""
+    earliest = client.contact + SESSION_S - PING_S - TICK_S / 2
+    if client.session.id != session or client.is_connected:
+        return
+    if world.now < earliest:
+        world.later(earliest - world.now, partial(_expire, world, client, session))
+    else:
+        world.zookeeper.expire(session)
 
 
 def _lose_reply(world: World) -> None:

@@ -17,7 +17,7 @@ from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.timing import Timing
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner, State, VMStatus
-from pvc.errors import Conflict
+from pvc.errors import Conflict, Unavailable
 from pvc.node.coordinator import Coordinator
 from pvc.node.drivers.power import BMCAccess
 from tests.fakes.addresses import FakeAddresses
@@ -273,6 +273,32 @@ def test_only_one_is_primary_and_leaves_to_who_is_wanted() -> None:
     bench.one.step()
     two.step()
     assert (bench.one.role.is_primary, two.role.is_primary) == (False, True)
+
+
+def test_who_was_shot_together_with_the_majority_is_switched_on_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found by the simulation: no store, no receipt, and nobody left who would end the fence."""
+    bench = Bench()
+    duty = bench.until_duty()
+    machine, power_off = bench.power.machines["n3"], FakePower.off
+
+    def takes_the_store(power: FakePower, access: BMCAccess) -> None:
+        power_off(power, access)
+        bench.cluster.suspend(bench.one.store)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FakePower, "off", takes_the_store)
+    with pytest.raises(Unavailable):
+        bench.one.judge.carry_out(duty)
+    bench.one.step()
+    assert not machine.is_on, "the store may be back in a moment, and then there is a receipt"
+    bench.now += 31.0
+    bench.one.step()
+    assert machine.is_on
+    machine.is_on = False
+    bench.now += 31.0
+    bench.one.step()
+    assert not machine.is_on, "once: now it was somebody else"
 
 
 def test_decisions_freeze_without_the_store() -> None:
