@@ -1,4 +1,4 @@
-"""Thousands of lines of log per second tell nothing; a seed replayed by `python -m tests.sim` says all."""
+"""Thousands of lines of log per second tell nothing; a seed replayed by `./build.py sim` says all."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.sim.speed import hastened
+
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
+def _quick_and_quiet() -> Iterator[None]:
     logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
+    try:
+        with hastened():
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

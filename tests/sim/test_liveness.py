@@ -373,7 +373,7 @@ def test_who_was_fenced_fetches_its_vms_home_by_itself(stage: Stage) -> None:
     stage.start()
     _told(stage, autoready=True)
     stage.world.power_cut("n1")
-    stage.world.until(lambda: stage.world.where(stage.uuid) in (["n2"], ["n3"]))
+    stage.world.until(lambda: "released" in _told_of(stage))
     stage.at_rest()
     assert stage.runs_on("n1")
     assert stage.vm().spec.home is None

@@ -48,11 +48,9 @@ from tests.sim import addresses
 from tests.sim.addresses import SimAddresses
 from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimMemory, SimPower, SimWatchdog
 from tests.sim.network import Cut, Network, bmc_of, both_ways, one_way, one_way_in
-from tests.sim.speed import hasten, loads
+from tests.sim.speed import loads
 from tests.sim.tasks import Crashed, Scheduler, Task
 from tests.sim.zookeeper import ANSWER_S, PING_S, SESSION_S, TICK_S, Client, Ensemble, Tree
-
-hasten()
 
 FAULTS_S = 60.0
 SETTLE_S = 900.0
