@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def ensure(config: Config, store: Reader) -> bool:
-    """A good certificate where libvirt, QEMU and pvc look for it, and libvirt serving TLS with it.
+    """A good certificate where libvirt, QEMU and pvc look for it.
 
     Returns whether something changed. Raises NotFound without an authority, CommandFailed if openssl refuses.
     """
@@ -30,9 +30,16 @@ def ensure(config: Config, store: Reader) -> bool:
     if certificate is None or not _is_good(config, certificate, authority):
         certificate = _issue(config, authority)
         log.info("issued a certificate for %s", config.node.name)
-    changed = pki.install(certificate, own=config.paths.tls)
+    return pki.install(certificate, own=config.paths.tls)
+
+
+def serve(config: Config, changed: bool) -> None:
+    """libvirt takes migrations, with the certificate that is there: only once this node is in the cluster.
+
+    After a boot it does not, until the daemon's first life has joined: a VM that arrives before would be
+    taken for one of the life before, of which a receipt may say that nothing runs any more.
+    """
     systemd.serve_libvirt_over_tls(config.node.address, certificates_changed=changed)
-    return changed
 
 
 def are_there(config: Config) -> bool:
@@ -62,5 +69,7 @@ def _names(config: Config) -> list[str]:
 
 def renew(config: Config, store: Reader, renewed: Callable[[], None]) -> None:
     """A certificate in the last third of its life is replaced under the running services."""
-    if ensure(config, store):
+    changed = ensure(config, store)
+    serve(config, changed)
+    if changed:
         renewed()

@@ -93,13 +93,16 @@ class Daemon:
         self.load_due = 0.0
         self.session_id = 0
         self.promised: tuple[float, str] = (0.0, "")
-        self.arriving: frozenset[str] = frozenset()
-        """VMs that another node has been told it may send here."""
+        self.arriving: frozenset[str] | None = None
+        """VMs that another node has been told it may send here; None until the answers of earlier lives are
+        known."""
+        self.is_ready = False
+        """Said so in the cluster, with this life's first round."""
+        timing = Timing.of(config)
+        self.guard = guard or Guard(timing, clock, hypervisor, None, ContactFile(), why_none="nobody asked")
         self.me = Owner(self.name, self._register())
         self.mirror = Mirror(store, one_node(self.name), expand_one_node, wake)
         self.view = View(self.mirror)
-        timing = Timing.of(config)
-        self.guard = guard or Guard(timing, clock, hypervisor, None, ContactFile(), why_none="nobody asked")
         self.executor = executor(
             me=self.me,
             store=store,
@@ -123,34 +126,48 @@ class Daemon:
     # Joining and leaving
 
     def _register(self) -> int:
-        """This node's documents, new or known; returns the incarnation of this life of the daemon."""
+        """This node's documents, new or known; returns the incarnation of this life of the daemon.
+
+        Its ephemeral is made in the same transaction: who sees this life sees it alive.
+        """
+        at, session = self.clock.monotonic(), self.store.session.id
         known = View(self.store).nodes([self.name]).get(self.name)
+        incarnation, ops = (1, self._new()) if known is None else self._known(known)
+        self.store.commit(*ops, *self._alive(incarnation))
         if known is None:
-            self.store.commit(
-                Create(paths.node(self.name), dumps(self._spec())),
-                Create(paths.node_vms(self.name)),
-                Create(paths.node_status(self.name), dumps(self._status(1, NodeStatus()))),
-                Create(paths.load(self.name), dumps(Load())),
-            )
             log.info("registered %s, new in this cluster", self.name)
-            return 1
+        self.guard.joined(at)
+        self.session_id = session
+        return incarnation
+
+    def _new(self) -> list[Op]:
+        return [
+            Create(paths.node(self.name), dumps(self._spec())),
+            Create(paths.node_vms(self.name)),
+            Create(paths.node_status(self.name), dumps(self._status(1, NodeStatus()))),
+            Create(paths.load(self.name), dumps(Load())),
+        ]
+
+    def _known(self, known: Node) -> tuple[int, list[Op]]:
         incarnation = known.status.incarnation + 1
         status = self._status(incarnation, known.status)
         if _was_fenced(known) and View(self.store).cluster().autoready:
             status = replace(status, flushed=True)  # what was recovered from it comes home
         own = self._spec()
         spec = replace(known.spec, address=own.address, storage_address=own.storage_address, role=own.role)
-        ops: list[Op] = [
-            Put(
-                paths.node_status(self.name),
-                dumps(status),
-                known.status_version or 0,
-            )
-        ]
+        ops: list[Op] = [Put(paths.node_status(self.name), dumps(status), known.status_version or 0)]
         if spec != known.spec:
             ops.append(Put(paths.node(self.name), dumps(spec), known.spec_version))
-        self.store.commit(*ops)
-        return incarnation
+        return incarnation, ops
+
+    def _alive(self, incarnation: int) -> list[Op]:
+        """The ephemeral of this life and session. One that a killed daemon of ours left behind goes."""
+        path, data = paths.alive(self.name), dumps(Alive(incarnation))
+        older = self.store.get(path)
+        if older is not None and older.session == self.store.session.id and older.data == data:
+            return [Check(path, older.version)]  # it is there: the reply to its making was lost
+        ops: list[Op] = [] if older is None else [Delete(path, older.version)]
+        return [*ops, Create(path, data, ephemeral=True)]
 
     def _spec(self) -> NodeSpec:
         own = self.config.node
@@ -188,17 +205,14 @@ class Daemon:
         )
 
     def join(self) -> None:
-        """Be alive: an ephemeral of this session. One that a killed daemon of ours left behind goes.
+        """Be alive in this session, and take part.
 
         The status is written in the same transaction, and every receipt writes it too: of a receipt for this
         life and its return exactly one happens.
         """
-        path, data = paths.alive(self.name), dumps(Alive(self.me.incarnation))
-        older = self.store.get(path)
-        if older is not None and older.session == self.store.session.id:
-            return  # the reply to its making was lost
-        ops: list[Op] = [] if older is None else [Delete(path, older.version)]
-        self._change_status(self._returned, *ops, Create(path, data, ephemeral=True))
+        at = self.clock.monotonic()
+        self._change_status(self._returned, *self._alive(self.me.incarnation))
+        self.guard.joined(at)
 
     def _returned(self, status: NodeStatus) -> NodeStatus:
         """Asked after the status was read, so that a receipt of which we do not know here is newer."""
@@ -206,12 +220,18 @@ class Daemon:
         if stored is not None and loads(Fence, stored.data, stored.path).state is FenceState.FENCED:
             self.guard.retire()
             raise Failed(f"incarnation {self.me.incarnation} of {self.name} was fenced: it has to begin anew")
-        return replace(status, state=DaemonState.RUN)
+        is_leaving = status.state is DaemonState.SHUTDOWN
+        return status if is_leaving else replace(status, state=DaemonState.RUN)
 
     def begin_to_leave(self) -> None:
         """Others are given no more VMs here, nor wait for this one as primary."""
         with suppress(PVCError):
             self._change_status(lambda status: replace(status, state=DaemonState.SHUTDOWN))
+
+    def stay(self) -> None:
+        """While it leaves: in the cluster, though its session may have ended."""
+        if self.store.session.state is SessionState.CONNECTED:
+            self.rejoin()
 
     def leave(self) -> None:
         """Leave cleanly: VMs go on, and nobody takes this node for dead. Then nothing watches it any more."""
@@ -250,7 +270,8 @@ class Daemon:
 
     def is_idle(self) -> bool:
         """Nothing can begin to run here now: neither by a lane nor by another node. Asks nobody."""
-        return bool(self.session_id) and not self.lanes.busy and not self.arriving
+        is_known = bool(self.session_id) and self.arriving is not None
+        return is_known and not self.lanes.busy and not self.arriving
 
     def _keep_promise(self, maintenance: bool) -> None:
         """Armed before it is published, disarmed after it was taken back."""
@@ -331,7 +352,7 @@ class Daemon:
         now = self.clock.monotonic()
         if self.store.session.state is not SessionState.CONNECTED:
             return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop
-        self._rejoin()
+        self.rejoin()
         if self.guard.lease.over:
             return 1.0  # first what runs here has to end
         # In this order: what a lane has finished is in the mirror and in libvirt's list, and that is never
@@ -355,14 +376,14 @@ class Daemon:
     def _next(self, planned: Plan, now: float) -> float:
         return max(0.0, min(planned.wake_at - now, self.load_due - now, LONGEST_WAIT_S))
 
-    def _rejoin(self) -> None:
+    def rejoin(self) -> None:
         session = self.store.session.id
-        if session == self.session_id:
+        if session == self.session_id and self.is_ready:
             return
-        if self.session_id:
+        if session != self.session_id:
             self.mirror.reset()
         self.join()
-        self.session_id = session  # last: what failed before is done again
+        self.session_id, self.is_ready = session, True  # last: what failed before is done again
         log.info("%s is in the cluster, incarnation %d", self.name, self.me.incarnation)
 
     def _picture(self, busy: Mapping[str, Action | NodeAction], now: float) -> Picture:
@@ -528,7 +549,7 @@ class Process:
             wait = LONGEST_WAIT_S
             try:
                 wait = daemon.step()
-                if not ready and daemon.session_id:
+                if not ready and daemon.is_ready:
                     ready = True
                     self.notify("READY=1", f"STATUS=in the cluster as {daemon.name}")
                     log.info("%s is in state run", daemon.name)
@@ -551,8 +572,10 @@ class Process:
         """Begin nothing more, and let what goes on end: it would be taken up again, but cleaner is better."""
         until = daemon.clock.monotonic() + DRAIN_S
         while daemon.lanes.busy and daemon.clock.monotonic() < until:
+            with suppress(PVCError):
+                daemon.stay()
             self.feed()
-            self.wait(LONGEST_WAIT_S)
+            self.wait(1.0)
 
 
 LATER = (
@@ -627,10 +650,14 @@ def main(config: Config) -> None:
             peers.start()  # others may ask while the store is out
         if not _wait_for_cluster(process, store):
             return
-        certificates.ensure(config, store)
+        changed = certificates.ensure(config, store)
         daemon = Daemon(
             config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges, guard=guard
         )
+        try:
+            certificates.serve(config, changed)
+        except PVCError as error:  # upkeep tries again
+            log.error("no VM can be migrated here: %s", error.message)
         os.makedirs(config.paths.console, exist_ok=True)
         peers.start()
         upkeep = Upkeep(

@@ -13,16 +13,18 @@ from pathlib import Path
 from pvc.clock import Clock
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
+from pvc.cluster.membership import is_gone
 from pvc.cluster.node import NodeStatus, Stray
 from pvc.cluster.placement import Placement, explained
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Reader, Store
-from pvc.cluster.view import VM, View
+from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import (
     Method,
     Migration,
     Owner,
     Power,
     State,
+    Target,
     VMSpec,
     VMStatus,
     index_nodes,
@@ -113,7 +115,7 @@ class Executor:
 
     # The store
 
-    def write(self, vm: VM, spec: VMSpec | None, status: VMStatus | None) -> None:
+    def write(self, vm: VM, spec: VMSpec | None, status: VMStatus | None, *checks: Op) -> None:
         """Spec, status and index of a VM in one transaction. Raises Conflict when anything of it moved."""
         uuid = vm.spec.uuid
         new_spec, new_status = spec or vm.spec, status or vm.status
@@ -133,7 +135,7 @@ class Executor:
         target = self.mirror.get(paths.vm_target(uuid))
         if target is not None and new_status.owner != vm.status.owner:
             ops.append(Delete(paths.vm_target(uuid), target.version))
-        self.put(ops)
+        self.put([*checks, *ops])
 
     def put(self, ops: list[Op]) -> None:
         try:
@@ -276,6 +278,7 @@ class Executor:
     def migrate(self, action: Migrate) -> None:
         vm, target = action.vm, action.target
         uuid, name = vm.spec.uuid, vm.spec.name
+        self._believe_answer(vm, target)
         self.write(
             vm, None, replace(vm.status, state=State.MIGRATE, migration=Migration(target.node), reason="")
         )
@@ -295,8 +298,20 @@ class Executor:
         )
         self._hand_over(uuid, action, result)
 
+    def _believe_answer(self, vm: VM, target: Target) -> None:
+        """Only of a life that goes on. Another answer is taken away: the next life gives its own."""
+        if _is_alive(View(self.store).node(target.node), target):
+            return
+        found = View(self.store).target(vm.spec.uuid)
+        if found is not None and found[0] == target:
+            check = Check(paths.vm(vm.spec.uuid), vm.spec_version)
+            self.put([check, Delete(paths.vm_target(vm.spec.uuid), found[1])])
+        raise Conflict(f"{vm.spec.name}: the {target.node} that would take it is not there any more")
+
     def _move_domain(self, uuid: str, action: Migrate) -> MigrationResult:
         node = View(self.store).node(action.target.node)
+        if not _is_alive(node, action.target):  # immediately before libvirt is asked
+            raise DriverError(f"{action.target.node} is not in the cluster any more")
         where = MigrationTarget(
             uri=f"qemu+tls://{node.spec.address}/system",
             data_uri=f"tcp://{node.spec.storage_address or node.spec.address}",
@@ -338,18 +353,23 @@ class Executor:
             self.write(back.vm, back.spec, back.status)
 
     def _hand_over(self, uuid: str, action: Migrate, result: MigrationResult) -> None:
-        """libvirt says it runs there: it belongs to that node now. The spec may have changed: read again."""
+        """libvirt says it runs there: it belongs to that node now. The spec may have changed: read again.
+
+        To the life of that node that is the newest, checked in the same transaction: only a life that has
+        joined is given VMs, so of an earlier one it is not any more.
+        """
         told = f"to {action.target.node} in {result.elapsed_s:.2f} s"
         if result.downtime_ms is not None:
             told += f", downtime {result.downtime_ms} ms"
-        owner = Owner(action.target.node, action.target.incarnation)
         for tried in range(1, TRIES + 1):
             vm = self._fresh(uuid)
+            node = View(self.store).node(action.target.node)
+            owner = Owner(node.spec.name, node.status.incarnation)
             status = replace(
                 vm.status, owner=owner, state=State.START, migration=None, reason="", last_migration=told
             )
             try:
-                self.write(vm, None, status)
+                self.write(vm, None, status, Check(paths.node_status(owner.node), node.status_version or 0))
                 return
             except (Conflict, NotFound):
                 if tried == TRIES:
@@ -397,6 +417,11 @@ class Executor:
         # One that runs forgets its home when it has come there: if it cannot, it is away still.
         home = self.me.node if vm.status.owner is not None else None
         return move(vm.spec, self.me.node, home=home, method=vm.spec.method)
+
+
+def _is_alive(node: Node, target: Target) -> bool:
+    """The life that has answered is the one that goes on, and is in the cluster."""
+    return not is_gone(node.status, node.alive) and node.status.incarnation == target.incarnation
 
 
 def _status_check(vm: VM, version: int) -> Op:

@@ -245,6 +245,10 @@ class Guard:
             except OSError as error:
                 self._say(f"contact cannot be remembered: {error.strerror}")
 
+    def joined(self, at: float) -> None:
+        """This life has made its ephemeral, by a commit that began then."""
+        self._confirmed(at)
+
     # The watchdog
 
     def feed(self) -> float:

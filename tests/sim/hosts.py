@@ -37,6 +37,8 @@ MEMORY_MIB = 8192
 FREEZES_AT_FEED = 0.002
 HANGS_S = 35.0
 """libvirt at a start, now and then: longer than a lease."""
+CONNECTS_S = 127.0
+"""A connection to a machine that is off may be answered when it is on again."""
 DOWN = "libvirt does not answer"
 
 
@@ -78,6 +80,8 @@ class Host:
     domains: dict[str, Domain] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     """Outgoing."""
+    takes_migrations: bool = False
+    """libvirt listens to other nodes: not after a boot, until the daemon has joined."""
     watchers: dict[Life, Callable[[DomainEvent], None]] = field(default_factory=dict)
     deaf: set[str] = field(default_factory=set)
     """VMs whose guest ignores ACPI."""
@@ -169,7 +173,7 @@ class Host:
     # Faults
 
     def power_cut(self) -> None:
-        self.is_up = False
+        self.is_up = self.takes_migrations = False
         self.world.asleep[self.name] = None
         self.kernel.until.clear()
         self.contact, self.watchdog_s = None, 0.0
@@ -204,7 +208,7 @@ class Host:
         domain = self._domain(uuid)
         if uuid in self.jobs or domain.state is not DomainState.RUNNING:
             raise DriverError(f"{uuid} cannot be migrated now")
-        if not self.world.network.talks(self.name, target.name) or not target.has_libvirt:
+        if not target.answers(self):
             raise DriverError(f"{target.name} does not answer", retryable=True)
         if uuid in target.domains:
             raise DriverError(f"{target.name} has such a domain already")
@@ -214,6 +218,11 @@ class Host:
         self.put(replace(domain, migrating=True))
         self.later(seconds, lambda: self._pause_for_switch(job))
         return job
+
+    def answers(self, other: Host) -> bool:
+        """It lets another node's libvirt in."""
+        is_listening = self.takes_migrations or (self.is_up and self.world.mutant.open_from_boot)
+        return is_listening and self.has_libvirt and self.world.network.talks(other.name, self.name)
 
     def _pause_for_switch(self, job: Job) -> None:
         if job.ended:
@@ -457,6 +466,9 @@ class SimHypervisor:
         fails = world.faulty and world.rng.random() < 0.3
         seconds = world.rng.choice((0.5, 3.0, 20.0, 1000.0) if world.faulty else (0.5, 3.0))
         other = world.hosts[target.uri.split("//")[1].split("/")[0].replace("10.0.0.", "n")]
+        until = world.now + world.rng.choice((0.0, CONNECTS_S))
+        while world.now < until and not other.answers(self.host):
+            self._reach(least=1.0)  # the kernel asks again and again for a connection
         begun = world.now
         job = self.host.migrate(uuid, other, fails=fails, seconds=seconds)
         asked_for: type[DriverError] | type[TimedOut] | None = None

@@ -210,3 +210,41 @@ def test_outage_in_which_leases_grow_is_no_time_that_counts(seed: int, judge: ty
         assert judge is CountsOn
     finally:
         world.end()
+
+
+def arrives_after_a_reset(seed: int, mutant: Mutant) -> None:
+    """A target loses its power with an answer outstanding, is fenced, and boots cut off from the store only:
+    the connection that its source has begun meanwhile may be answered then."""
+    world = World(seed, mutant, keep_log=True, nodes=5, vms=1)
+    world.faulty = False
+    stage = Stage(world)
+    try:
+        stage.start("n5")
+        world.command("move", stage.uuid, target="n4")
+        world.until(lambda: View(world.truth).target(stage.uuid))
+        world.network.cut(both_ways(["n4"], list(PLACES)))
+        world.power_cut("n4")
+        world.until(lambda: any(one.fenced_at for one, _ in View(world.truth).fences().values()))
+        if not world.hosts["n4"].is_up:
+            world.power_on("n4")
+        world.until(lambda: stage.vm().spec.node != "n4", within=400.0)
+        world.network.heal_all()
+        stage.at_rest()
+    finally:
+        world.end()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_arrives_before_a_life_has_joined(seed: int) -> None:
+    arrives_after_a_reset(seed, Mutant())
+
+
+def test_who_is_open_from_boot_runs_vms_twice() -> None:
+    def is_bitten(seed: int) -> bool:
+        try:
+            arrives_after_a_reset(seed, Mutant(open_from_boot=True))
+        except Violation as violation:
+            return "changed the owner" in str(violation) or " runs on " in str(violation)
+        return False
+
+    assert any(map(is_bitten, SEEDS))

@@ -89,6 +89,8 @@ class Mutant:
     old_lists: bool = False
     no_lifetime: bool = False
     """Of floating addresses, in the kernel."""
+    open_from_boot: bool = False
+    """libvirt takes migrations before the daemon has joined."""
     leftovers_stay: bool = False
     """Floating addresses of a life that was killed, when the next one begins."""
     daemon: type[Daemon] = Daemon
@@ -338,6 +340,8 @@ class Life(Actor):
             executor=mutant.executor,
             guard=guard,
         )
+        self.point()
+        self.host.takes_migrations = True
         daemon.mirror._syncing = SimLock(self)  # type: ignore[assignment]
         daemon.status_lock = SimLock(self)  # type: ignore[assignment]
         if daemon.role is NodeRole.COORDINATOR:

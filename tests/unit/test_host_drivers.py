@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pvc.node.drivers import Emulation, host
+from pvc.node.drivers import Emulation, host, systemd
+from pvc.proc import Completed
 from pvc.systemd import notify
 
 QEMU = """#!/bin/sh
@@ -75,3 +76,32 @@ def test_load_is_what_the_kernel_says(tmp_path: Path) -> None:
     found = host.load(str(tmp_path))
     assert (found.memory_used_mib, found.memory_free_mib) == (3000, 1000)
     assert (found.load_1, found.load_5, found.load_15) == (0.5, 1.25, 2.0)
+
+
+def test_libvirt_takes_migrations_until_the_machine_boots_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is enabled would listen before the daemon has joined."""
+    told: list[tuple[str, ...]] = []
+    enabled = {systemd.TLS_SOCKET}
+    active: set[str] = set()
+
+    def systemctl(argv: list[str], *, check: bool = True) -> Completed:
+        verb, *units = [word for word in argv[1:] if word != "--quiet"]
+        told.append((verb, *units))
+        among = {"is-enabled": enabled, "is-active": active}.get(verb)
+        if verb == "disable":
+            enabled.difference_update(units)
+        elif verb in ("start", "stop"):
+            (active.update if verb == "start" else active.difference_update)(units)
+        return Completed(0 if among is None or units[0] in among else 1, "", "")
+
+    monkeypatch.setattr(systemd, "run", systemctl)
+    systemd.serve_libvirt_over_tls("10.0.0.1", certificates_changed=True, root=str(tmp_path))
+    assert systemd.TLS_SOCKET in active
+    assert not enabled, "by an older pvc"
+    active.clear()  # a boot
+    systemd.serve_libvirt_over_tls("10.0.0.1", certificates_changed=False, root=str(tmp_path))
+    assert systemd.TLS_SOCKET in active
+    assert not enabled
+    assert "enable" not in {verb for verb, *_ in told}

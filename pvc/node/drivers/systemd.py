@@ -18,6 +18,10 @@ def is_active(unit: str) -> bool:
     return run(["systemctl", "is-active", "--quiet", unit], check=False).code == 0
 
 
+def is_enabled(unit: str) -> bool:
+    return run(["systemctl", "is-enabled", "--quiet", unit], check=False).code == 0
+
+
 def start(*units: str) -> None:
     run(["systemctl", "start", *units])
 
@@ -30,8 +34,8 @@ def restart(*units: str) -> None:
     run(["systemctl", "restart", *units])
 
 
-def enable(*units: str) -> None:
-    run(["systemctl", "enable", "--quiet", *units])
+def disable(*units: str) -> None:
+    run(["systemctl", "disable", "--quiet", *units])
 
 
 def reload_units() -> None:
@@ -41,8 +45,11 @@ def reload_units() -> None:
 def serve_libvirt_over_tls(address: str, *, certificates_changed: bool, root: str = "/") -> None:
     """Let libvirtd listen on the cluster address, for TLS clients with a certificate of the cluster only.
 
-    Call it with certificates in place: libvirtd does not start with bad ones. Domains run on meanwhile.
+    Until the machine boots again: the socket is not enabled. Call it with certificates in place: libvirtd
+    does not start with bad ones. Domains run on meanwhile.
     """
+    if is_enabled(TLS_SOCKET):
+        disable(TLS_SOCKET)  # by an older pvc
     drop_in = Path(root, f"etc/systemd/system/{TLS_SOCKET}.d/pvc.conf")
     text = f"[Socket]\nListenStream=\nListenStream={_bracketed(address)}:{LIBVIRT_TLS_PORT}\nFreeBind=yes\n"
     if not drop_in.is_file() or drop_in.read_text("ascii") != text:
@@ -55,7 +62,6 @@ def serve_libvirt_over_tls(address: str, *, certificates_changed: bool, root: st
         return
     # A socket cannot be added to a service that runs; and the other sockets would start it again too early.
     stop("libvirtd.service", *LIBVIRT_SOCKETS, TLS_SOCKET)
-    enable(TLS_SOCKET)
     start(*LIBVIRT_SOCKETS, TLS_SOCKET)
     start("libvirtd.service")
     log.info("libvirt serves TLS on %s", address)

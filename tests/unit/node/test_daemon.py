@@ -23,7 +23,8 @@ from pvc.config import Config, NodeConfig, PathsConfig, parse
 from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
 from pvc.node.daemon import Daemon, main
-from pvc.node.drivers import Domain, MigrationResult, MigrationSettings, MigrationTarget
+from pvc.node.drivers import Domain, DriverError, MigrationResult, MigrationSettings, MigrationTarget
+from pvc.node.execute import Executor
 from pvc.node.network import Found
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.store import MemoryCluster, MemoryStore
@@ -313,6 +314,61 @@ def test_hand_over_that_cannot_be_written_is_not_tried_for_ever(bench: Bench) ->
     assert bench.host.world.running_on(UUID) == ("10.0.0.2",)
 
 
+def depart(bench: Bench, incarnation: int) -> None:
+    """It is to move to n2, which lives for the first time; n2 has answered in the given life."""
+    join(bench, "n2", "10.0.0.2")
+    bench.host.world.hosts["n1"] = bench.host
+    bench.host.world.add("10.0.0.2")
+    bench.add(spec())
+    bench.rounds(2)
+    moved = move(bench.vm.spec, "n2", home=None)
+    bench.store.commit(
+        Put(paths.vm(UUID), dumps(moved)),
+        Create(paths.node_vm("n2", UUID)),
+        Create(paths.vm_target(UUID), dumps(Target("n2", moved.moves, incarnation))),
+    )
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_answer_of_a_life_that_is_over_is_taken_away(bench: Bench, is_there: bool) -> None:
+    depart(bench, 0 if is_there else 1)
+    if not is_there:
+        bench.store.commit(Delete(paths.alive("n2")))
+    with pytest.raises(Conflict):
+        bench.rounds()
+    assert not bench.host.migrations
+    assert bench.store.get(paths.vm_target(UUID)) is None
+    assert bench.vm.status.state is State.START
+
+
+def test_target_that_goes_before_libvirt_is_asked_is_not_asked(bench: Bench) -> None:
+    depart(bench, 1)
+    executor = bench.daemon.executor
+    believe = executor._believe_answer
+
+    def gone_after_that(vm: VM, target: Target) -> None:
+        believe(vm, target)
+        bench.store.commit(Delete(paths.alive("n2")))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Executor, "_believe_answer", lambda self, *given: gone_after_that(*given))
+        with pytest.raises(DriverError):
+            bench.rounds()
+    assert not bench.host.migrations
+    assert bench.vm.status.owner == bench.daemon.me
+
+
+def test_vm_that_has_moved_belongs_to_the_newest_life_there(bench: Bench) -> None:
+    depart(bench, 1)
+
+    def begin_again(uuid: str) -> None:
+        bench.store.commit(Put(paths.node_status("n2"), dumps(NodeStatus(2, DaemonState.INIT))))
+
+    bench.host.world.during_migration = begin_again
+    bench.rounds()
+    assert bench.vm.status.owner == Owner("n2", 2)
+
+
 def test_life_for_which_there_is_a_receipt_ends(bench: Bench) -> None:
     """Its VMs run elsewhere: it must not be alive again, and the next life of the daemon may."""
     bench.rounds()
@@ -424,8 +480,46 @@ def test_only_coordinator_of_a_cluster_is_not_armed_until_another_one_could_judg
     assert (seen.dog.is_armed, bench.node.status.quiet_after_s) == (False, 0)
 
 
+def test_life_is_alive_with_its_first_document(bench: Bench) -> None:
+    """Nothing may wait in between: a life that is seen and not alive is a suspect."""
+    for incarnation in (1, 2):
+        assert bench.node.alive == Alive(incarnation)
+        assert bench.node.status.incarnation == incarnation
+        assert not bench.node.is_running, "no VM is placed there before the first round"
+        bench.rounds()
+        assert bench.node.is_running
+        bench.daemon = bench.begin()
+
+
+def test_joining_is_contact(bench: Bench) -> None:
+    clock, guard = watched(bench).clock, bench.daemon.guard
+    bench.daemon.clock = clock
+    clock.now += guard.timing.lease_s + 1
+    bench.cluster.expire(bench.store)
+    bench.cluster.resume(bench.store)
+    bench.daemon.rejoin()
+    assert guard.lease.contact == clock.now
+
+
+def test_idle_needs_to_know_what_earlier_lives_have_answered(bench: Bench) -> None:
+    bench.daemon.rejoin()
+    assert not bench.daemon.is_idle()
+    bench.rounds()
+    assert bench.daemon.is_idle()
+
+
+def test_who_leaves_joins_again_and_goes_on_leaving(bench: Bench) -> None:
+    bench.rounds()
+    bench.daemon.begin_to_leave()
+    bench.cluster.expire(bench.store)
+    bench.cluster.resume(bench.store)
+    assert bench.store.get(paths.alive("n1")) is None
+    bench.daemon.stay()
+    assert bench.daemon.has_contact()
+    assert (bench.node.alive, bench.node.status.state) == (Alive(1), DaemonState.SHUTDOWN)
+
+
 def test_contact_needs_the_ephemeral_of_this_life(bench: Bench) -> None:
-    assert not bench.daemon.has_contact(), "it has not joined"
     bench.rounds()
     assert bench.daemon.has_contact()
     bench.store.commit(Delete(paths.alive("n1")))
