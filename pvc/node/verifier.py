@@ -22,6 +22,8 @@ from pvc.node.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
+TRIES = 3
+"""A fence tries again too, and BMCs are slow while others are at them."""
 STORE = " store"
 """No node is called so."""
 
@@ -122,14 +124,23 @@ class Verifier:
     def _verify(self, action: Verify) -> None:
         """Nobody else is asked to do anything, and nothing is switched."""
         problem = ""
-        try:
-            self.power.check(self.access(action.bmc, self.secret))
-        except PVCError as error:
-            problem = error.message
+        for _ in range(TRIES):
+            problem, is_worth_another = self._problem(action.bmc)
+            if not is_worth_another:
+                break
+        if problem:
             log.warning("could not fence %s now: %s", action.node, problem)
         look = Look(action.bmc, self.clock.monotonic(), Verified(action.node, problem, self.clock.wall()))
         with self.looks_lock:
             self.looks[action.node] = look
+
+    def _problem(self, bmc: BMC) -> tuple[str, bool]:
+        """Empty when all is well; and whether it may be gone when it is tried again."""
+        try:
+            self.power.check(self.access(bmc, self.secret))
+        except PVCError as error:
+            return error.message, bool(getattr(error, "retryable", False))
+        return "", False
 
     def _publish(self, asked: int) -> None:
         """When nothing is under way: the answer to a wish is whole."""

@@ -10,6 +10,8 @@ from pvc.node.drivers.power import BMCAccess, BMCNonsense, BMCRefused, BMCUnreac
 
 class Fault(StrEnum):
     NONE = "none"
+    BUSY = "busy"
+    """Rubbish, once."""
     SILENT = "silent"
     RUBBISH = "rubbish"
     DEAF = "deaf"
@@ -61,6 +63,9 @@ class FakePower:
         if not is_known or (bmc.user == machine.looker and order != "state"):
             raise BMCRefused(f"the BMC {bmc.address} refuses user {bmc.user}")
         machine.orders.append(order)
+        if machine.fault is Fault.BUSY:
+            machine.fault = Fault.NONE
+            raise BMCNonsense(f"the BMC {bmc.address} did not do {order}", retryable=True)
         if machine.fault is Fault.RUBBISH:
             raise BMCNonsense(f"the BMC {bmc.address} says 'rubbish' of its power", retryable=True)
         return machine

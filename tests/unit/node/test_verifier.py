@@ -167,3 +167,10 @@ def test_own_zookeeper_server_that_refuses_twice_is_down_until_it_serves() -> No
     bench.refuses = False
     bench.round(STORE_S)
     assert not bench.written.is_store_down
+
+
+def test_bmc_that_is_busy_once_is_no_problem() -> None:
+    bench = Bench()
+    bench.power.machines["n3"].fault = Fault.BUSY
+    bench.round()
+    assert bench.written.of("n3") == Verified("n3", "", 1001.0)
