@@ -44,6 +44,8 @@ class Note:
     last_try: float | None = None
     zero: float | None = None
     """Where the timeline of its fence begins."""
+    on_failed: float | None = None
+    """When its BMC last did not switch it on again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,7 @@ def _of_node(scene: Scene, node: Node, found: tuple[Fence, int] | None, result: 
         return _suspected(scene, node, suspect, None, result) or _stopped(scene, node, suspect, None, result)
     fence, version = found
     if fence.state is FenceState.FENCED:
-        return _fenced(scene, node, fence, version)
+        return _fenced(scene, node, fence, version, result)
     if fence.asked_by and fence.state is not FenceState.RETURNED:
         return _asked(scene, node, fence, version, result)
     if fence.drill and fence.state is FenceState.SUSPECT and not is_suspect(node.status, node.alive):
@@ -324,8 +326,12 @@ def _shot(scene: Scene, shoot: Shoot, due: float, result: Duties) -> Shoot | Non
     return shoot
 
 
-def _fenced(scene: Scene, node: Node, fence: Fence, version: int) -> Finish | None:
+def _fenced(scene: Scene, node: Node, fence: Fence, version: int, result: Duties) -> Finish | None:
     if fence.finished or any(_is_owned_by(vm, fence) for vm in scene.vms.values()):
+        return None
+    failed = scene.note(fence.node, fence.incarnation).on_failed
+    if failed is not None and scene.now < failed + LOOK_STOPPED_S:
+        result.wake(failed + LOOK_STOPPED_S)
         return None
     return Finish(_closed(scene, fence), version, node.spec)
 

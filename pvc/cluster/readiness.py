@@ -46,6 +46,8 @@ class Readiness:
     why_not: tuple[str, ...]
     fence_problems: tuple[str, ...]
     """What is wrong with fencing it, also where another way is left."""
+    watchdog: str
+    """What this life of its daemon promises by a watchdog, or why nothing."""
 
 
 def readiness(facts: Facts) -> tuple[Readiness, ...]:
@@ -73,6 +75,7 @@ def _of(facts: Facts, node: Node, vms: list[VM]) -> Readiness:
         verified_at=fencing.verified_at,
         why_not=tuple(why_not),
         fence_problems=fencing.problems,
+        watchdog=promise_of(node),
     )
 
 
@@ -142,11 +145,18 @@ def fencing_of(
     verified_at = max((one.at for one in found if one is not None and not one.problem), default=0.0)
     watchdog = ("watchdog",) if node.status.quiet_after_s > 0 else ()
     if node.spec.bmc is None:
-        why = f" ({node.status.watchdog})" if node.status.watchdog else ""
-        without = f"it has no BMC and promises nothing by a watchdog{why}: nobody could say that it is off"
+        without = f"it has no BMC and {promise_of(node)}: nobody could say that it is off"
         return Fencing(watchdog, verified_at, () if watchdog else (without,))
     problems = tuple(_of_judges(node, nodes, verifications, wall))
     return Fencing(watchdog if problems else ("bmc", *watchdog), verified_at, problems)
+
+
+def promise_of(node: Node) -> str:
+    """Its status is of one life of its daemon: the next one begins without a promise."""
+    told, quiet_after_s = node.status.watchdog, node.status.quiet_after_s
+    if quiet_after_s > 0:
+        return f"{told}: nothing of it runs {quiet_after_s:.1f} s after it is gone"
+    return f"promises nothing by a watchdog{f' ({told})' if told else ''}"
 
 
 def _of_judges(

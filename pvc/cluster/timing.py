@@ -89,6 +89,8 @@ RENEW_S = 1.0
 """The primary renews its addresses."""
 KERNEL_S = 1.5
 """An address whose time is over is gone."""
+LEAST_GRACE_S = 1.0
+"""A node that lives and has lost its session has a new one, and has joined with it."""
 LEAST_WATCHDOG_S = 4 * FEED_S
 """It is fed every FEED_S, and a feed may be late."""
 MOST_WATCHDOG_S = 60.0
@@ -193,7 +195,9 @@ class Timing:
             raise Invalid(f"daemon.watchdog_s = {self.watchdog_s:g} is too fine", hint="whole seconds")
         _at_least("address_s", self.address_s, 3 * RENEW_S, "addresses are renewed every second")
         _at_most("address_s", self.address_s, self.lease_s, "addresses go before VMs do")
-        _at_least("fence_grace_s", self.grace_s, 0.0, "a grace is a time")
+        _at_least(
+            "fence_grace_s", self.grace_s, LEAST_GRACE_S, "a node whose session ended joins again at once"
+        )
 
 
 def _at_least(key: str, value: float, least: float, why: str) -> None:

@@ -95,9 +95,9 @@ def set_(
     fence_grace: Annotated[
         float,
         Arg(
-            "how long a node may be gone before it is fenced; 0: at once",
+            "how long a node may be gone before it is fenced",
             metavar="SECONDS",
-            minimum=0,
+            minimum=1,
             maximum=3600,
         ),
     ]

@@ -30,6 +30,8 @@ class NodeReadiness:
     """By what it could be fenced now."""
     verified_at: float
     """When its BMC last answered a coordinator as it should; 0: never."""
+    watchdog: str
+    """What this life of its daemon promises by a watchdog, or why nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,17 @@ def show(ctx: Context, node: OneNode = "") -> ReadinessInfo:
 def verify(ctx: Context, node: OneNode = "") -> ReadinessInfo:
     """Have each coordinator log in to the BMCs now: address, user and permission. Nothing is switched.
 
+    What the nodes promise by their watchdogs is shown beside it.
+
     They do so every hour by themselves. pvc node fence --verify is the same, and waits.
     """
     facts = facts_of(ctx)
     if node:
         found = ctx.view.node(node)
-        if found.spec.bmc is None:
-            raise Conflict(f"{node} has no BMC", hint=f"pvc node bmc {node}")
+        if found.spec.bmc is None and not found.status.quiet_after_s:
+            raise Conflict(
+                f"{node} has no BMC and {readiness.promise_of(found)}", hint=f"pvc node bmc {node}"
+            )
     if not _coordinators(facts):
         raise Conflict("the daemon of no coordinator runs: nobody could look", hint="pvc node list")
     stored = ctx.reader.get(paths.VERIFIED)
@@ -102,7 +108,10 @@ def _info(ctx: Context, node: str, facts: Facts, wish: Wish) -> ReadinessInfo:
     problems = tuple(f"{row.node}: {problem}" for row in rows for problem in row.fence_problems)
     return ReadinessInfo(
         activity=f"the BMCs are being tried by {', '.join(looking)}" if looking else "",
-        nodes=tuple(NodeReadiness(row.node, row.can_be_lost, row.fenced_by, row.verified_at) for row in rows),
+        nodes=tuple(
+            NodeReadiness(row.node, row.can_be_lost, row.fenced_by, row.verified_at, row.watchdog)
+            for row in rows
+        ),
         why_not=tuple(f"{row.node}: {why}" for row in rows for why in row.why_not),
         fence_problems=problems,
         ready=not problems,

@@ -650,6 +650,7 @@ def main(config: Config) -> None:
             peers.start()  # others may ask while the store is out
         if not _wait_for_cluster(process, store):
             return
+        _check_grace(config, store)
         changed = certificates.ensure(config, store)
         daemon = Daemon(
             config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges, guard=guard
@@ -707,6 +708,14 @@ def main(config: Config) -> None:
         if coordinating is None or coordinating.close():
             store.close()
         lock.close()
+
+
+def _check_grace(config: Config, store: Store) -> None:
+    """Of the cluster. Not to start would end the VMs here, and would help nobody."""
+    try:
+        Timing.of(config, View(store).cluster().fence_grace_s).check()
+    except PVCError as error:
+        log.error("%s", error.message)
 
 
 def _come_first() -> None:

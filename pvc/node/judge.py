@@ -406,9 +406,17 @@ class Judge:
         is_cycled = self.view.cluster().fence_policy is FencePolicy.POWER_CYCLE or duty.fence.drill
         if bmc is not None and was_shot and is_cycled:
             self.role.commit()
-            self.power.on(self.access(bmc, self.secret))
-            log.warning("switched %s on again", duty.fence.node)
+            self._switch_on(duty.fence, bmc)
         self._write(duty.fence, duty.version)
+
+    def _switch_on(self, fence: Fence, bmc: BMC) -> None:
+        try:
+            self.power.on(self.access(bmc, self.secret))
+        except PVCError:
+            failed = self.clock.monotonic()
+            self._note(fence, lambda note: replace(note, on_failed=failed))
+            raise
+        log.warning("switched %s on again", fence.node)
 
 
 def _is_missed(node: Node | None) -> bool:

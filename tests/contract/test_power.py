@@ -17,6 +17,7 @@ import pytest
 from pvc.cluster.node import BMC, BMCDriver
 from pvc.errors import Invalid
 from pvc.node.drivers import DriverError
+from pvc.node.drivers.ipmi import Ipmi
 from pvc.node.drivers.power import (
     ANY_CERTIFICATE,
     AnyPower,
@@ -268,3 +269,12 @@ def test_a_redfish_that_accepts_and_says_nothing_ends_in_time() -> None:
         with pytest.raises(BMCUnreachable):
             AnyPower().state(bmc)
         assert time.monotonic() - began < AT_MOST_S
+
+
+def test_missing_ipmitool_is_said_with_the_way_out(tmp_path: Path) -> None:
+    """It is a BMC that cannot be reached: a fence fails by it, and says so."""
+    bmc = BMCAccess(BMCDriver.IPMI, "127.0.0.1", USER, PASSWORD)
+    with pytest.raises(BMCUnreachable, match=r"ipmitool is missing on .*: apt install ipmitool"):
+        Ipmi(str(tmp_path / "ipmitool")).state(bmc)
+    with pytest.raises(BMCUnreachable, match=r"cannot be run: .*: apt install ipmitool"):
+        Ipmi(str(tmp_path)).state(bmc)

@@ -22,7 +22,15 @@ NAMES = ("n1", "n2", "n3")
 
 def node(name: str, *, alive: bool = True, bmc: BMC | None = A_BMC, quiet: float = 0.0) -> Node:
     role = NodeRole.COORDINATOR if name in NAMES else NodeRole.HYPERVISOR
-    told = NodeStatus(1, DaemonState.RUN, cpus=4, memory_mib=8192, bridges=("br0",), quiet_after_s=quiet)
+    told = NodeStatus(
+        1,
+        DaemonState.RUN,
+        cpus=4,
+        memory_mib=8192,
+        bridges=("br0",),
+        watchdog="dog, 6 s",
+        quiet_after_s=quiet,
+    )
     live = Alive(1) if alive else None
     return Node(NodeSpec(name, "a", "a", role, bmc=bmc), 1, told, 1, live, Load(memory_free_mib=4000), 1)
 
@@ -127,7 +135,9 @@ def test_bmc_counts_only_when_each_coordinator_could_use_it_now(changes: dict[st
 
 def test_watchdog_is_a_way_where_there_is_no_other() -> None:
     armed = with_node(facts(), node("n2", bmc=None, quiet=30.0))
-    assert of(armed, "n2") == Readiness("n2", True, ("watchdog",), WALL, (), ())
+    promise = "dog, 6 s: nothing of it runs 30.0 s after it is gone"
+    assert of(armed, "n2") == Readiness("n2", True, ("watchdog",), WALL, (), (), promise)
+    assert of(armed, "n1").watchdog == "promises nothing by a watchdog (dog, 6 s)"
     broken = replace(facts(verifications=found(("n1", "n2", "silence"))))
     both = of(with_node(broken, node("n2", quiet=30.0)), "n2")
     assert (both.can_be_lost, both.fenced_by) == (True, ("watchdog",))

@@ -32,7 +32,7 @@ def test_defaults_fit() -> None:
         ("daemon.watchdog_s", {"watchdog_s": 61.0}),
         ("address_s", {"address_s": 2.0}),
         ("address_s", {"address_s": 16.0}),
-        ("fence_grace_s", {"grace_s": -1.0}),
+        ("fence_grace_s", {"grace_s": 0.5}),
     ],
 )
 def test_what_does_not_fit_is_named(key: str, changed: dict[str, float]) -> None:

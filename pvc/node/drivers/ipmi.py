@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 
-from pvc.errors import TimedOut
+from pvc.errors import TimedOut, Unavailable
 from pvc.node.drivers.power import (
     BMCAccess,
     BMCNonsense,
@@ -30,18 +31,21 @@ SILENCE = ("Unable to establish IPMI v2 / RMCP+ session", "Unable to establish L
 class Ipmi:
     """Power of a machine whose BMC speaks IPMI 2.0."""
 
+    def __init__(self, program: str = "ipmitool") -> None:
+        self._program = program
+
     def state(self, bmc: BMCAccess) -> PowerState:
-        said = _chassis(bmc, "status")
+        said = _chassis(self._program, bmc, "status")
         found = STATE.fullmatch(said)
         if found is None:
             raise BMCNonsense(f"the BMC {bmc.address} says {said[:80]!r} of its power", retryable=True)
         return PowerState(found[1])
 
     def off(self, bmc: BMCAccess) -> None:
-        _chassis(bmc, "off")
+        _chassis(self._program, bmc, "off")
 
     def on(self, bmc: BMCAccess) -> None:
-        _chassis(bmc, "on")
+        _chassis(self._program, bmc, "on")
 
     def check(self, bmc: BMCAccess) -> PowerState:
         found = self.state(bmc)
@@ -50,14 +54,19 @@ class Ipmi:
         return found
 
 
-def _chassis(bmc: BMCAccess, order: str) -> str:
+def _chassis(program: str, bmc: BMCAccess, order: str) -> str:
     host, port = host_and_port(bmc.address, PORT)
-    argv = ["ipmitool", *OPTIONS, "-H", host, "-p", str(port), "-U", bmc.user, "chassis", "power", order]
+    argv = [program, *OPTIONS, "-H", host, "-p", str(port), "-U", bmc.user, "chassis", "power", order]
     try:
         done = run(argv, timeout_s=TIMEOUT_S, check=False, env={PASSWORD_VARIABLE: bmc.password})
     except TimedOut:
         raise BMCUnreachable(
             f"the BMC {bmc.address} did not answer within {TIMEOUT_S:g} s", retryable=True
+        ) from None
+    except (Unavailable, OSError) as error:
+        why = error.message if isinstance(error, Unavailable) else f"{program} cannot be run: {error.strerror}"
+        raise BMCUnreachable(
+            f"{why} on {socket.gethostname()}: apt install ipmitool", hint="on every coordinator"
         ) from None
     if done.code != 0:
         raise _error(bmc, order, done)

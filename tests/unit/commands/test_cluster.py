@@ -155,8 +155,8 @@ def test_settings_are_shown_and_changed_one_by_one() -> None:
     world = a_world()
     before = world.call("cluster.info")
     assert (before["name"], before["fence_policy"], before["autoready"]) == ("test", "power-cycle", False)
-    shown = world.call("cluster.set", fence_policy="off", fence_grace=0)
-    assert shown == {**before, "fence_policy": "off", "fence_grace_s": 0.0}
+    shown = world.call("cluster.set", fence_policy="off", fence_grace=1)
+    assert shown == {**before, "fence_policy": "off", "fence_grace_s": 1.0}
     assert world.call("cluster.autoready", switch="on")["autoready"]
     assert world.call("cluster.info") == {**shown, "autoready": True}
     documents = world.documents()

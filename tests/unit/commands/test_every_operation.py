@@ -183,7 +183,7 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("cluster.info", World, {}, Unavailable, "not initialised"),
     ("cluster.set", World, {"fence_grace": 1}, Unavailable, "not initialised"),
     ("cluster.set", a_world, {}, Invalid, "needs something to change"),
-    ("cluster.set", a_world, {"fence_grace": -1}, Invalid, "at least 0"),
+    ("cluster.set", a_world, {"fence_grace": 0}, Invalid, "at least 1"),
     ("cluster.set", a_world, {"upstream_address": "n1"}, Invalid, "address with the length of its network"),
     ("cluster.set", a_world, {"upstream_address": "10.0.0.256/24"}, Invalid, "is no address"),
     ("cluster.set", a_world, {"cluster_address": "10.0.0.255/24"}, Invalid, "the network 10.0.0.0/24 itself"),

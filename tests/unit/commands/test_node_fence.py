@@ -114,6 +114,19 @@ def test_wish_to_verify_is_settled_when_every_coordinator_has_answered() -> None
     assert world.call("node.readiness")["settled"], "nobody waits for one who is gone"
 
 
+def test_verify_shows_what_this_life_of_a_node_promises() -> None:
+    world = well()
+    without_bmc(world)
+    with pytest.raises(Conflict, match=r"n3 has no BMC and promises nothing by a watchdog$"):
+        world.call("node.verify", node="n3")
+    world.edit(paths.node_status("n3"), watchdog="it burns")
+    (row,) = world.call("node.readiness", node="n3")["nodes"]
+    assert row["watchdog"] == "promises nothing by a watchdog (it burns)"
+    world.edit(paths.node_status("n3"), watchdog="dog, 6 s", quiet_after_s=28.3)
+    (row,) = world.call("node.verify", node="n3")["nodes"]
+    assert row["watchdog"] == "dog, 6 s: nothing of it runs 28.3 s after it is gone"
+
+
 def test_drill_is_an_intent_with_a_name() -> None:
     world = well()
     shown = world.call("node.fence", node="n3", drill=True)

@@ -17,7 +17,7 @@ from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.timing import Timing
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner, State, VMStatus
-from pvc.errors import Conflict, Unavailable
+from pvc.errors import Conflict, PVCError, Unavailable
 from pvc.node.coordinator import Coordinator
 from pvc.node.drivers.power import BMCAccess
 from tests.fakes.addresses import FakeAddresses
@@ -123,6 +123,16 @@ class Bench:
                 return self.hands[name].todo[0]
         raise AssertionError("nothing to do")
 
+    def until(self, is_so: Callable[[], bool]) -> float:
+        """When it was so."""
+        self.hands["n1"].todo.clear()
+        for _ in range(100):
+            self.now += 1.0
+            self.one.step()
+            if is_so():
+                return self.now
+        raise AssertionError("never")
+
     def fences(self) -> Mapping[str, tuple[Fence, int]]:
         return View(self.store).fences()
 
@@ -151,6 +161,22 @@ def test_power_off_read_back_is_a_receipt_and_frees_the_vms() -> None:
     assert not bench.power.machines["n3"].is_on
     bench.one.judge.carry_out(bench.next_duty())
     assert bench.power.machines["n3"].is_on, "the policy is power-cycle"
+    assert bench.fence().finished
+
+
+def test_machine_that_cannot_be_switched_on_again_is_tried_now_and_then() -> None:
+    bench = Bench()
+    for _ in range(2):
+        bench.one.judge.carry_out(bench.until_duty() if not bench.fences() else bench.next_duty())
+    finish = bench.next_duty()
+    bench.power.machines["n3"].fault = Fault.SILENT
+    with pytest.raises(PVCError):
+        bench.one.judge.carry_out(finish)
+    failed = bench.now
+    again = bench.until(lambda: bool(bench.hands["n1"].todo))
+    assert again - failed >= 30
+    bench.power.machines["n3"].fault = Fault.NONE
+    bench.one.judge.carry_out(bench.hands["n1"].todo[0])
     assert bench.fence().finished
 
 
