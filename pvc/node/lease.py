@@ -57,7 +57,7 @@ class Memory(Protocol):
     """What outlives a life of the daemon, and not the machine's."""
 
     def load(self) -> float | None:
-        """The contact of a life that had armed the watchdog; None when none had."""
+        """The contact of a life that was armed, with a watchdog or without; None when it has disarmed."""
         ...
 
     def save(self, contact: float) -> None:
@@ -172,8 +172,11 @@ class Guard:
         known = self.memory.load()
         if known is None:
             return
+        if self.watchdog is None:
+            # Nothing was promised, and this life may come much later: it has a lease's time to find contact.
+            known = self.clock.monotonic()
         self._change(contact=known, armed=True)
-        log.info("going on from a watchdog that an earlier life has armed")
+        log.info("going on from an earlier life that was in the cluster, and has not left it")
         self.feed()
 
     def arm(self) -> None:
@@ -240,7 +243,7 @@ class Guard:
             self.lease = replace(self.lease, contact=max(self.lease.contact, at))
         with self._device:
             try:
-                if self.granted is not None:  # or a next life would keep what nobody has promised
+                if self.granted is not None or self.watchdog is None:
                     self.memory.save(self.lease.contact)
             except OSError as error:
                 self._say(f"contact cannot be remembered: {error.strerror}")

@@ -64,7 +64,9 @@ def _chassis(program: str, bmc: BMCAccess, order: str) -> str:
             f"the BMC {bmc.address} did not answer within {TIMEOUT_S:g} s", retryable=True
         ) from None
     except (Unavailable, OSError) as error:
-        why = error.message if isinstance(error, Unavailable) else f"{program} cannot be run: {error.strerror}"
+        why = (
+            error.message if isinstance(error, Unavailable) else f"{program} cannot be run: {error.strerror}"
+        )
         raise BMCUnreachable(
             f"{why} on {socket.gethostname()}: apt install ipmitool", hint="on every coordinator"
         ) from None
