@@ -70,6 +70,7 @@ What else must fit is in `check`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pvc.config import Config
@@ -150,6 +151,19 @@ class Timing:
         """From the end of a primary's role, seen by the next one, until its addresses are gone."""
         left = (self.address_s + KERNEL_S) * (1 + DRIFT)
         return max(0.0, left - (self.session_timeout_s * 2 / 3 - self.store_tick_s) * (1 - DRIFT))
+
+    def differs_from(self, zoo_cfg: Mapping[str, str]) -> str:
+        """What a ZooKeeper server has otherwise than is believed here; empty: nothing, or it does not say."""
+        believed = {
+            "tickTime": ("cluster.store_tick_s", self.store_tick_s * 1000),
+            "syncLimit": ("cluster.store_sync_ticks", self.store_sync_ticks),
+        }
+        wrong = [
+            f"{name} = {zoo_cfg[name]} does not fit {key}"
+            for name, (key, value) in believed.items()
+            if name in zoo_cfg and zoo_cfg[name] != f"{value:g}"
+        ]
+        return f"{' and '.join(wrong)} of its pvc.toml" if wrong else ""
 
     def check(self) -> None:
         """Raises Invalid, naming the key, where times do not fit together."""

@@ -131,7 +131,7 @@ maxSessionTimeout=40000
 dataDir=/var/lib/zookeeper
 clientPort=2181
 admin.enableServer=false
-4lw.commands.whitelist=srvr,mntr,ruok,cons
+4lw.commands.whitelist=srvr,conf,mntr,ruok,cons
 autopurge.purgeInterval=1
 {servers}"""
 

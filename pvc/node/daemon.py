@@ -93,6 +93,8 @@ class Daemon:
         self.load_due = 0.0
         self.session_id = 0
         self.promised: tuple[float, str] = (0.0, "")
+        self.wrong_ticks = ""
+        """What ZooKeeper's servers have otherwise than this node believes."""
         self.arriving: frozenset[str] | None = None
         """VMs that another node has been told it may send here; None until the answers of earlier lives are
         known."""
@@ -295,7 +297,8 @@ class Daemon:
             self.guard.doubt = error.message
             return True
         coordinators = {one.name: one.address for one in specs if one and one.role is NodeRole.COORDINATOR}
-        self.guard.doubt = doubt(listed_coordinators(self.config), coordinators.values())
+        known = doubt(listed_coordinators(self.config), coordinators.values())
+        self.guard.doubt = self.wrong_ticks or known
         return coordinators.keys() != {self.name}
 
     def _change_status(self, change: Callable[[NodeStatus], NodeStatus], *ops: Op) -> None:
@@ -655,6 +658,7 @@ def main(config: Config) -> None:
         daemon = Daemon(
             config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges, guard=guard
         )
+        daemon.wrong_ticks = _wrong_ticks(config, timing)
         try:
             certificates.serve(config, changed)
         except PVCError as error:  # upkeep tries again
@@ -708,6 +712,17 @@ def main(config: Config) -> None:
         if coordinating is None or coordinating.close():
             store.close()
         lock.close()
+
+
+def _wrong_ticks(config: Config, timing: Timing) -> str:
+    """Of the servers that say: one that is down is believed to be as the others are."""
+    from pvc.node.drivers.fourletter import settings
+
+    for server in config.servers():
+        host, _, port = server.rpartition(":")
+        if wrong := timing.differs_from(settings(host, int(port))):
+            return f"ZooKeeper on {host}: {wrong}: it promises nothing"
+    return ""
 
 
 def _check_grace(config: Config, store: Store) -> None:

@@ -54,6 +54,21 @@ def test_configuration_is_read() -> None:
     assert (timing.server_holds_s, timing.out_after_s) == (3, 5)
 
 
+@pytest.mark.parametrize(
+    ("zoo_cfg", "says"),
+    [
+        ({}, ""),
+        ({"tickTime": "500", "syncLimit": "6", "initLimit": "99"}, ""),
+        ({"tickTime": "500"}, ""),
+        ({"tickTime": "2000", "syncLimit": "6"}, "tickTime = 2000 does not fit cluster.store_tick_s"),
+        ({"tickTime": "500", "syncLimit": "5"}, "syncLimit = 5 does not fit cluster.store_sync_ticks"),
+    ],
+)
+def test_ticks_of_zookeeper_are_compared_with_what_is_believed(zoo_cfg: dict[str, str], says: str) -> None:
+    assert Timing().differs_from(zoo_cfg).startswith(says)
+    assert bool(Timing().differs_from(zoo_cfg)) is bool(says)
+
+
 def test_all_dead_nodes_are_recovered_within_the_promise() -> None:
     """45 s from the power cut, ZooKeeper's leader dead too: detection, election, session, quiet, a start."""
     timing = Timing()

@@ -463,6 +463,13 @@ def test_node_that_does_not_know_all_coordinators_promises_nothing_and_believes_
     assert not bench.node.load.problem
 
 
+def test_node_that_believes_other_ticks_than_zookeeper_has_promises_nothing(bench: Bench) -> None:
+    watched(bench)
+    bench.daemon.wrong_ticks = "tickTime = 2000"
+    bench.rounds()
+    assert (bench.node.status.quiet_after_s, bench.node.status.watchdog) == (0, "tickTime = 2000")
+
+
 def test_only_coordinator_of_a_cluster_is_not_armed_until_another_one_could_judge_it(bench: Bench) -> None:
     seen = Watched()
     guard = bench.daemon.guard
