@@ -90,8 +90,9 @@ def search(seeds: range, jobs: int, within: float | None = None) -> Found:
     try:
         for batch, future in _carried_out(pool, batches, jobs, until, found):
             found.add(batch, future.result())
-    except (KeyboardInterrupt, BrokenProcessPool):
+    except (KeyboardInterrupt, BrokenProcessPool) as error:
         found.is_interrupted = True
+        print(f"interrupted: {error or 'by you'}", flush=True)
         for process in pool._processes.values():
             process.terminate()
     finally:

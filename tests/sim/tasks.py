@@ -11,6 +11,7 @@ needs one.
 from __future__ import annotations
 
 import _thread
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,7 @@ class _Worker(_Thread):
 
 
 _idle: list[_Worker] = []
+os.register_at_fork(after_in_child=_idle.clear)  # their threads stay behind
 
 
 class Scheduler:
