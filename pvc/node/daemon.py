@@ -87,6 +87,8 @@ class Daemon:
         self.notes_lock = threading.Lock()
         self.status_lock = threading.Lock()
         self.problem = ""
+        self.trouble = ""
+        """Why this node does nothing else: libvirt is silent, or its VMs are being ended."""
         self.floating: Callable[[], tuple[tuple[str, ...], str]] = lambda: ((), "")
         """The floating addresses that are here, and what is wrong with one that is not."""
         self.published = Load()
@@ -356,25 +358,53 @@ class Daemon:
         if self.store.session.state is not SessionState.CONNECTED:
             return LONGEST_WAIT_S  # decisions freeze; a change of the session wakes the loop
         self.rejoin()
-        if self.guard.lease.over:
-            return 1.0  # first what runs here has to end
         # In this order: what a lane has finished is in the mirror and in libvirt's list, and that is never
         # older than what is read of the mirror, so that an owned domain that is not listed is really gone.
         busy = self.lanes.busy
         self.mirror.sync()
         picture = self._picture(busy, now)
-        domains = self.hypervisor.domains()
-        picture = replace(picture, domains=domains, memory_free_mib=self._memory_free_mib(domains))
+        self._keep_promise(picture.cluster.maintenance)  # also while libvirt is silent
+        picture = self._with_domains(picture)
+        if self.guard.lease.over:
+            return self._publish_end(picture, now)
         with self.notes_lock:
             self.notes = remember(replace(picture, notes=self.notes))
             picture = replace(picture, notes=self.notes)
-        self._keep_promise(picture.cluster.maintenance)
         planned = self.planner(picture)
         self.arriving = frozenset(_arriving(picture, planned))
         for action in planned.actions:
             self.lanes.submit(action)
         self._publish_load(picture, now)
         return self._next(planned, now)
+
+    def _with_domains(self, picture: Picture) -> Picture:
+        try:
+            domains = self.hypervisor.domains()
+            free_mib = self._memory_free_mib(domains)
+        except DriverError as error:
+            self._complain(error.message)
+            raise
+        self.trouble = ""
+        return replace(picture, domains=domains, memory_free_mib=free_mib)
+
+    def _complain(self, trouble: str) -> None:
+        """The rest of the load stays as it was: nobody knows better."""
+        stored = self.store.get(paths.load(self.name))
+        if stored is None or self.trouble == trouble:
+            return
+        load = replace(self.view.decode(Load, stored), problem=self._told(trouble))
+        self.store.commit(Put(stored.path, dumps(load)))
+        self.published, self.trouble = load, trouble
+
+    def _publish_end(self, picture: Picture, now: float) -> float:
+        """Nothing else is done before all that runs here has ended."""
+        names = sorted(domain.name for domain in picture.domains.values() if is_ours(domain))
+        self.trouble = f"it had lost contact to the cluster, and ends {', '.join(names)}" if names else ""
+        self._publish_load(picture, now)
+        return 1.0
+
+    def _told(self, trouble: str) -> str:
+        return "; ".join(filter(None, (trouble, self.problem or self.guard.doubt)))
 
     def _next(self, planned: Plan, now: float) -> float:
         return max(0.0, min(planned.wake_at - now, self.load_due - now, LONGEST_WAIT_S))
@@ -468,7 +498,7 @@ class Daemon:
             load=host.load_1,
             vms=sum(_is_here(vm, self.name) for vm in picture.vms.values()),
             arriving=sum(_is_arriving(vm, self.name) for vm in picture.vms.values()),
-            problem=self.problem or self.guard.doubt,
+            problem=self._told(self.trouble),
             addresses=addresses,
             address_problem=address_problem,
         )
@@ -559,7 +589,8 @@ class Process:
             except Conflict as error:
                 log.info("%s; looking again", error.message)
                 wait = 0.1
-            except (Unavailable, DriverError) as error:
+            except (Unavailable, DriverError, Unreadable) as error:
+                # A document may be of a newer pvc: what runs here outlives it.
                 log.warning("%s", error.message)
                 wait = 1.0
             except PVCError:
@@ -645,6 +676,7 @@ def main(config: Config) -> None:
         config.servers(), secret=secret, session_timeout_s=config.cluster.session_timeout_s
     )
     coordinating: Coordinating | None = None
+    ended_by: PVCError | None = None
     own = _own_server(config, store, clock)
     peers = PeerServer(config, own.without_quorum_s if own else lambda: 0.0)
     guard.is_out = _outage(config, own, timing, clock).is_out
@@ -699,12 +731,15 @@ def main(config: Config) -> None:
             process.drain(daemon)
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
+        except PVCError as error:
+            ended_by = error
         finally:
             networking.close()
             upkeep.close()
     finally:
-        guarding.close()
-        if guard.watchdog is not None and guard.lease.armed:
+        if not guard.lease.armed:
+            guarding.close()  # else it goes on until the process has ended
+        elif guard.watchdog is not None:
             log.error("the watchdog stays armed, and resets this machine unless a daemon starts soon")
         peers.close()
         hypervisor.close()
@@ -712,6 +747,15 @@ def main(config: Config) -> None:
         if coordinating is None or coordinating.close():
             store.close()
         lock.close()
+    if ended_by is not None:
+        end_at_once(ended_by)
+
+
+def end_at_once(error: PVCError) -> None:
+    """Python waits for threads, and a lane may be in a migration: the next life is not to wait for that."""
+    log.error("%s", error.message)
+    logging.shutdown()
+    os._exit(1)
 
 
 def _wrong_ticks(config: Config, timing: Timing) -> str:

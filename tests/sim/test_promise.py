@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
+from pvc.cluster import paths
 from pvc.cluster.membership import Evidence, Fence
+from pvc.cluster.store import Put
 from pvc.cluster.timing import Timing
 from pvc.cluster.view import Node, View
 from pvc.node.judge import Judge
@@ -124,6 +126,21 @@ def test_all_of_the_store_is_down_for_a_minute(stage: Stage) -> None:
     assert world.hosts[VICTIM].domains[stage.uuid] is before
     assert not View(world.truth).fences()
     assert not any("watchdog resets" in line for line in world.log)
+
+
+def test_cluster_document_that_cannot_be_read_ends_no_vm(stage: Stage) -> None:
+    """It may be of a newer pvc. No daemon ends for it: lives that are short lose contact."""
+    world = stage.world
+    before = world.hosts[VICTIM].domains[stage.uuid]
+    stored = world.cluster.document(paths.CLUSTER)
+    assert stored is not None
+    world.truth.commit(Put(paths.CLUSTER, stored.data.replace(b"sim", b"", 1) + b"]"))
+    end = world.now + 60
+    world.until(lambda: world.now > end)
+    assert world.hosts[VICTIM].domains.get(stage.uuid) is before
+    assert not any("daemon ends" in line for line in world.log)
+    world.truth.commit(Put(paths.CLUSTER, stored.data))
+    stage.at_rest()
 
 
 def test_in_maintenance_nothing_is_promised_and_nothing_ends(stage: Stage) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from pvc.cluster import domainxml, fencing, paths
 from pvc.cluster.cluster import ClusterSpec
-from pvc.cluster.codec import dumps
+from pvc.cluster.codec import Unreadable, dumps
 from pvc.cluster.fencing import Duties, Scene
 from pvc.cluster.membership import Evidence, Fence, FenceState, Primary
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
@@ -423,7 +423,7 @@ class Life(Actor):
             self.next_step(0.0 if self.woken else wait)
         elif isinstance(error, Conflict):
             self.next_step(0.1)
-        elif isinstance(error, Unavailable | DriverError):
+        elif isinstance(error, Unavailable | DriverError | Unreadable):
             self.next_step(1.0)
         elif isinstance(error, PVCError):
             self.world.trace(f"{self.name}: the daemon ends: {error!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +15,7 @@ import pytest
 from pvc.clock import SystemClock
 from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
-from pvc.cluster.codec import dumps
+from pvc.cluster.codec import Unreadable, dumps
 from pvc.cluster.membership import Evidence, Fence, FenceState
 from pvc.cluster.node import Alive, DaemonState, Load, NetworkProblem, NodeRole, NodeSpec, NodeStatus, Wanted
 from pvc.cluster.store import Create, Delete, Put
@@ -22,7 +24,7 @@ from pvc.cluster.vm import NewDisk, Owner, Power, State, Target, VMSpec, VMStatu
 from pvc.config import Config, NodeConfig, PathsConfig, parse
 from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
-from pvc.node.daemon import Daemon, main
+from pvc.node.daemon import Daemon, Process, main
 from pvc.node.drivers import Domain, DriverError, MigrationResult, MigrationSettings, MigrationTarget
 from pvc.node.execute import Executor
 from pvc.node.network import Found
@@ -630,3 +632,78 @@ def test_how_the_networks_are_is_published_with_the_bridges_there_are_now(bench:
     status = bench.node.status
     assert (status.bridges, status.network_problems) == (("br0", "br102"), problems)
     assert (status.managed_mtu, status.bridged_mtu) == (8950, 1500)
+
+
+def test_unreadable_document_is_a_failed_round(bench: Bench) -> None:
+    """It may be of a newer pvc: a daemon that ends would lose contact, and with that its VMs."""
+    process = Process(bench.daemon.config, lambda *told: None)
+    rounds: list[str] = []
+
+    def step() -> float:
+        rounds.append("")
+        process.woken.set()
+        if len(rounds) == 1:
+            raise Unreadable("/pvc/cluster cannot be read")
+        process.end()
+        return 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.daemon, "step", step)
+        process.loop(bench.daemon)
+    assert len(rounds) == 2
+
+
+def maintain(bench: Bench) -> None:
+    bench.store.commit(Put(paths.CLUSTER, dumps(ClusterSpec("c", maintenance=True))))
+
+
+def test_silent_libvirt_is_told_and_maintenance_is_obeyed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watched(bench)
+
+    def silent(host: Host) -> Mapping[str, Domain]:
+        raise DriverError("libvirt does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "domains", silent)
+        maintain(bench)
+        for _ in range(2):
+            with pytest.raises(DriverError):
+                bench.rounds()
+    assert bench.node.load.problem == "libvirt does not answer"
+    assert bench.node.load.memory_free_mib
+    assert not seen.dog.is_armed
+    bench.rounds()
+    assert not bench.node.load.problem
+
+
+def test_vms_that_do_not_end_are_told_and_maintenance_is_obeyed(bench: Bench) -> None:
+    seen = watched(bench)
+    bench.add(spec())
+    bench.rounds(2)
+    guard = bench.daemon.guard
+    guard._change(over=True)
+    bench.rounds()
+    assert bench.node.load.problem == "it had lost contact to the cluster, and ends web1"
+    maintain(bench)
+    bench.rounds()
+    assert not seen.dog.is_armed
+    bench.rounds()
+    assert not bench.node.load.problem
+
+
+@pytest.mark.processes
+def test_daemon_that_fails_does_not_wait_for_its_lanes() -> None:
+    script = (
+        "import threading\n"
+        "from pvc.errors import Failed\n"
+        "from pvc.node.daemon import end_at_once\n"
+        "from pvc.node.lanes import ThreadLanes\n"
+        "begun = threading.Event()\n"
+        "def last(action): begun.set(); threading.Event().wait()\n"
+        "ThreadLanes(last, lambda: None, lambda action: 'a').submit('a')\n"
+        "begun.wait()\n"
+        "end_at_once(Failed('fenced'))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 1
