@@ -26,6 +26,7 @@ from pvc.node.lease import Guard
 from pvc.node.outage import Answer, Outage, is_established
 from pvc.node.plan import Picture, Plan, plan
 from tests.sim.network import bmc_of, both_ways
+from tests.sim.test_liveness import Stage
 from tests.sim.world import (
     Mutant,
     Violation,
@@ -360,7 +361,6 @@ BITES = [
         "join after the receipt", Mutant(daemon=JoinsAfterItsReceipt, judge=TakesSilenceForOff, ignores=LIES)
     ),
     Bite("write over what has changed", Mutant(ops=whatever_changed)),
-    Bite("no grace", Mutant(decide=without_grace_for_nodes)),
     Bite("fence in maintenance", Mutant(decide=in_maintenance_too), (maintenance_fault, kill, suspend)),
     Bite("forget requests", Mutant(planner=each(forgets_requests))),
     Bite("addresses without a lifetime", Mutant(no_lifetime=True)),
@@ -385,6 +385,30 @@ def bitten(
 def test_simulation_notices(bite: Bite) -> None:
     _, why = bitten(bite.mutant, kinds=bite.kinds)
     assert why, f"{WITHIN} seeds and nobody noticed"
+
+
+def away_for_a_moment(seed: int, mutant: Mutant) -> bool:
+    """A node is in reach again as soon as its session has ended: does it keep its power?"""
+    world = World(seed, mutant, nodes=3, vms=1)
+    world.faulty = False
+    try:
+        stage = Stage(world)
+        stage.start("n3")
+        before = world.hosts["n3"].domains[stage.uuid]
+        cut = world.network.cut(both_ways(["n3"], ["n1", "n2"]))
+        world.until(lambda: world.cluster.document(paths.alive("n3")) is None)
+        world.network.heal(cut)
+        end = world.now + 30
+        world.until(lambda: world.now > end)
+        return world.hosts["n3"].domains.get(stage.uuid) is before
+    finally:
+        world.end()
+
+
+def test_grace_is_for_those_who_are_back_at_once() -> None:
+    assert all(away_for_a_moment(seed, Mutant()) for seed in range(5))
+    hasty = Mutant(decide=without_grace_for_nodes)
+    assert not all(away_for_a_moment(seed, hasty) for seed in range(5))
 
 
 def test_order_of_observations_suffices_without_grace() -> None:
