@@ -64,11 +64,11 @@ class DaemonConfig:
     """Between two reports of the node's load."""
     console_port: int = 7371
     libvirt_uri: str = "qemu:///system"
-    lease_s: float = 15.0
+    lease_s: float = 13.0
     """Without contact to the cluster for so long, a node ends its VMs."""
     watchdog: str = "auto"
     """A device, unix:SOCKET, "none", or "auto": the first hardware watchdog there is."""
-    watchdog_s: float = 6.0
+    watchdog_s: float = 8.0
     """The machine resets that long after its watchdog was fed last."""
 
 

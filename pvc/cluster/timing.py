@@ -107,8 +107,8 @@ class Timing:
     session_timeout_s: float = 6.0
     store_tick_s: float = 0.5
     store_sync_ticks: int = 6
-    lease_s: float = 15.0
-    watchdog_s: float = 6.0
+    lease_s: float = 13.0
+    watchdog_s: float = 8.0
     address_s: float = 5.0
     grace_s: float = 2.0
 

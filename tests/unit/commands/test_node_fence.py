@@ -122,9 +122,9 @@ def test_verify_shows_what_this_life_of_a_node_promises() -> None:
     world.edit(paths.node_status("n3"), watchdog="it burns")
     (row,) = world.call("node.readiness", node="n3")["nodes"]
     assert row["watchdog"] == "promises nothing by a watchdog (it burns)"
-    world.edit(paths.node_status("n3"), watchdog="dog, 6 s", quiet_after_s=28.3)
+    world.edit(paths.node_status("n3"), watchdog="dog, 8 s", quiet_after_s=30.3)
     (row,) = world.call("node.verify", node="n3")["nodes"]
-    assert row["watchdog"] == "dog, 6 s: nothing of it runs 28.3 s after it is gone"
+    assert row["watchdog"] == "dog, 8 s: nothing of it runs 30.3 s after it is gone"
 
 
 def test_drill_is_an_intent_with_a_name() -> None:

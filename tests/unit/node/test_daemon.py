@@ -422,7 +422,7 @@ def test_promise_is_published_when_the_watchdog_is_armed_and_taken_back_before_i
 ) -> None:
     seen = watched(bench)
     assert bench.node.status.quiet_after_s == bench.daemon.guard.promise > 0
-    assert bench.node.status.watchdog == "dog, 6 s"
+    assert bench.node.status.watchdog == "dog, 8 s"
     told: list[tuple[bool, float]] = []
     seen.dog.changed = lambda: told.append((seen.dog.is_armed, bench.node.status.quiet_after_s))
     stored = bench.store.get(paths.CLUSTER)
