@@ -92,7 +92,7 @@ def search(seeds: range, jobs: int, within: float | None = None) -> Found:
             found.add(batch, future.result())
     except (KeyboardInterrupt, BrokenProcessPool) as error:
         found.is_interrupted = True
-        print(f"interrupted: {error or 'by you'}", flush=True)
+        print(f"interrupted: {str(error) or 'by a signal'}", flush=True)
         for process in pool._processes.values():
             process.terminate()
     finally:

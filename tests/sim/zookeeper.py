@@ -257,6 +257,7 @@ class Ensemble:
     def lose(self, client: Client) -> None:
         """Its process is gone without a word: the session goes on until it has lasted too long."""
         self.before_change()
+        self._tell_leader(client)
         self.clients.pop(client, None)
 
     # Faults
@@ -309,6 +310,7 @@ class Ensemble:
 
     def disconnect(self, client: Client) -> None:
         self.before_change()
+        self._tell_leader(client)
         client.connection += 1
         client.server = None
         client.next_try, client.tries = self.world.now + 0.1, 0
@@ -395,6 +397,7 @@ class Ensemble:
         now = self.world.now
         for client in self.clients:
             self.observe(client)
+            self._tell_leader(client)
         self._look_around(now)
         self._note_the_disturbed()
         if self.leader is None:
@@ -555,10 +558,6 @@ class Ensemble:
         if self.answers(client.place, server):
             if not self.tree.is_open(client.session.id):
                 self.disconnect(client)  # the server has closed it
-            elif self.leader is not None and self.network.talks(server.place, self.leader.place):
-                self.touched[client.session.id] = max(
-                    self.touched.get(client.session.id, 0.0), client.contact
-                )
         else:
             is_told = self.network.talks(client.place, server.place) and now >= server.paused_until
             if is_told or now >= client.contact + ANSWER_S:
@@ -583,6 +582,14 @@ class Ensemble:
             return
         is_refused = self.network.talks(client.place, server.place) and now >= server.paused_until
         client.next_try = now + (self.rng.uniform(0.1, 0.5) if is_refused else CONNECT_S)
+
+    def _tell_leader(self, client: Client) -> None:
+        """Of a session, whatever has become of its client since: its server does that, each half tick."""
+        server, leader, session = client.server, self.leader, client.session.id
+        if server is None or leader is None or not server.is_member or session not in self.touched:
+            return
+        if self._is_awake(server) and self.network.talks(server.place, leader.place):
+            self.touched[session] = max(self.touched[session], client.contact)
 
     def _expire(self, now: float) -> None:
         if not self.has_quorum():
