@@ -59,7 +59,7 @@ def test_hypervisors_hear_of_each_other_and_a_node_that_goes_disturbs_nobody(clu
             assert after["peerUptimeMsec"] > before["peerUptimeMsec"]
             assert cluster.lab.sh("n1", "cat /run/frr/*.pid") == pids
         finally:
-            cluster.run("n5", "systemctl", "start", "pvc-node")
+            cluster.run("n5", "systemctl", "start", "--no-block", "pvc-node")
             cluster.lab.settle()
         eventually(lambda: at["n5"] in neighbours(cluster, "n1"), within=60, every=0.5)
 
