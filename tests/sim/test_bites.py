@@ -25,19 +25,17 @@ from pvc.node.keeper import Keeper, Tenure
 from pvc.node.lease import Guard
 from pvc.node.outage import Answer, Outage, is_established
 from pvc.node.plan import Picture, Plan, plan
+from tests.sim.hosts import BMCFault
 from tests.sim.network import bmc_of, both_ways
 from tests.sim.test_liveness import Stage
 from tests.sim.world import (
     Mutant,
     Violation,
     World,
-    bmc_fault,
-    freeze,
     kill,
     leave,
     lost,
     maintenance_fault,
-    partition,
     simulate,
     suspend,
 )
@@ -334,8 +332,6 @@ class Bite:
     """Faults that bring it to light; empty: any."""
 
 
-SHORT = (kill, freeze, suspend, partition, bmc_fault, bmc_fault)
-"""Nodes that are gone for a while, and BMCs that take theirs."""
 BITES = [
     Bite("start without a claim", Mutant(executor=StartsWithoutClaim)),
     Bite("start whoever owns it", Mutant(planner=starts_whoever_owns_it)),
@@ -356,7 +352,6 @@ BITES = [
     Bite("believe one coordinator", Mutant(outage=BelievesOneCoordinator), (lost,)),
     Bite("release without evidence", Mutant(decide=releases_the_suspects)),
     Bite("hand over early", Mutant(executor=HandsOverEarly)),
-    Bite("shoot every life", Mutant(judge=ShootsEveryLife), SHORT),
     Bite(
         "join after the receipt", Mutant(daemon=JoinsAfterItsReceipt, judge=TakesSilenceForOff, ignores=LIES)
     ),
@@ -387,28 +382,49 @@ def test_simulation_notices(bite: Bite) -> None:
     assert why, f"{WITHIN} seeds and nobody noticed"
 
 
-def away_for_a_moment(seed: int, mutant: Mutant) -> bool:
-    """A node is in reach again as soon as its session has ended: does it keep its power?"""
+def keeps_its_vm(seed: int, mutant: Mutant, is_back: Callable[[World], bool], bmc: BMCFault) -> bool:
+    """A node is out of reach until then: is what runs on it left alone?"""
     world = World(seed, mutant, nodes=3, vms=1)
     world.faulty = False
     try:
         stage = Stage(world)
         stage.start("n3")
         before = world.hosts["n3"].domains[stage.uuid]
+        world.hosts["n3"].bmc = bmc
         cut = world.network.cut(both_ways(["n3"], ["n1", "n2"]))
-        world.until(lambda: world.cluster.document(paths.alive("n3")) is None)
+        world.until(lambda: is_back(world))
         world.network.heal(cut)
         end = world.now + 30
         world.until(lambda: world.now > end)
         return world.hosts["n3"].domains.get(stage.uuid) is before
+    except Violation:
+        return False
     finally:
         world.end()
 
 
+def when_its_session_ends(world: World) -> bool:
+    return world.cluster.document(paths.alive("n3")) is None
+
+
+def when_its_bmc_is_asked(world: World) -> bool:
+    return any(fence.state is FenceState.FENCING for fence, _ in View(world.truth).fences().values())
+
+
 def test_grace_is_for_those_who_are_back_at_once() -> None:
-    assert all(away_for_a_moment(seed, Mutant()) for seed in range(5))
-    hasty = Mutant(decide=without_grace_for_nodes)
-    assert not all(away_for_a_moment(seed, hasty) for seed in range(5))
+    def kept(mutant: Mutant) -> bool:
+        return all(keeps_its_vm(seed, mutant, when_its_session_ends, BMCFault.NONE) for seed in range(5))
+
+    assert kept(Mutant())
+    assert not kept(Mutant(decide=without_grace_for_nodes))
+
+
+def test_second_look_is_for_those_who_are_back_while_their_bmc_thinks() -> None:
+    def kept(mutant: Mutant) -> bool:
+        return all(keeps_its_vm(seed, mutant, when_its_bmc_is_asked, BMCFault.SLOW) for seed in range(5))
+
+    assert kept(Mutant())
+    assert not kept(Mutant(judge=ShootsEveryLife))
 
 
 def test_order_of_observations_suffices_without_grace() -> None:
