@@ -346,7 +346,7 @@ def log(
 def run(ctx: LocalContext) -> None:
     """Run the daemon of this node in the foreground, as its service does."""
     from pvc import config, log
-    from pvc.node.daemon import main
+    from pvc.node.process import main
 
     log.setup(daemon=True, debug=bool(ctx.options.get("debug")))
     main(config.load())

@@ -1,22 +1,18 @@
-"""`pvc node run`: joins the cluster, then wakes, observes, plans, acts and publishes until told to end."""
+"""A node in the cluster: it joins, then wakes, observes, plans, acts and publishes, round after round."""
 
 from __future__ import annotations
 
-import fcntl
-import importlib
 import logging
-import os
 import platform
-import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from pvc import __version__
-from pvc.clock import Clock, SystemClock
+from pvc.clock import Clock
 from pvc.cluster import paths
 from pvc.cluster.cluster import LAYOUT_VERSION
 from pvc.cluster.codec import Unreadable, dumps, loads
@@ -25,34 +21,26 @@ from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
-from pvc.cluster.timing import ASK_S, Timing
+from pvc.cluster.timing import Timing
 from pvc.cluster.view import VM, Node, View, expand_one_node, one_node
 from pvc.cluster.vm import Owner, Power, State, Target, VMSpec
 from pvc.config import Config
-from pvc.errors import Conflict, Failed, NotFound, PVCError, Unavailable
+from pvc.errors import Failed, NotFound, PVCError, Unavailable
 from pvc.node.actions import Action, Answer, NodeAction
-from pvc.node.drivers import Domain, DomainEvent, DriverError, EventKind, HostAddresses, Hypervisor
+from pvc.node.drivers import Domain, DomainEvent, DriverError, EventKind, Hypervisor
 from pvc.node.execute import Executor
 from pvc.node.lanes import Lanes, ThreadLanes
-from pvc.node.lease import ContactFile, Guard, Guarding, is_ours
-from pvc.node.loop import Loop
-from pvc.node.outage import Outage, OwnServer, doubt
+from pvc.node.lease import ContactFile, Guard, is_ours
+from pvc.node.outage import doubt
 from pvc.node.plan import Note, Picture, Plan, plan, remember
 
 if TYPE_CHECKING:
-    from pvc.node.coordinator import Coordinating
     from pvc.node.network import Found
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
 NOT_JUDGED = "not armed: nobody could judge the only coordinator of a cluster"
-LATE_S = 30.0
-"""A coordinator whose round takes longer hangs."""
-NETWORKS_S = 5.0
-"""So long VMs wait for the networks when the daemon starts."""
-DRAIN_S = 60.0
-"""For what lanes have begun (a start, a migration) to end before it leaves: less than systemd waits."""
 
 
 class Daemon:
@@ -550,347 +538,6 @@ def host_bridges() -> frozenset[str]:
     return frozenset(path.parent.name for path in Path("/sys/class/net").glob("*/bridge"))
 
 
-# The process
-
-
-class Process:
-    """The daemon as a process of systemd: signals, readiness, watchdog, and the waiting in between."""
-
-    def __init__(self, config: Config, notify: Callable[..., object]) -> None:
-        self.config = config
-        self.notify = notify
-        self.is_well: Callable[[], bool] = lambda: True
-        """Of what runs beside the loop: systemd restarts a daemon of which a part hangs."""
-        self.woken = threading.Event()
-        self.ending = threading.Event()
-
-    def end(self, *_: object) -> None:
-        self.ending.set()
-        self.woken.set()
-
-    def wait(self, seconds: float) -> None:
-        self.woken.wait(seconds)
-        self.woken.clear()
-
-    def feed(self) -> None:
-        if self.is_well():
-            self.notify("WATCHDOG=1")
-
-    def loop(self, daemon: Daemon) -> None:
-        ready = False
-        while not self.ending.is_set():
-            wait = LONGEST_WAIT_S
-            try:
-                wait = daemon.step()
-                if not ready and daemon.is_ready:
-                    ready = True
-                    self.notify("READY=1", f"STATUS=in the cluster as {daemon.name}")
-                    log.info("%s is in state run", daemon.name)
-            except Conflict as error:
-                log.info("%s; looking again", error.message)
-                wait = 0.1
-            except (Unavailable, DriverError, Unreadable) as error:
-                # A document may be of a newer pvc: what runs here outlives it.
-                log.warning("%s", error.message)
-                wait = 1.0
-            except PVCError:
-                raise
-            except Exception:
-                # The boundary: VMs and the other duties of the daemon outlive a mistake in a round.
-                log.exception("this round failed: a bug in pvc")
-                wait = 1.0
-            self.feed()
-            self.wait(wait)
-
-    def drain(self, daemon: Daemon) -> None:
-        """Begin nothing more, and let what goes on end: it would be taken up again, but cleaner is better."""
-        until = daemon.clock.monotonic() + DRAIN_S
-        while daemon.lanes.busy and daemon.clock.monotonic() < until:
-            with suppress(PVCError):
-                daemon.stay()
-            self.feed()
-            self.wait(1.0)
-
-
-LATER = (
-    "pvc.cluster.zookeeper",
-    "pvc.node.certificates",
-    "pvc.node.coordinator",
-    "pvc.node.drivers.fourletter",
-    "pvc.node.drivers.frr",
-    "pvc.node.drivers.fourletter",
-    "pvc.node.drivers.ipmi",
-    "pvc.node.drivers.links",
-    "pvc.node.drivers.libvirt",
-    "pvc.node.drivers.netlink",
-    "pvc.node.drivers.redfish",
-    "pvc.node.network",
-    "pvc.node.drivers.watchdog",
-    "pvc.node.peer",
-    "pvc.node.upkeep",
-    "pvc.peerclient",
-    "pvc.secretbox",
-)
-"""What a daemon needs beside this module; some of it only when something has gone wrong."""
-
-
-def load_everything() -> None:
-    """Before READY: the file that pvc is may be replaced under a running daemon, and then imports fail."""
-    for name in LATER:
-        importlib.import_module(name)
-
-
-def main(config: Config) -> None:
-    """Run until SIGTERM; raises what the preflight finds wrong."""
-    timing, clock = Timing.of(config), SystemClock()
-    timing.check()
-
-    from pvc.node.drivers.libvirt import LibvirtHypervisor
-
-    lock = _only_one(config)
-    _come_first()
-    hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri)
-    guard = _guard(config, timing, clock, hypervisor)
-    guarding = Guarding(guard)
-    guard.begin()  # before anything that takes time: an earlier life may have left little of it
-    guarding.start()
-    load_everything()
-
-    from pvc.cluster.zookeeper import ZooKeeperStore
-    from pvc.node import certificates
-    from pvc.node.drivers.frr import FRR
-    from pvc.node.drivers.links import NetlinkLinks
-    from pvc.node.drivers.netlink import NetlinkAddresses
-    from pvc.node.network import Networks
-    from pvc.node.peer import PeerServer
-    from pvc.node.upkeep import Upkeep, remove_old_consoles
-    from pvc.systemd import notify
-
-    process = Process(config, notify)
-    signal.signal(signal.SIGTERM, process.end)
-    signal.signal(signal.SIGINT, process.end)
-    secret = config.secret()
-    host = NetlinkAddresses()
-    drop_leftovers(host)
-    store = ZooKeeperStore(
-        config.servers(), secret=secret, session_timeout_s=config.cluster.session_timeout_s
-    )
-    coordinating: Coordinating | None = None
-    ended_by: PVCError | None = None
-    own = _own_server(config, store, clock)
-    peers = PeerServer(config, own.without_quorum_s if own else lambda: 0.0)
-    guard.is_out = _outage(config, own, timing, clock).is_out
-    try:
-        if certificates.are_there(config):
-            peers.start()  # others may ask while the store is out
-        if not _wait_for_cluster(process, store):
-            return
-        _check_grace(config, store)
-        changed = certificates.ensure(config, store)
-        daemon = Daemon(
-            config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges, guard=guard
-        )
-        daemon.wrong_ticks = _wrong_ticks(config, timing)
-        try:
-            certificates.serve(config, changed)
-        except PVCError as error:  # upkeep tries again
-            log.error("no VM can be migrated here: %s", error.message)
-        os.makedirs(config.paths.console, exist_ok=True)
-        peers.start()
-        upkeep = Upkeep(
-            [
-                lambda: certificates.renew(config, store, peers.reload),
-                lambda: remove_old_consoles(config.paths.console, store, clock.wall()),
-                daemon.view.forget_missing,
-            ]
-        )
-        upkeep.start()
-        node = config.node
-        networking = Loop("networks", clock)
-        networks = Networks(
-            node.address,
-            node.bridge_device,
-            store,
-            NetlinkLinks(),
-            FRR(),
-            clock,
-            daemon.networks_are,
-            networking.wake,
-        )
-        networking.start(networks.step)
-        if not networks.linked.wait(NETWORKS_S):
-            log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
-        coordinating = _coordinate(process, daemon, store, host, secret)
-        try:
-            process.loop(daemon)
-            notify("STOPPING=1")
-            daemon.begin_to_leave()
-            process.is_well = lambda: True
-            if coordinating is not None:
-                coordinating.close()
-            process.drain(daemon)
-            log.info("leaving the cluster; VMs go on")
-            daemon.leave()
-        except PVCError as error:
-            ended_by = error
-        finally:
-            networking.close()
-            upkeep.close()
-    finally:
-        if not guard.lease.armed:
-            guarding.close()  # else it goes on until the process has ended
-        elif guard.watchdog is not None:
-            log.error("the watchdog stays armed, and resets this machine unless a daemon starts soon")
-        peers.close()
-        hypervisor.close()
-        # A session that is closed ends the role at once. One that is left ends when the addresses have.
-        if coordinating is None or coordinating.close():
-            store.close()
-        lock.close()
-    if ended_by is not None:
-        end_at_once(ended_by)
-
-
-def end_at_once(error: PVCError) -> None:
-    """Python waits for threads, and a lane may be in a migration: the next life is not to wait for that."""
-    log.error("%s", error.message)
-    logging.shutdown()
-    os._exit(1)
-
-
-def _wrong_ticks(config: Config, timing: Timing) -> str:
-    """Of the servers that say: one that is down is believed to be as the others are."""
-    from pvc.node.drivers.fourletter import settings
-
-    for server in config.servers():
-        host, _, port = server.rpartition(":")
-        if wrong := timing.differs_from(settings(host, int(port))):
-            return f"ZooKeeper on {host}: {wrong}: it promises nothing"
-    return ""
-
-
-def _check_grace(config: Config, store: Store) -> None:
-    """Of the cluster. Not to start would end the VMs here, and would help nobody."""
-    try:
-        Timing.of(config, View(store).cluster().fence_grace_s).check()
-    except PVCError as error:
-        log.error("%s", error.message)
-
-
-def _come_first() -> None:
-    """Before threads begin: a daemon that gets no time, or is killed to save memory, costs all VMs here."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-        Path("/proc/self/oom_score_adj").write_text("-900")
-
-
-def _guard(config: Config, timing: Timing, clock: Clock, hypervisor: Hypervisor) -> Guard:
-    from pvc.node.drivers.watchdog import find
-
-    watchdog, why_none = find(config.daemon.watchdog)
-    memory = ContactFile(coordinators=listed_coordinators(config))
-    guard = Guard(timing, clock, hypervisor, watchdog, memory, why_none=why_none)
-    guard.doubt = memory.doubt()
-    return guard
-
-
-def _own_server(config: Config, store: Store, clock: Clock) -> OwnServer | None:
-    """Of a coordinator: its ZooKeeper server, looked at from beside."""
-    from pvc.node.drivers.fourletter import refuses
-
-    host, _, port = config.servers()[0].rpartition(":")
-    if host != config.node.address:
-        return None
-    own = OwnServer(lambda: refuses(host, int(port)), lambda: store.session, clock)
-    Loop("own server", clock).start(own.look)
-    return own
-
-
-def _outage(config: Config, own: OwnServer | None, timing: Timing, clock: Clock) -> Outage:
-    from pvc.peerclient import ask
-
-    def asked(address: str) -> float:
-        if own is not None and address == config.node.address:
-            return own.without_quorum_s()
-        answer = ask(config, address, config.daemon.console_port, "quorum", timeout_s=ASK_S)
-        return float(answer["without_quorum_s"])
-
-    return Outage(listed_coordinators(config), asked, timing, clock)
-
-
 def listed_coordinators(config: Config) -> tuple[str, ...]:
     """Their addresses, this node's own first."""
     return tuple(server.rpartition(":")[0] for server in config.servers())
-
-
-def drop_leftovers(host: HostAddresses) -> None:
-    """Floating addresses that an earlier life has left: nothing says that they belong here."""
-    try:
-        for address in host.held():
-            log.info("dropping %s, which an earlier life has left", address)
-            host.drop(address)
-    except DriverError as error:
-        log.warning("%s; the kernel ends what was left", error.message)
-
-
-def _coordinate(
-    process: Process, daemon: Daemon, store: Store, host: HostAddresses, secret: str
-) -> Coordinating | None:
-    """Beside the node's own loop, where the node is a coordinator."""
-    if daemon.role is not NodeRole.COORDINATOR:
-        return None
-    from pvc.node.coordinator import Coordinating, Coordinator, verify_lanes
-    from pvc.node.drivers.fourletter import refuses
-    from pvc.node.drivers.power import AnyPower
-
-    own_server, _, port = daemon.config.servers()[0].rpartition(":")
-    clock, timing = SystemClock(), Timing.of(daemon.config)
-    made = Coordinating(
-        lambda wake: Coordinator(
-            *(daemon.me, store, AnyPower(), host, clock, timing, secret),
-            wake=wake,
-            verify=verify_lanes,
-            is_store_refusing=lambda: refuses(own_server, int(port)),
-        ),
-        clock,
-    )
-    keeper = made.coordinator.keeper
-    keeper.changed, daemon.floating = daemon.wake, keeper.shown
-    process.is_well = lambda: clock.monotonic() < made.beat + LATE_S
-    made.start()
-    return made
-
-
-def _only_one(config: Config) -> TextIO:
-    """Two daemons of one node would both be right: the second one must not begin."""
-    where = Path(config.paths.state, "node.lock")
-    where.parent.mkdir(parents=True, exist_ok=True)
-    lock = where.open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise Failed(f"a node daemon runs here already ({where} is locked)") from None
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
-
-
-def _wait_for_cluster(process: Process, store: Store) -> bool:
-    """Until ZooKeeper answers and the cluster is initialised; False when told to end meanwhile."""
-    said = ""
-    while not process.ending.is_set():
-        try:
-            store.connect(2.0)  # type: ignore[attr-defined]
-            (found,), _ = store.read([paths.CLUSTER], [], lambda path: process.woken.set())
-            if found is not None:
-                return True
-            missing = "waiting for `pvc --direct cluster init`"
-        except Unavailable as error:
-            missing = error.message
-        if missing != said:
-            log.info("%s", missing)
-            said = missing
-        process.notify(f"STATUS={missing}", "EXTEND_TIMEOUT_USEC=30000000", "WATCHDOG=1")
-        process.wait(1.0)
-    return False

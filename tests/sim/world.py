@@ -34,7 +34,7 @@ from pvc.config import ClusterConfig, Config, DaemonConfig, NodeConfig, PathsCon
 from pvc.errors import Conflict, Invalid, PVCError, Unavailable
 from pvc.node.actions import key
 from pvc.node.coordinator import Coordinator
-from pvc.node.daemon import Daemon, drop_leftovers
+from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain, DomainState, DriverError, Ended, EventKind
 from pvc.node.drivers.power import BMCAccess
 from pvc.node.execute import Executor
@@ -44,6 +44,7 @@ from pvc.node.lanes import REST_AFTER_CONFLICT_S, REST_S
 from pvc.node.lease import Guard
 from pvc.node.outage import Answer, Outage
 from pvc.node.plan import Picture, Plan, plan
+from pvc.node.process import drop_leftovers
 from tests.sim import addresses
 from tests.sim.addresses import SimAddresses
 from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimMemory, SimPower, SimWatchdog

@@ -24,10 +24,11 @@ from pvc.cluster.vm import NewDisk, Owner, Power, State, Target, VMSpec, VMStatu
 from pvc.config import Config, NodeConfig, PathsConfig, parse
 from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
-from pvc.node.daemon import Daemon, Process, main
+from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain, DriverError, MigrationResult, MigrationSettings, MigrationTarget
 from pvc.node.execute import Executor
 from pvc.node.network import Found
+from pvc.node.process import Process, main
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.unit.node.pictures import UUID, XML, spec
@@ -698,7 +699,7 @@ def test_daemon_that_fails_does_not_wait_for_its_lanes() -> None:
     script = (
         "import threading\n"
         "from pvc.errors import Failed\n"
-        "from pvc.node.daemon import end_at_once\n"
+        "from pvc.node.process import end_at_once\n"
         "from pvc.node.lanes import ThreadLanes\n"
         "begun = threading.Event()\n"
         "def last(action): begun.set(); threading.Event().wait()\n"

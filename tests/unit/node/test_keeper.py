@@ -17,7 +17,7 @@ from pvc.cluster.timing import Timing
 from pvc.cluster.vm import Owner
 from pvc.errors import Unavailable
 from pvc.node.coordinator import Coordinator
-from pvc.node.daemon import drop_leftovers
+from pvc.node.process import drop_leftovers
 from tests.fakes.addresses import FakeAddresses
 from tests.fakes.power import FakePower
 from tests.fakes.store import MemoryCluster, MemoryStore

@@ -12,7 +12,7 @@ import pvc.node
 
 LOADED = """
 import sys
-from pvc.node.daemon import load_everything
+from pvc.node.process import load_everything
 load_everything()
 print(*sorted(sys.modules))
 """
