@@ -102,6 +102,8 @@ class NodeStatus:
     bridged_mtu: int = 0
     """The greatest that a bridged network can have here; 0: it can have none."""
     network_problems: tuple[NetworkProblem, ...] = ()
+    service_problems: tuple[NetworkProblem, ...] = ()
+    """Of what the primary does for managed networks."""
     console_port: int = 0
     flushed: bool = False
     """It was told to flush, and has not yet fetched its VMs back."""

@@ -85,6 +85,27 @@ def network_vm(vni: int | str, uuid: str) -> str:
     return f"{NETWORKS}/{vni}/vms/{uuid}"
 
 
+def network_reservations(vni: int | str) -> str:
+    return f"{NETWORKS}/{vni}/reservations"
+
+
+def network_reservation(vni: int | str, mac: str) -> str:
+    return f"{NETWORKS}/{vni}/reservations/{mac}"
+
+
+def network_leases(vni: int | str) -> str:
+    return f"{NETWORKS}/{vni}/leases"
+
+
+def network_lease(vni: int | str, address: str) -> str:
+    return f"{NETWORKS}/{vni}/leases/{address}"
+
+
+def network_access(vni: int | str) -> str:
+    """The filters of the network, all in one: their order is what they mean."""
+    return f"{NETWORKS}/{vni}/access"
+
+
 def network_name(description: str) -> str:
     return f"{NETWORK_NAMES}/{description}"
 

@@ -22,6 +22,9 @@ from pvc.errors import Conflict, Invalid
 if TYPE_CHECKING:
     from pvc.cluster.view import Node
 
+BELOW = (paths.network_vms, paths.network_reservations, paths.network_leases)
+"""What each network has a list of."""
+
 NAMED_AT_MOST = 10
 """VMs in one sentence."""
 
@@ -119,7 +122,7 @@ def add(
     ctx.say(f"{vni} is a new {kind} network, {description}: a bridge {bridge_name(vni)} on every node")
     ctx.commit(
         Create(paths.network(vni), dumps(spec)),
-        Create(paths.network_vms(vni)),
+        *(Create(listing(vni)) for listing in BELOW),
         Create(paths.network_name(description), str(vni).encode()),
     )
     return _described(spec, 0, nodes, (), wait=True)
@@ -208,9 +211,20 @@ def remove(ctx: Context, network: NetworkName) -> None:
     ctx.say(f"network {vni}, {found.spec.description}, goes from every node")
     ctx.commit(
         Delete(paths.network_name(found.spec.description)),
-        Delete(paths.network_vms(vni)),
+        *_all_below(ctx, vni),
         Delete(paths.network(vni), found.spec_version),
     )
+
+
+def _all_below(ctx: Context, vni: int) -> list[Op]:
+    """Reservations and leases go with their network; with VMs in it, which are below it too, it does not."""
+    listed = [
+        f"{listing(vni)}/{name}"
+        for listing in (paths.network_reservations, paths.network_leases)
+        for name in ctx.reader.children(listing(vni))
+    ]
+    single = [paths.network_access(vni)] if ctx.reader.get(paths.network_access(vni)) else []
+    return [Delete(path) for path in (*listed, *single, *(listing(vni) for listing in BELOW))]
 
 
 def _named(names: tuple[str, ...]) -> str:

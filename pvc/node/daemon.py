@@ -18,7 +18,7 @@ from pvc.cluster.cluster import LAYOUT_VERSION
 from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.cluster.membership import Fence, FenceState
 from pvc.cluster.mirror import Mirror
-from pvc.cluster.node import Alive, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
+from pvc.cluster.node import Alive, DaemonState, Load, NetworkProblem, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
 from pvc.cluster.timing import Timing
@@ -318,6 +318,10 @@ class Daemon:
             )
         )
         self.wake()
+
+    def services_are(self, problems: tuple[NetworkProblem, ...]) -> None:
+        """Called on the thread that serves."""
+        self._change_status(lambda status: replace(status, service_problems=problems))
 
     # Being woken, on threads of the store and of libvirt
 

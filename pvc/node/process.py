@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -30,6 +30,7 @@ from pvc.node.outage import Outage, OwnServer
 
 if TYPE_CHECKING:
     from pvc.node.coordinator import Coordinating
+    from pvc.node.services import Commit, Service, Services
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,6 @@ LATER = (
     "pvc.node.coordinator",
     "pvc.node.drivers.fourletter",
     "pvc.node.drivers.frr",
-    "pvc.node.drivers.fourletter",
     "pvc.node.drivers.ipmi",
     "pvc.node.drivers.links",
     "pvc.node.drivers.libvirt",
@@ -115,6 +115,7 @@ LATER = (
     "pvc.node.network",
     "pvc.node.drivers.watchdog",
     "pvc.node.peer",
+    "pvc.node.services",
     "pvc.node.upkeep",
     "pvc.peerclient",
     "pvc.secretbox",
@@ -209,6 +210,7 @@ def main(config: Config) -> None:
         if not networks.linked.wait(NETWORKS_S):
             log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
         coordinating = _coordinate(process, daemon, store, host, secret)
+        serving = _serve(daemon, store, clock)
         try:
             process.loop(daemon)
             notify("STOPPING=1")
@@ -216,6 +218,8 @@ def main(config: Config) -> None:
             process.is_well = lambda: True
             if coordinating is not None:
                 coordinating.close()
+            if serving is not None:
+                serving.close()
             process.drain(daemon)
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
@@ -342,6 +346,31 @@ def _coordinate(
     process.is_well = lambda: clock.monotonic() < made.beat + LATE_S
     made.start()
     return made
+
+
+class Serving:
+    """The services of networks, with the loop that they have for themselves."""
+
+    def __init__(self, make: Callable[[Callable[[], None]], Services], clock: Clock) -> None:
+        self.loop = Loop("services", clock)
+        self.services = make(self.loop.wake)
+        self.loop.start(self.services.step)
+
+    def close(self) -> None:
+        self.loop.close()
+        self.services.close()
+
+
+def _serve(daemon: Daemon, store: Store, clock: Clock) -> Serving | None:
+    """Where the node is a coordinator, which may be primary."""
+    if daemon.role is not NodeRole.COORDINATOR:
+        return None
+    from pvc.node.services import Services
+
+    def services(commit: Commit) -> Sequence[Service]:
+        return ()
+
+    return Serving(lambda wake: Services(daemon.name, store, services, daemon.services_are, wake), clock)
 
 
 def _only_one(config: Config) -> TextIO:
