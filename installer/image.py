@@ -45,6 +45,7 @@ PACKAGES = (
     *("openssh-server", "chrony", "procps", "less", "vim-tiny", "ca-certificates", "gnutls-bin", "openssl"),
     *("python3", "python3-yaml", "python3-libvirt"),
     *("frr", "frr-pythontools", "dnsmasq-base", "ipmitool"),
+    *("pdns-server", "pdns-backend-sqlite3", "bind9-dnsutils"),
     *("libvirt-daemon-system", "libvirt-clients", "libvirt-daemon-driver-qemu"),
     *("qemu-system-x86", "qemu-utils", "seabios", "ovmf"),
     *("zookeeper", "pvc-headless-jre"),
@@ -57,8 +58,8 @@ ENABLED = (
     "pvc-api.service",
     "pvc-ssh-keys.service",
 )
-# FRR is started by the node daemon where a network needs it.
-DISABLED = ("frr.service",)
+# These are started by the node daemon where a network needs them.
+DISABLED = ("frr.service", "pdns.service")
 MASKED = (
     "libvirt-guests.service",  # would make every shutdown of a node wait for its guests
     "sys-kernel-debug.mount",
