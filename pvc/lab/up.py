@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pvc.commands.lab import LabNode
-from pvc.errors import Conflict, Failed, NotFound, TimedOut
+from pvc.errors import Conflict, Failed, NotFound, TimedOut, Unavailable
 from pvc.lab import bmc, configure, discover, network, power, preflight
 from pvc.lab.common import Say, Stages, existing, locked
 from pvc.lab.inside import capture
@@ -36,6 +36,7 @@ ASKING_S = 0.3
 """For what starts a program in a node each time: it must not slow down what it waits for."""
 QUORUM_WITHIN_S = 60.0
 RUN_WITHIN_S = 90.0
+TOLD_AT_MOST = 3
 
 
 def bring_up(say: Say, *, nodes: int | None, coordinators: int | None, image: Path | None = None) -> Lab:
@@ -152,10 +153,15 @@ def _initialise(lab: Lab) -> None:
 
 
 def _tell_store(lab: Lab, verb: str, *options: str, refused: int = 0) -> None:
-    first = lab.nodes[0]
-    done = capture(lab, first, ["pvc", "--quiet", "--direct", "cluster", verb, *options], timeout_s=30)
-    if done.code not in (0, refused):
-        raise Failed(f"pvc cluster {verb} on {first.name}: {(done.stderr or done.stdout).strip()}")
+    """Once more where the store did not answer: servers that have just begun may choose another leader."""
+    first, words = lab.nodes[0], ["pvc", "--quiet", "--direct", "cluster", verb, *options]
+    for _ in range(TOLD_AT_MOST):
+        done = capture(lab, first, words, timeout_s=30)
+        if done.code in (0, refused):
+            return
+        if done.code != Unavailable.exit_code:
+            break
+    raise Failed(f"pvc cluster {verb} on {first.name}: {(done.stderr or done.stdout).strip()}")
 
 
 def _make_bmc_known(lab: Lab, node: Node) -> None:
