@@ -172,7 +172,7 @@ def main(config: Config) -> None:
     try:
         if certificates.are_there(config):
             peers.start()  # others may ask while the store is out
-        if not _wait_for_cluster(process, store):
+        if not (_wait_for_cluster(process, store) and _wait_for_libvirt(process, hypervisor)):
             return
         _check_grace(config, store)
         changed = certificates.ensure(config, store)
@@ -390,15 +390,29 @@ def _only_one(config: Config) -> TextIO:
 
 def _wait_for_cluster(process: Process, store: Store) -> bool:
     """Until ZooKeeper answers and the cluster is initialised; False when told to end meanwhile."""
+
+    def is_there() -> bool:
+        store.connect(2.0)  # type: ignore[attr-defined]
+        (found,), _ = store.read([paths.CLUSTER], [], lambda path: process.woken.set())
+        return found is not None
+
+    return wait_until(process, is_there, "waiting for `pvc --direct cluster init`")
+
+
+def _wait_for_libvirt(process: Process, hypervisor: Hypervisor) -> bool:
+    """Until it answers; False when told to end meanwhile. It may begin later than this daemon."""
+    return wait_until(process, lambda: bool(hypervisor.capabilities().emulator), "libvirt knows no QEMU")
+
+
+def wait_until(process: Process, is_there: Callable[[], bool], otherwise: str) -> bool:
+    """Asks each second, and says why not when that is another reason; False when told to end meanwhile."""
     said = ""
     while not process.ending.is_set():
         try:
-            store.connect(2.0)  # type: ignore[attr-defined]
-            (found,), _ = store.read([paths.CLUSTER], [], lambda path: process.woken.set())
-            if found is not None:
+            if is_there():
                 return True
-            missing = "waiting for `pvc --direct cluster init`"
-        except Unavailable as error:
+            missing = otherwise
+        except (Unavailable, DriverError) as error:
             missing = error.message
         if missing != said:
             log.info("%s", missing)
