@@ -18,7 +18,12 @@ def without_waiting(told: list[str]) -> Process:
 
 
 def test_what_is_not_there_yet_is_asked_for_again_and_each_reason_told() -> None:
-    answers: list[bool | Exception] = [Unavailable("no quorum"), False, DriverError("libvirt is silent"), True]
+    answers: list[bool | Exception] = [
+        Unavailable("no quorum"),
+        False,
+        DriverError("libvirt is silent"),
+        True,
+    ]
     told: list[str] = []
 
     def is_there() -> bool:
