@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pvc.cluster import paths
+from pvc.cluster.codec import dumps
 from pvc.cluster.network import NetworkSpec
+from pvc.cluster.store import Create, Delete, Op, Put
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +86,19 @@ class Clients:
     leases: Mapping[str, Lease] = field(default_factory=dict)
     """By address."""
     access: AccessList = field(default_factory=AccessList)
+
+
+def use_ops(uuid: str, before: Mapping[int, Member], after: Mapping[int, Member]) -> tuple[Op, ...]:
+    """What a transaction that changes the networks of a VM, or its name, must do to the index; both by VNI.
+
+    A network is deleted together with its index, which is possible only when that is empty: so neither a VM
+    comes to a network that has just gone, nor goes a network that has just got a VM.
+    """
+    written: list[Op] = []
+    for vni, member in sorted(after.items()):
+        path = paths.network_vm(vni, uuid)
+        if vni not in before:
+            written.append(Create(path, dumps(member)))
+        elif before[vni] != member:
+            written.append(Put(path, dumps(member)))
+    return (*written, *(Delete(paths.network_vm(vni, uuid)) for vni in sorted(before.keys() - after.keys())))

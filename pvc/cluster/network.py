@@ -8,8 +8,6 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from pvc.cluster import paths
-from pvc.cluster.store import Create, Delete, Op
 from pvc.errors import Invalid
 
 LEAST_MTU, LEAST_MTU_IPV6 = 576, 1280
@@ -84,19 +82,6 @@ def vxlan_name(vni: int) -> str:
 
 def vlan_name(vni: int) -> str:
     return f"vl{vni}"
-
-
-# Who uses it
-
-
-def use_ops(uuid: str, before: frozenset[int], after: frozenset[int]) -> tuple[Op, ...]:
-    """What a transaction that changes the networks of a VM must do to the index.
-
-    A network is deleted together with its index, which is possible only when that is empty: so neither a VM
-    comes to a network that has just gone, nor goes a network that has just got a VM.
-    """
-    added = tuple(Create(paths.network_vm(vni, uuid)) for vni in sorted(after - before))
-    return added + tuple(Delete(paths.network_vm(vni, uuid)) for vni in sorted(before - after))
 
 
 # Rules

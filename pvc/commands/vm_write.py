@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pvc.cluster import paths
+from pvc.cluster.clients import Member, use_ops
 from pvc.cluster.codec import dumps
-from pvc.cluster.network import use_ops
 from pvc.cluster.store import Check, Op, Put
 from pvc.cluster.vm import VMSpec, index_nodes, index_ops, vnis_of
 from pvc.commands.context import Context
-from pvc.errors import NotFound
+from pvc.errors import Invalid, NotFound
 
 if TYPE_CHECKING:
     from pvc.cluster import domainxml
@@ -38,12 +39,32 @@ def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = 
 
 def network_ops(ctx: Context, uuid: str, before: VMSpec | None, after: VMSpec | None) -> tuple[Op, ...]:
     """The index of who uses which network. Raises NotFound for a new one that the cluster does not have."""
-    old, new = vnis_of(before), vnis_of(after)
-    if added := new - old:
+    if before is not None and after is not None and before.definition == after.definition:
+        return ()
+    old, new = members_of(before), members_of(after)
+    if added := new.keys() - old.keys():
         known = ctx.view.networks(added)
         for vni in sorted(added - known.keys()):
             raise NotFound(f"no network {vni}", hint="pvc network list shows them")
+    kept = [vni for vni in new if vni in old and old[vni] != new[vni]]
+    for vni, stored in zip(kept, ctx.reader.get_many([paths.network_vm(v, uuid) for v in kept]), strict=True):
+        if stored is not None and stored.data:  # what a newer version has written there stays
+            new[vni] = replace(new[vni], extra=ctx.view.decode(Member, stored).extra)
     return use_ops(uuid, old, new)
+
+
+def members_of(spec: VMSpec | None) -> dict[int, Member]:
+    """What it is in each network of the cluster that it is in. No MAC is known of a damaged definition."""
+    from pvc.cluster import domainxml
+
+    macs: dict[int, list[str]] = {vni: [] for vni in vnis_of(spec)}
+    if spec is None or not macs:
+        return {}
+    with suppress(Invalid):
+        for nic in domainxml.parse(spec.definition).nics:
+            if nic.vni in macs:
+                macs[nic.vni].append(nic.mac)
+    return {vni: Member(spec.name, tuple(found)) for vni, found in macs.items()}
 
 
 def with_definition(spec: VMSpec, xml: str) -> VMSpec:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pvc.cluster import domainxml, paths
+from pvc.cluster.clients import Member
 from pvc.cluster.store import Delete, Put
 from pvc.cluster.view import View
 from pvc.errors import Conflict, NotFound
@@ -120,6 +121,48 @@ def test_the_index_follows_the_definition() -> None:
     world.check_invariants()
     world.call("network.remove", network="102")
     assert world.store.get(paths.network_vms(102)) is None
+
+
+def test_the_index_says_what_a_vm_is_called_there_and_by_which_addresses_it_is_known() -> None:
+    world = a_network()
+    world.call("vm.define", xml=xml_of(bridge="br0", vni=101))
+    outside, inside = domainxml.parse(world.spec("web1").definition).nics
+    assert world.member(101, UUID) == Member("web1", (inside.mac,)), "and none of another network"
+    world.call("vm.rename", vm="web1", new="web2")
+    assert world.member(101, UUID) == Member("web2", (inside.mac,))
+    moved = world.spec("web2").definition.replace(inside.mac, "52:54:00:00:00:09")
+    world.call("vm.set-definition", vm="web2", xml=moved)
+    assert world.member(101, UUID) == Member("web2", ("52:54:00:00:00:09",))
+    assert outside.mac in moved
+    world.check_invariants()
+
+
+def test_a_change_that_concerns_no_network_writes_nothing_to_one() -> None:
+    world = a_network()
+    world.call("vm.define", xml=xml_of(bridge="br0", vni=101))
+    path = paths.network_vm(101, UUID)
+    before = world.store.get(path)
+    world.call("vm.memory-set", vm="web1", memory="1G")
+    world.call("vm.meta", vm="web1", selector="vms")
+    assert world.store.get(path) == before
+
+
+def test_what_a_newer_version_has_written_of_a_member_stays() -> None:
+    world = a_network()
+    world.call("vm.define", xml=xml_of(bridge="br0", vni=101))
+    world.edit(paths.network_vm(101, UUID), colour="red")
+    world.call("vm.rename", vm="web1", new="web2")
+    assert world.member(101, UUID).extra == {"colour": "red"}
+    assert world.member(101, UUID).vm == "web2"
+
+
+def test_a_damaged_definition_can_be_replaced_and_the_index_follows() -> None:
+    world = a_network()
+    world.call("vm.define", xml=xml_of(bridge="br0", vni=101))
+    whole = world.spec("web1").definition
+    world.edit(paths.vm(UUID), definition="<domain")
+    world.call("vm.set-definition", vm="web1", xml=whole)
+    world.check_invariants()
 
 
 def test_a_used_network_stays_and_says_who_uses_it() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pvc.clock import SystemClock
 from pvc.cluster import domainxml, paths
+from pvc.cluster.clients import Member
 from pvc.cluster.cluster import Authority
 from pvc.cluster.codec import dumps, to_json
 from pvc.cluster.membership import Primary
@@ -146,6 +147,11 @@ class World:
         assert isinstance(value, dict)
         return value
 
+    def member(self, vni: int, uuid: str) -> Member:
+        stored = self.store.get(paths.network_vm(vni, uuid))
+        assert stored is not None, (vni, uuid)
+        return View(self.store).decode(Member, stored)
+
     def edit(self, path: str, **fields: Any) -> None:
         """As if a newer version had written the document."""
         self.store.commit(Put(path, json.dumps({**self.plain(path), **fields}).encode()))
@@ -160,14 +166,20 @@ class World:
         names = {name: view.resolve_vm(name) for name in self.store.children(paths.VM_NAMES)}
         assert names == {vm.spec.name: uuid for uuid, vm in vms.items()}
         for vni in view.networks():
-            members = {uuid for uuid, vm in vms.items() if vni in vnis_of(vm.spec)}
-            assert set(self.store.children(paths.network_vms(vni))) == members, vni
+            members = {uuid: _member(vm.spec, vni) for uuid, vm in vms.items() if vni in vnis_of(vm.spec)}
+            found = {uuid: self.member(vni, uuid) for uuid in self.store.children(paths.network_vms(vni))}
+            assert found == members, vni
         called = {one: view.resolve_network(one) for one in self.store.children(paths.NETWORK_NAMES)}
         assert called == {one.spec.description: vni for vni, one in view.networks().items()}
         for uuid, vm in vms.items():
             facts = domainxml.parse(vm.spec.definition)
             assert (facts.uuid, facts.name) == (uuid, vm.spec.name)
             assert (facts.memory_mib, facts.vcpus) == (vm.spec.memory_mib, vm.spec.vcpus)
+
+
+def _member(spec: VMSpec, vni: int) -> Member:
+    nics = domainxml.parse(spec.definition).nics
+    return Member(spec.name, tuple(nic.mac for nic in nics if nic.vni == vni))
 
 
 def a_world(nodes: int = 3) -> World:
