@@ -20,6 +20,7 @@ from tests.lab.dying import (
     returned_clean,
     secondary,
     seen,
+    where,
 )
 from tests.lab.vms import Cluster
 
@@ -38,6 +39,20 @@ def test_a_node_loses_power(cluster: Cluster) -> None:
         assert (shown["state"], shown["evidence"]) == ("fenced", "power-off")
         assert all(any(name in line for line in shown["recovered"]) for name in VMS)
         returned_clean(cluster, victim)
+
+
+def test_a_vm_comes_home_live_when_its_node_is_back(cluster: Cluster) -> None:
+    """Nobody counts its QEMUs here: while it migrates there are two, of which one waits."""
+    victim = secondary(cluster)
+    cluster.asked = next(name for name in cluster.lab.nodes if name != victim)
+    with cluster.vm("brave", "--target", victim):
+        cut(cluster, victim)
+        place = seen(lambda: where(cluster, "brave", victim), within=60)
+        before = cluster.ticking("brave", place, more_than=3)
+        seen(lambda: cluster.json("node", "info", victim)["daemon_state"] == "run", within=90)
+        cluster.pvc("vm", "unmigrate", "brave", "--wait", "--timeout", "120")
+        assert cluster.qemus("brave") == [victim]
+        assert cluster.ticking("brave", victim, more_than=before[-1].number)
 
 
 def test_the_primary_loses_power(cluster: Cluster) -> None:
