@@ -68,6 +68,11 @@ def vm_target(uuid: str) -> str:
     return f"{VMS}/{uuid}/target"
 
 
+def vm_user_data(uuid: str) -> str:
+    """What its guest finds at first boot, written by operations. Apart from the spec, which lists read."""
+    return f"{VMS}/{uuid}/userdata"
+
+
 def vm_name(name: str) -> str:
     return f"{VM_NAMES}/{name}"
 

@@ -24,6 +24,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
             *("set-definition", "modify", "meta", "vcpu get", "vcpu set", "memory get", "memory set"),
             *("tag get", "tag add", "tag remove"),
         ),
+        "pvc.commands.vm_user_data": ("user-data get", "user-data set", "user-data remove"),
         "pvc.commands.vm_log": ("log-text", "log"),
     },
     "node": {

@@ -26,6 +26,7 @@ from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Autostart, MaxDowntime, NewName, NodeLimit, StartPriority, VMName
 from pvc.commands.vm_info import VMInfo, describe
+from pvc.commands.vm_user_data import UserDataText, encoded
 from pvc.commands.vm_write import network_ops, save, with_definition
 from pvc.errors import Conflict, NotFound
 
@@ -113,6 +114,7 @@ def create(
     | None = None,
     cmdline: Annotated[str, Arg("its command line", metavar="TEXT")] = "",
     topology: types.TopologyText | None = None,
+    user_data: Annotated[UserDataText, Arg(metavar="FILE", file=True)] | None = None,
     target: AtNode | None = None,
     limit: tuple[NodeLimit, ...] = (),
     selector: By = Selector.NONE,
@@ -130,6 +132,7 @@ def create(
     from pvc.cluster import domainxml
 
     uuid = str(uuid4())
+    more = () if user_data is None else (Create(paths.vm_user_data(uuid), encoded(user_data)),)
     files, new_disks = _disks(ctx, name, uuid, disk)
     xml = domainxml.create(
         name,
@@ -145,7 +148,7 @@ def create(
     )
     tags = _tags(tag, protected_tag)
     spec = _treated(uuid, target, limit, selector, autostart, start_priority, method, max_downtime, tags)
-    return _add(ctx, with_definition(replace(spec, new_disks=new_disks), xml))
+    return _add(ctx, with_definition(replace(spec, new_disks=new_disks), xml), *more)
 
 
 def _treated(
@@ -206,7 +209,7 @@ def _tags(plain: tuple[str, ...], protected: tuple[str, ...]) -> tuple[Tag, ...]
     return tuple(Tag(name, name in protected) for name in sorted({*plain, *protected}))
 
 
-def _add(ctx: Context, spec: VMSpec) -> VMInfo:
+def _add(ctx: Context, spec: VMSpec, *more: Op) -> VMInfo:
     """Write a new VM: spec, status, name and index at once."""
     ctx.view.cluster()
     check_nodes(ctx, spec)
@@ -217,7 +220,7 @@ def _add(ctx: Context, spec: VMSpec) -> VMInfo:
         Create(paths.vm_name(spec.name), spec.uuid.encode()),
     ]
     used = network_ops(ctx, spec.uuid, None, spec)
-    ctx.commit(*ops, *index_ops(spec.uuid, frozenset(), index_nodes(spec, None)), *used)
+    ctx.commit(*ops, *index_ops(spec.uuid, frozenset(), index_nodes(spec, None)), *used, *more)
     ctx.say(f"{spec.name} is a new VM, stopped; {spec.node or 'a node is chosen when it starts'}")
     return describe(VM(spec, 0, VMStatus(), 0))
 
@@ -283,11 +286,10 @@ def undefine(ctx: Context, vm: VMName) -> None:
     found = ctx.view.vm(vm)
     spec, status = found.spec, found.status
     _check_stopped(found, "undefine")
-    # The mirror does not follow answers of targets: this one may have been left behind.
-    target = ctx.store.get(paths.vm_target(spec.uuid))
+    # The mirror does not follow these. The answer of a target may have been left behind.
+    below = ctx.store.get_many([paths.vm_target(spec.uuid), paths.vm_user_data(spec.uuid)])
     ops: list[Op] = [Delete(paths.vm_name(spec.name))]
-    if target is not None:
-        ops.append(Delete(target.path, target.version))
+    ops += [Delete(one.path, one.version) for one in below if one is not None]
     if found.status_version is not None:
         ops.append(Delete(paths.vm_status(spec.uuid), found.status_version))
     ops.append(Delete(paths.vm(spec.uuid), found.spec_version))

@@ -150,8 +150,12 @@ class _Run:
             outcome = error.code
             raise
         finally:
-            # Only what names the object: options may carry secrets.
-            named = {one.name: arguments.get(one.name) for one in self.found.params if one.positional}
+            # Only what names the object: options and files may carry secrets.
+            named = {
+                one.name: arguments.get(one.name)
+                for one in self.found.params
+                if one.positional and not one.arg.file
+            }
             audit.info("%s: %s %s: %s", self.caller.name, self.found.name, json.dumps(_short(named)), outcome)
 
     def waiting(self, arguments: dict[str, Any]) -> tuple[str | None, float]:

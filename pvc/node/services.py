@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pvc.cluster import paths
-from pvc.cluster.clients import AccessList, Clients, Lease, Member, Reservation
+from pvc.cluster.client_view import ClientsView, expand_networks, followed_networks
+from pvc.cluster.clients import Clients
 from pvc.cluster.cluster import ClusterSpec
-from pvc.cluster.codec import Unreadable
 from pvc.cluster.membership import Primary
 from pvc.cluster.mirror import Follow, Mirror
-from pvc.cluster.network import Kind
 from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
-from pvc.cluster.store import Check, Op, SessionState, Store, Stored
+from pvc.cluster.store import Check, Op, SessionState, Store
 from pvc.cluster.view import View
 from pvc.errors import Conflict, PVCError
 
@@ -69,8 +68,7 @@ class Services:
         self.view = View(self.mirror)
         self.services = services(self.commit)
         """In the order in which they begin; they end in the opposite one."""
-        self.networks: dict[int, Clients] = {}
-        self.unreadable: dict[int, str] = {}
+        self.clients = ClientsView(self.view)
         self.is_serving: bool | None = None
         """None: it is not known what an earlier life has left."""
         self.published: tuple[NetworkProblem, ...] | None = None
@@ -87,7 +85,7 @@ class Services:
         if state is not SessionState.CONNECTED:
             return UNAVAILABLE_S
         changed = self.mirror.sync()
-        self._read(changed)
+        self.clients.update(changed)
         if not self.is_primary():
             self.rest()
             self._publish(())
@@ -112,7 +110,7 @@ class Services:
         cluster = self.view.decode(ClusterSpec, stored) if stored else ClusterSpec("")
         specs = {name: self.view.node_spec(name) for name in self.mirror.children(paths.NODES)}
         nodes = {name: spec for name, spec in specs.items() if spec is not None}
-        return Scene(cluster, nodes, dict(self.networks))
+        return Scene(cluster, nodes, dict(self.clients.networks))
 
     def rest(self) -> None:
         if self.is_serving is False:
@@ -139,7 +137,7 @@ class Services:
             log.info("serving the networks")
         self.is_serving = True
         scene = self.scene()
-        problems = [NetworkProblem(vni, why) for vni, why in self.unreadable.items()]
+        problems = [NetworkProblem(vni, why) for vni, why in self.clients.unreadable.items()]
         for service in self.services:
             try:
                 problems += service.serve(scene)
@@ -156,67 +154,16 @@ class Services:
         self.publish(problems)
         self.published = problems
 
-    # Reading: of each network again only when something of it changed
-
-    def _read(self, changed: Iterable[str]) -> None:
-        """A document that is damaged freezes its own network and no other."""
-        names = {_vni_in(path) for path in changed} - {""}
-        for vni in map(int, names):
-            try:
-                found = self._network(vni)
-            except Unreadable as error:
-                self.unreadable[vni] = error.message
-                continue
-            self.unreadable.pop(vni, None)
-            self.networks.pop(vni, None)
-            if found is not None:
-                self.networks[vni] = found
-
-    def _network(self, vni: int) -> Clients | None:
-        known = self.view.networks([vni]).get(vni)
-        if known is None or known.spec.kind is not Kind.MANAGED:
-            return None
-        access = self.mirror.get(paths.network_access(vni))
-        members = self._below(paths.network_vms(vni))
-        reservations = self._below(paths.network_reservations(vni))
-        leases = self._below(paths.network_leases(vni))
-        return Clients(
-            known.spec,
-            {name: self.view.decode(Member, one) if one.data else Member() for name, one in members},
-            {name: self.view.decode(Reservation, one) for name, one in reservations},
-            {name: self.view.decode(Lease, one) for name, one in leases},
-            self.view.decode(AccessList, access) if access else AccessList(),
-        )
-
-    def _below(self, listing: str) -> list[tuple[str, Stored]]:
-        names = self.mirror.children(listing)
-        stored = self.mirror.get_many([f"{listing}/{name}" for name in names])
-        return [(name, one) for name, one in zip(names, stored, strict=True) if one is not None]
-
 
 _FOLLOWED = (
     Follow(paths.CLUSTER),
     Follow(paths.PRIMARY),
     Follow(paths.NODES, children=True),
-    Follow(paths.NETWORKS, children=True),
+    *followed_networks(),
 )
 
 
 def _expand(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
     if listing == paths.NODES:
         return [Follow(paths.node(name)) for name in names]
-    if listing != paths.NETWORKS:
-        return [Follow(f"{listing}/{name}") for name in names]
-    lists = (paths.network_vms, paths.network_reservations, paths.network_leases)
-    single = (paths.network, paths.network_access)
-    return [
-        *(Follow(where(vni)) for vni in names for where in single),
-        *(Follow(where(vni), children=True) for vni in names for where in lists),
-    ]
-
-
-def _vni_in(path: str) -> str:
-    """Of which network a document or listing is; empty: of none."""
-    if not path.startswith(f"{paths.NETWORKS}/"):
-        return ""
-    return path.removeprefix(f"{paths.NETWORKS}/").partition("/")[0]
+    return expand_networks(listing, names)

@@ -46,6 +46,12 @@ def tagged() -> World:
     return with_vm(tag=["blue"])
 
 
+def with_user_data() -> World:
+    world = with_vm()
+    world.call("vm.user-data-set", vm="web1", text="#cloud-config\n")
+    return world
+
+
 def flushed() -> World:
     world = a_world()
     world.call("node.flush", node="n1")
@@ -114,6 +120,8 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "vm.meta": (with_vm, {"vm": "web1", "selector": "vms", "limit": ["n1", "n2"]}),
     "vm.vcpu-set": (with_vm, {"vm": "web1", "vcpus": 4, "topology": "1,2,2"}),
     "vm.memory-set": (running, {"vm": "web1", "memory": "1G", "restart": True}),
+    "vm.user-data-set": (with_vm, {"vm": "web1", "text": "#cloud-config\n"}),
+    "vm.user-data-remove": (with_user_data, {"vm": "web1"}),
     "vm.tag-add": (with_vm, {"vm": "web1", "tag": "blue", "protected": True}),
     "vm.tag-remove": (tagged, {"vm": "web1", "tag": "blue"}),
 }
@@ -335,6 +343,14 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("vm.set-definition", with_vm, {"vm": "web1", "xml": xml_of(), "digest": "0"}, Conflict, "somebody else"),
     ("vm.modify", with_vm, {"vm": "web1"}, Invalid, "needs a FILE or --editor"),
     ("vm.modify", with_vm, {"vm": "web1", "file": "<a/>", "editor": True}, Invalid, "one of them"),
+    ("vm.create", a_world, {"name": "a", "user_data": "x" * 2**18 + "x"}, Invalid, "256 KiB is the most"),
+    ("vm.user-data-get", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.user-data-get", with_vm, {"vm": "web1"}, NotFound, "web1 has no user data"),
+    ("vm.user-data-set", a_world, {"vm": "web9", "text": "x"}, NotFound, "no VM named web9"),
+    ("vm.user-data-set", with_vm, {"vm": "web1", "text": " \n"}, Invalid, "user data is empty"),
+    ("vm.user-data-set", with_vm, {"vm": "web1", "text": "\ud800"}, Invalid, "no text in UTF-8"),
+    ("vm.user-data-set", with_vm, {"vm": "web1", "text": "ö" * 2**17 + "x"}, Invalid, "256 KiB is the most"),
+    ("vm.user-data-remove", with_vm, {"vm": "web1"}, NotFound, "web1 has no user data"),
     ("vm.log", with_vm, {"vm": "web1", "lines": 1.5}, Invalid, "must be a whole number"),
     ("vm.log-text", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
     ("vm.log-text", lambda: with_vm(node=None), {"vm": "web1"}, Conflict, "has not run yet"),

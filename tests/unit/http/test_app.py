@@ -220,6 +220,15 @@ def test_changes_are_audited_without_their_options(served: Served, caplog: pytes
     ]
 
 
+def test_files_are_not_in_the_audit(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    served.app = make_app(served.site, [registry.find("vm.user-data-set")])
+    with caplog.at_level(logging.INFO, "pvc.audit"):
+        served.ask("PUT", "/api/v1/vm/web1/user-data", json={"text": "hunter2"})
+    assert [record.getMessage() for record in caplog.records] == [
+        'admin: vm.user-data-set {"vm": "web1"}: not-found'
+    ]
+
+
 def test_operation_with_a_reserved_parameter_is_refused_at_start() -> None:
     def clash(ctx: object, *, within: int = 0) -> str:
         """Clash."""
