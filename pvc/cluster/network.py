@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from types import MappingProxyType
 from typing import Any
 
 from pvc.errors import Invalid
@@ -15,6 +17,9 @@ GREATEST_MTU = 65_535
 GREATEST_VNI, GREATEST_VLAN = 2**24 - 1, 4094
 VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6 = 50, 70
 """Of the inner Ethernet header and the outer IP, UDP and VXLAN headers."""
+
+LONGEST_DOMAIN = 253
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -67,6 +72,16 @@ class NetworkSpec:
     ipv6: IPv6 = field(default_factory=IPv6)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """Its addresses on the primary."""
+        return tuple(one for one in (self.ipv4.gateway, self.ipv6.gateway) if one)
+
+    def prefixes(self) -> Iterator[Prefix]:
+        for text in (self.ipv4.network, self.ipv6.network):
+            if text:
+                yield ip_network(text)
+
 
 # What it is called on a node
 
@@ -84,13 +99,53 @@ def vlan_name(vni: int) -> str:
     return f"vl{vni}"
 
 
+def gateway_name(vni: int) -> str:
+    """The end that has the primary's addresses in the network."""
+    return f"gw{vni}"
+
+
+def gateway_port_name(vni: int) -> str:
+    """Its other end, a port of the bridge."""
+    return f"gp{vni}"
+
+
+# What is chosen where nothing is said
+
+
+def dhcp_range(network: str, gateway: str) -> DHCPRange:
+    """The upper half of the network, the lower one where the gateway is inside that.
+
+    Of what is no network, or no gateway in it, a range that `check` refuses.
+    """
+    try:
+        prefix, own = ip_network(network), int(ip_address(gateway))
+    except ValueError:
+        return DHCPRange("", "")
+    first = int(prefix.network_address)
+    hosts = range(first + 1, first + prefix.num_addresses - 1)
+    middle = len(hosts) // 2
+    for half in (hosts[middle:], hosts[:middle]):
+        free = half[1:] if half and half[0] == own else half
+        free = free[:-1] if free and free[-1] == own else free
+        if free and own not in free:
+            return DHCPRange(str(ip_address(free[0])), str(ip_address(free[-1])))
+    return DHCPRange("", "")
+
+
 # Rules
 
 
-def check(spec: NetworkSpec, others: Iterable[NetworkSpec] = (), *, carries: int = 0) -> None:
+def check(
+    spec: NetworkSpec,
+    others: Iterable[NetworkSpec] = (),
+    *,
+    carries: int = 0,
+    taken: Mapping[Prefix, str] = MappingProxyType({}),
+) -> None:
     """Raises Invalid saying what can never work.
 
-    `carries` is the greatest MTU that a network of its kind can have on every node, 0 where nobody knows.
+    `carries` is the greatest MTU that a network of its kind can have on every node, 0 where nobody knows;
+    `taken` is what the nodes have themselves, and what that is.
     """
     what = f"network {spec.vni}"
     if not 1 <= spec.vni <= GREATEST_VNI:
@@ -101,13 +156,19 @@ def check(spec: NetworkSpec, others: Iterable[NetworkSpec] = (), *, carries: int
             hint="--kind managed takes greater numbers",
         )
     _check_mtu(spec, carries)
-    if spec.kind is Kind.BRIDGED and (spec.ipv4 != IPv4() or spec.ipv6 != IPv6() or spec.domain):
+    if spec.kind is Kind.BRIDGED and has_addresses(spec):
         raise Invalid(f"{what} is bridged: its addresses and names are given by whoever runs that VLAN")
     _check_ipv4(spec.ipv4, what)
     _check_ipv6(spec.ipv6, what)
+    _check_domain(spec.domain, what)
     for server in spec.dns_servers:
-        _address(server, "DNS server", what)
-    _check_overlaps(spec, others)
+        _check_dns_server(server, what)
+    _check_against(spec, others, taken)
+
+
+def has_addresses(spec: NetworkSpec) -> bool:
+    """Or names: what concerns other networks."""
+    return bool(spec.ipv4 != IPv4() or spec.ipv6 != IPv6() or spec.domain or spec.dns_servers)
 
 
 def _check_mtu(spec: NetworkSpec, carries: int) -> None:
@@ -128,7 +189,10 @@ def _check_mtu(spec: NetworkSpec, carries: int) -> None:
 def _check_ipv4(ipv4: IPv4, what: str) -> None:
     if not ipv4.network:
         if ipv4.gateway or ipv4.dhcp:
-            raise Invalid(f"{what} has an IPv4 gateway or range and no IPv4 network they could be in")
+            raise Invalid(
+                f"{what} has an IPv4 gateway or range and no IPv4 network they could be in",
+                hint="--gateway '' --no-dhcp takes them away",
+            )
         return
     prefix = _prefix(ipv4.network, 4, what)
     if not 8 <= prefix.prefixlen <= 30:
@@ -136,18 +200,25 @@ def _check_ipv4(ipv4: IPv4, what: str) -> None:
     gateway = _host(ipv4.gateway, prefix, "gateway", what) if ipv4.gateway else None
     if ipv4.dhcp is None:
         return
+    if gateway is None:
+        raise Invalid(
+            f"{what} has DHCP and no gateway, where its server would answer", hint=f"--gateway {prefix[1]}"
+        )
     start = _host(ipv4.dhcp.start, prefix, "start of the DHCP range", what)
     end = _host(ipv4.dhcp.end, prefix, "end of the DHCP range", what)
     if int(start) > int(end):
         raise Invalid(f"the DHCP range of {what} ends at {end}, before its start {start}")
-    if gateway is not None and int(start) <= int(gateway) <= int(end):
+    if int(start) <= int(gateway) <= int(end):
         raise Invalid(f"the gateway {gateway} of {what} is inside its DHCP range {start} to {end}")
 
 
 def _check_ipv6(ipv6: IPv6, what: str) -> None:
     if not ipv6.network:
         if ipv6.gateway or ipv6.dhcp:
-            raise Invalid(f"{what} has an IPv6 gateway or DHCPv6 and no IPv6 network they could be in")
+            raise Invalid(
+                f"{what} has an IPv6 gateway or DHCPv6 and no IPv6 network they could be in",
+                hint="--gateway6 '' --no-dhcp6 takes them away",
+            )
         return
     prefix = _prefix(ipv6.network, 6, what)
     if prefix.prefixlen != 64:
@@ -157,6 +228,28 @@ def _check_ipv6(ipv6: IPv6, what: str) -> None:
         )
     if ipv6.gateway:
         _host(ipv6.gateway, prefix, "gateway", what)
+    elif ipv6.dhcp:
+        raise Invalid(
+            f"{what} has DHCPv6 and no IPv6 gateway, where its server would answer",
+            hint=f"--gateway6 {prefix[1]}",
+        )
+
+
+def _check_domain(domain: str, what: str) -> None:
+    if not domain:
+        return
+    if len(domain) > LONGEST_DOMAIN or not all(LABEL.fullmatch(label) for label in domain.split(".")):
+        raise Invalid(
+            f"{domain!r}, the domain of {what}, is no name of the DNS", hint="like shop.example.com"
+        )
+    if f".{domain}".endswith((".in-addr.arpa", ".ip6.arpa")):
+        raise Invalid(f"{domain}, the domain of {what}, is for the names of addresses")
+
+
+def _check_dns_server(text: str, what: str) -> None:
+    server = _address(text, "DNS server", what)
+    if server.is_unspecified or server.is_loopback or server.is_link_local or server.is_multicast:
+        raise Invalid(f"{server}, the DNS server of {what}, is no server that others could ask")
 
 
 def _prefix(text: str, version: int, what: str) -> Prefix:
@@ -200,21 +293,16 @@ def _host(text: str, prefix: Prefix, role: str, what: str) -> Address:
     return address
 
 
-def _check_overlaps(spec: NetworkSpec, others: Iterable[NetworkSpec]) -> None:
-    """All are routed by the same gateway, which could not tell them apart."""
-    own = list(_prefixes(spec))
-    if not own:
-        return
+def _check_against(spec: NetworkSpec, others: Iterable[NetworkSpec], taken: Mapping[Prefix, str]) -> None:
+    """All are routed by the same gateway, which could not tell them apart, and named by the same servers."""
+    known = [(prefix, f"{prefix}, {whose}") for prefix, whose in taken.items()]
     for other in others:
         if other.vni == spec.vni:
             continue
-        for mine in own:
-            for theirs in _prefixes(other):
-                if mine.version == theirs.version and mine.overlaps(theirs):
-                    raise Invalid(f"{mine} of network {spec.vni} overlaps {theirs} of network {other.vni}")
-
-
-def _prefixes(spec: NetworkSpec) -> Iterator[Prefix]:
-    for text in (spec.ipv4.network, spec.ipv6.network):
-        if text:
-            yield ip_network(text)
+        known += [(prefix, f"{prefix} of network {other.vni}") for prefix in other.prefixes()]
+        if spec.domain and spec.domain == other.domain:
+            raise Invalid(f"{spec.domain} is the domain of network {other.vni} already")
+    for mine in spec.prefixes():
+        for theirs, whose in known:
+            if mine.version == theirs.version and mine.overlaps(theirs):
+                raise Invalid(f"{mine} of network {spec.vni} overlaps {whose}")

@@ -231,10 +231,13 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
 def _of_networks(name: str, node: Node) -> Iterator[str]:
     if not node.is_running:
         return
-    for problem in node.status.network_problems[:NAMED_AT_MOST]:
+    # Of who is not primary any more, what it said as primary is old.
+    served = node.status.service_problems if node.is_primary else ()
+    every = (*node.status.network_problems, *served)
+    for problem in every[:NAMED_AT_MOST]:
         what = f"network {problem.vni}: " if problem.vni else ""
         yield f"node {name}: {what}{problem.why}"
-    rest = len(node.status.network_problems) - NAMED_AT_MOST
+    rest = len(every) - NAMED_AT_MOST
     if rest > 0:
         yield f"node {name}: {rest} more problems with networks (pvc why network NETWORK says why)"
 

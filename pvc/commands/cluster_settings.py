@@ -161,6 +161,7 @@ def set_(
     spec, version = ctx.view.cluster_document()
     new = replace(spec, **changes)  # type: ignore[arg-type]
     _check_addresses(ctx, new)
+    _check_networks(ctx, spec, new)
     for name in changes:
         ctx.say(f"{name} of {spec.name}: {getattr(spec, name)!s} → {getattr(new, name)!s}")
     return _save(ctx, spec, new, version)
@@ -184,6 +185,18 @@ def _check_addresses(ctx: Context, spec: ClusterSpec) -> None:
             raise Invalid(
                 f"{taken} is the address of {name}", hint="a floating address is one that nobody has"
             )
+
+
+def _check_networks(ctx: Context, before: ClusterSpec, after: ClusterSpec) -> None:
+    """The primary could not tell what VMs have from what the nodes have."""
+    from ipaddress import ip_interface
+
+    for address in {*after.floating_addresses}.difference(before.floating_addresses):
+        wanted = ip_interface(address).network
+        for vni, network in ctx.view.networks().items():
+            for prefix in network.spec.prefixes():
+                if prefix.version == wanted.version and prefix.overlaps(wanted):
+                    raise Invalid(f"{address} is in {prefix} of network {vni}, which is for VMs")
 
 
 @operation("PUT", "/cluster/autoready", noun="cluster", role=Role.OPERATE, done="autoready is {switch}")

@@ -5,16 +5,43 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Annotated
 
 from pvc.cluster import paths
+from pvc.cluster.clients import Reservation
 from pvc.cluster.codec import dumps
-from pvc.cluster.network import GREATEST_MTU, GREATEST_VNI, Kind, NetworkSpec, bridge_name, check
+from pvc.cluster.network import (
+    GREATEST_VNI,
+    Kind,
+    NetworkSpec,
+    Prefix,
+    bridge_name,
+    check,
+    has_addresses,
+)
 from pvc.cluster.store import Create, Delete, Op, Put
 from pvc.cluster.vm import VMSpec
 from pvc.commands import types
 from pvc.commands.context import Context
+from pvc.commands.network_options import (
+    DHCP,
+    DHCP6,
+    MTU,
+    Description,
+    DHCPEnd,
+    DHCPStart,
+    DNSServer,
+    Domain,
+    Gateway,
+    Gateway6,
+    Given,
+    IPNet,
+    IPNet6,
+    changed,
+    differences,
+)
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Limit, NetworkName
 from pvc.errors import Conflict, Invalid
@@ -43,12 +70,26 @@ class NetworkInfo:
     """0: as much as the network below it carries."""
     bridge: str
     """On every node."""
+    domain: str
+    dns_servers: tuple[str, ...]
+    ipnet: str
+    gateway: str
+    dhcp_start: str
+    """Empty: there is no DHCP."""
+    dhcp_end: str
+    ipnet6: str
+    gateway6: str
+    dhcp6: bool
+    leases: int
+    """Addresses that DHCP has given."""
+    gateway_node: str
+    """The primary, where the network has a gateway."""
     state: str
-    """up: every node that runs has it; else incomplete."""
+    """up: every node that runs has it, and the primary serves it; else incomplete."""
     activity: str
     """Who has yet to make it; empty when nobody has."""
     reason: str
-    """Why a node does not have it."""
+    """Why a node does not have it, or does not serve it."""
     nodes: Mapping[str, str]
     """How it is on each node."""
     vms: tuple[str, ...]
@@ -64,30 +105,15 @@ class NetworkRow:
     description: str
     kind: Kind
     mtu: int
+    domain: str
+    ipnet: str
+    gateway: str
+    dhcp: bool
+    ipnet6: str
+    gateway6: str
+    dhcp6: bool
     state: str
     vms: int
-
-
-Description = Annotated[
-    str,
-    Arg(
-        "what it may be called instead of its number",
-        short="-d",
-        metavar="TEXT",
-        pattern=rf"(?=.*[^0-9]){types.NETWORK_PATTERN}",
-        what="a description: up to 63 letters, digits, dots, dashes and underscores, not only digits",
-    ),
-]
-MTU = Annotated[
-    int,
-    Arg(
-        "the longest packet; 0: as much as the network below it carries",
-        short="-m",
-        metavar="BYTES",
-        minimum=0,
-        maximum=GREATEST_MTU,
-    ),
-]
 
 
 @operation("POST", "/network/{vni}", role=Role.OPERATE, waits="network.info")
@@ -106,13 +132,37 @@ def add(
     description: Description,
     kind: Annotated[Kind, Arg("between the nodes only, or a VLAN of the network outside", short="-p")],
     mtu: MTU = 0,
+    domain: Domain = "",
+    dns_server: tuple[DNSServer, ...] = (),
+    ipnet: IPNet = "",
+    gateway: Gateway = "",
+    ipnet6: IPNet6 = "",
+    gateway6: Gateway6 = "",
+    dhcp: DHCP | None = None,
+    dhcp_start: DHCPStart | None = None,
+    dhcp_end: DHCPEnd | None = None,
+    dhcp6: DHCP6 | None = None,
 ) -> NetworkInfo:
     """Make a network: every node gets a bridge for it, to which VMs are connected by its number.
 
-    A managed network is the cluster's own, carried by VXLAN over the cluster network. A bridged one is a VLAN
-    on the device that node.bridge_device names in each node's configuration.
+    A managed network is the cluster's own, carried by VXLAN over the cluster network. With a gateway it is
+    routed by the primary. A bridged one is a VLAN on the device that node.bridge_device names in each node's
+    configuration.
     """
-    spec = NetworkSpec(vni, description, kind, mtu)
+    given = Given(
+        domain=domain,
+        dns_server=dns_server,
+        ipnet=ipnet,
+        gateway=gateway,
+        ipnet6=ipnet6,
+        gateway6=gateway6,
+        dhcp=dhcp,
+        dhcp_start=dhcp_start,
+        dhcp_end=dhcp_end,
+        dhcp6=dhcp6,
+    )
+    bare = NetworkSpec(vni, description, kind, mtu)
+    spec = changed(bare, given)
     ctx.view.cluster()
     nodes = ctx.view.nodes()
     _check(ctx, spec, nodes)
@@ -120,12 +170,14 @@ def add(
         raise Conflict(f"there is a network {vni} already", hint=f"pvc network info {vni}")
     _check_unused(ctx, description)
     ctx.say(f"{vni} is a new {kind} network, {description}: a bridge {bridge_name(vni)} on every node")
+    for name, _, value in differences(bare, spec):
+        ctx.say(f"{name} of network {vni}: {value}")
     ctx.commit(
         Create(paths.network(vni), dumps(spec)),
         *(Create(listing(vni)) for listing in BELOW),
         Create(paths.network_name(description), str(vni).encode()),
     )
-    return _described(spec, 0, nodes, (), wait=True)
+    return _described(ctx, spec, 0, nodes, wait=True)
 
 
 @operation(
@@ -140,25 +192,48 @@ def modify(
     *,
     description: Description | None = None,
     mtu: MTU | None = None,
+    domain: Domain | None = None,
+    dns_server: tuple[DNSServer, ...] | None = None,
+    ipnet: IPNet | None = None,
+    gateway: Gateway | None = None,
+    ipnet6: IPNet6 | None = None,
+    gateway6: Gateway6 | None = None,
+    dhcp: DHCP | None = None,
+    dhcp_start: DHCPStart | None = None,
+    dhcp_end: DHCPEnd | None = None,
+    dhcp6: DHCP6 | None = None,
 ) -> NetworkInfo:
-    """Change what is given of a network, and nothing else. VMs in it go on."""
+    """Change what is given of a network, and nothing else; an empty value clears. VMs in it go on."""
     found = ctx.view.network(network)
-    given = {"description": description, "mtu": mtu}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if not changes:
+    given = Given(
+        description=description,
+        mtu=mtu,
+        domain=domain,
+        dns_server=dns_server,
+        ipnet=ipnet,
+        gateway=gateway,
+        ipnet6=ipnet6,
+        gateway6=gateway6,
+        dhcp=dhcp,
+        dhcp_start=dhcp_start,
+        dhcp_end=dhcp_end,
+        dhcp6=dhcp6,
+    )
+    if given == Given():
         raise Invalid("network modify needs something to change", hint="pvc network modify --help")
-    spec = replace(found.spec, **changes)  # type: ignore[arg-type]
+    spec = changed(found.spec, given)
     nodes = ctx.view.nodes()
     _check(ctx, spec, nodes)
     if spec == found.spec:
         ctx.say("nothing would change")
-        return _described(found.spec, found.spec_version, nodes, _users(ctx, spec.vni))
-    for name in changes:
-        ctx.say(f"{name} of network {spec.vni}: {getattr(found.spec, name)} → {getattr(spec, name)}")
+        return _described(ctx, found.spec, found.spec_version, nodes)
+    _check_reservations(ctx, found.spec, spec)
+    for name, before, after in differences(found.spec, spec):
+        ctx.say(f"{name} of network {spec.vni}: {before} → {after}")
     ctx.commit(
         Put(paths.network(spec.vni), dumps(spec), found.spec_version), *_renamed(ctx, found.spec, spec)
     )
-    return _described(spec, found.spec_version + 1, nodes, _users(ctx, spec.vni))
+    return _described(ctx, spec, found.spec_version + 1, nodes)
 
 
 def _renamed(ctx: Context, before: NetworkSpec, after: NetworkSpec) -> tuple[Op, ...]:
@@ -172,16 +247,48 @@ def _renamed(ctx: Context, before: NetworkSpec, after: NetworkSpec) -> tuple[Op,
 
 
 def _check(ctx: Context, spec: NetworkSpec, nodes: Mapping[str, Node]) -> None:
-    """Raises Invalid. An address range is all that concerns other networks."""
+    """Raises Invalid. Addresses and names are all that concern other networks."""
     carries = [
         greatest
         for node in nodes.values()
         if node.is_running
         if (greatest := node.status.managed_mtu if spec.kind is Kind.MANAGED else node.status.bridged_mtu)
     ]
-    has_addresses = bool(spec.ipv4.network or spec.ipv6.network)
-    others = (one.spec for one in ctx.view.networks().values()) if has_addresses else ()
-    check(spec, others, carries=min(carries, default=0))
+    others = (one.spec for one in ctx.view.networks().values()) if has_addresses(spec) else ()
+    check(spec, others, carries=min(carries, default=0), taken=_taken(ctx, nodes))
+
+
+def _taken(ctx: Context, nodes: Mapping[str, Node]) -> dict[Prefix, str]:
+    """What the nodes have themselves: the primary could not tell it from what guests have."""
+    cluster = ctx.view.cluster()
+    floating = {"upstream": cluster.upstream_address, "cluster": cluster.cluster_address}
+    taken: dict[Prefix, str] = {
+        ip_interface(address).network: f"the {which} network"
+        for which, address in floating.items()
+        if address
+    }
+    for name, node in nodes.items():
+        for address in (node.spec.address, node.spec.storage_address):
+            if address:
+                taken[ip_network(address)] = f"an address of {name}"
+    return taken
+
+
+def _check_reservations(ctx: Context, before: NetworkSpec, after: NetworkSpec) -> None:
+    """Who has been promised an address keeps it."""
+    if list(before.prefixes()) == list(after.prefixes()) and before.gateways == after.gateways:
+        return
+    listing = paths.network_reservations(after.vni)
+    stored = ctx.reader.get_many([f"{listing}/{mac}" for mac in ctx.reader.children(listing)])
+    promised = [ctx.view.decode(Reservation, one) for one in stored if one is not None]
+    for one in promised:
+        address = ip_address(one.address)
+        fits = any(address in prefix for prefix in after.prefixes()) and str(address) not in after.gateways
+        if not fits:
+            raise Conflict(
+                f"{one.address} is reserved for {one.mac} in network {after.vni}, and would not be there",
+                hint=f"pvc network dhcp remove {after.vni} {one.mac}",
+            )
 
 
 def _check_unused(ctx: Context, description: str) -> None:
@@ -246,14 +353,14 @@ def _users(ctx: Context, vni: int) -> tuple[str, ...]:
 def info(ctx: Context, network: NetworkName) -> NetworkInfo:
     """Show everything about a network: how it is on each node, and which VMs are in it."""
     found = ctx.view.network(network)
-    return _described(found.spec, found.spec_version, ctx.view.nodes(), _users(ctx, found.spec.vni))
+    return _described(ctx, found.spec, found.spec_version, ctx.view.nodes())
 
 
 @operation(
     "GET",
     "/network",
     verb="list",
-    columns=("vni", "description", "kind", "mtu", "state", "vms"),
+    columns=("vni", "description", "kind", "mtu", "domain", "ipnet", "ipnet6", "dhcp", "state", "vms"),
 )
 def list_(
     ctx: Context,
@@ -268,20 +375,39 @@ def list_(
     have = [frozenset(node.status.bridges) for node in running]
     troubled = {problem.vni for node in running for problem in node.status.network_problems}
     troubled |= {vni for vni, one in networks.items() if 0 in troubled and one.spec.kind is Kind.MANAGED}
+    unserved = {
+        problem.vni for node in running if node.is_primary for problem in node.status.service_problems
+    }
+    troubled |= {vni for vni, one in networks.items() if {vni, 0} & unserved and one.spec.gateways}
     used = Counter(name for vm in ctx.view.vms().values() for name in {*vm.spec.networks})
     rows = (
-        NetworkRow(
-            vni,
-            one.spec.description,
-            one.spec.kind,
-            one.spec.mtu,
-            _state(vni not in troubled and all(bridge_name(vni) in bridges for bridges in have)),
+        _row(
+            one.spec,
+            vni not in troubled and all(bridge_name(vni) in bridges for bridges in have),
             used[str(vni)],
         )
         for vni, one in networks.items()
         if matches(one.spec.description) and kind in (None, one.spec.kind)
     )
     return tuple(sorted(rows, key=lambda row: row.vni))
+
+
+def _row(spec: NetworkSpec, is_up: bool, vms: int) -> NetworkRow:
+    return NetworkRow(
+        vni=spec.vni,
+        description=spec.description,
+        kind=spec.kind,
+        mtu=spec.mtu,
+        domain=spec.domain,
+        ipnet=spec.ipv4.network,
+        gateway=spec.ipv4.gateway,
+        dhcp=spec.ipv4.dhcp is not None,
+        ipnet6=spec.ipv6.network,
+        gateway6=spec.ipv6.gateway,
+        dhcp6=spec.ipv6.dhcp,
+        state=_state(is_up),
+        vms=vms,
+    )
 
 
 def _state(is_up: bool) -> str:
@@ -298,14 +424,29 @@ def _on_node(spec: NetworkSpec, node: Node) -> str:
     return HERE if bridge_name(spec.vni) in node.status.bridges else NOT_YET
 
 
+def _unserved(spec: NetworkSpec, nodes: Mapping[str, Node]) -> list[str]:
+    """What the primary cannot do for it."""
+    return [
+        f"{name}, which serves it: {problem.why}"
+        for name, node in nodes.items()
+        if node.is_running and node.is_primary and spec.gateways
+        for problem in node.status.service_problems
+        if problem.vni in (spec.vni, 0)
+    ]
+
+
 def _described(
-    spec: NetworkSpec, version: int, nodes: Mapping[str, Node], vms: tuple[str, ...], *, wait: bool = False
+    ctx: Context, spec: NetworkSpec, version: int, nodes: Mapping[str, Node], *, wait: bool = False
 ) -> NetworkInfo:
+    vms, leases = _users(ctx, spec.vni), len(ctx.reader.children(paths.network_leases(spec.vni)))
     found = {name: _on_node(spec, node) for name, node in sorted(nodes.items())}
     running = {name: how for name, how in found.items() if nodes[name].is_running}
     waiting = [name for name, how in running.items() if how == NOT_YET]
     missing = [f"{name}: {how}" for name, how in running.items() if how != HERE]
-    said = hashlib.sha256(repr((found, vms)).encode()).hexdigest()[:16]
+    missing += _unserved(spec, nodes)
+    serving = next((name for name, node in nodes.items() if node.is_primary and spec.gateways), "")
+    said = hashlib.sha256(repr((found, missing, vms, leases, serving)).encode()).hexdigest()[:16]
+    dhcp = spec.ipv4.dhcp
     return NetworkInfo(
         name=str(spec.vni),
         vni=spec.vni,
@@ -313,6 +454,17 @@ def _described(
         kind=spec.kind,
         mtu=spec.mtu,
         bridge=bridge_name(spec.vni),
+        domain=spec.domain,
+        dns_servers=spec.dns_servers,
+        ipnet=spec.ipv4.network,
+        gateway=spec.ipv4.gateway,
+        dhcp_start=dhcp.start if dhcp else "",
+        dhcp_end=dhcp.end if dhcp else "",
+        ipnet6=spec.ipv6.network,
+        gateway6=spec.ipv6.gateway,
+        dhcp6=spec.ipv6.dhcp,
+        leases=leases,
+        gateway_node=serving,
         state=_state(not missing),
         activity=f"not made yet on {_named(tuple(waiting))}" if waiting else "",
         reason="; ".join(missing),

@@ -198,7 +198,29 @@ def _of_network(ctx: Context, found: NetworkInfo) -> Iterator[str]:
     yield from _mtus(ctx, found)
     for name, how in sorted(found.nodes.items()):
         yield f"{name}: {how}"
+    yield from _of_gateway(ctx, found)
     yield f"VMs in it: {', '.join(found.vms)}" if found.vms else "no VM is in it"
+
+
+def _of_gateway(ctx: Context, found: NetworkInfo) -> Iterator[str]:
+    gateways = [one for one in (found.gateway, found.gateway6) if one]
+    if not gateways:
+        if found.kind is Kind.MANAGED:
+            yield "it has no gateway: its VMs reach nobody outside, and nobody gives them addresses"
+        return
+    where = (
+        f"{found.gateway_node}, the primary, has"
+        if found.gateway_node
+        else "no coordinator is primary to have"
+    )
+    yield f"{where} its gateway {' and '.join(gateways)}"
+    if found.dhcp_start:
+        leases = "1 lease" if found.leases == 1 else f"{found.leases} leases"
+        yield f"DHCP gives {found.dhcp_start} to {found.dhcp_end}; {leases}"
+    for node in ctx.view.nodes([found.gateway_node]).values() if found.gateway_node else ():
+        for problem in node.status.service_problems:
+            if problem.vni in (found.vni, 0):
+                yield f"{node.spec.name} cannot serve it: {problem.why}"
 
 
 def _mtus(ctx: Context, found: NetworkInfo) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
@@ -36,6 +37,8 @@ def six(network: str, gateway: str = "") -> NetworkSpec:
         replace(PLAIN, vni=2**24 - 1),
         NetworkSpec(4094, "dmz", Kind.BRIDGED, mtu=9000),
         four("10.0.0.0/8", "10.255.255.254"),
+        replace(PLAIN, domain="a." * 126 + "a"),
+        replace(PLAIN, domain="shop"),
         four("192.0.2.0/30", "192.0.2.1", "192.0.2.2", "192.0.2.2"),
     ],
 )
@@ -73,9 +76,16 @@ def test_possible(spec: NetworkSpec) -> None:
         (four(gateway="10.1.0.255"), "is no host's address"),
         (four(gateway="fd00::1"), "outside its network"),
         (four(gateway="gw"), "is not an address"),
-        (four(start="10.1.0.10", end="10.1.1.10"), "end of the DHCP range of network 101, is outside"),
-        (four(start="10.0.0.10", end="10.1.0.10"), "start of the DHCP range of network 101, is outside"),
-        (four(start="10.1.0.20", end="10.1.0.10"), "ends at 10.1.0.10, before its start"),
+        (four(start="10.1.0.10", end="10.1.0.20"), "DHCP and no gateway"),
+        (
+            four(gateway="10.1.0.1", start="10.1.0.10", end="10.1.1.10"),
+            "end of the DHCP range of network 101, is outside",
+        ),
+        (
+            four(gateway="10.1.0.1", start="10.0.0.10", end="10.1.0.10"),
+            "start of the DHCP range of network 101, is outside",
+        ),
+        (four(gateway="10.1.0.1", start="10.1.0.20", end="10.1.0.10"), "ends at 10.1.0.10, before its start"),
         (four(gateway="10.1.0.20", start="10.1.0.10", end="10.1.0.30"), "inside its DHCP range"),
         (six("fd00:1::/48"), "is not a /64"),
         (six("10.0.0.0/8"), "is not an IPv6 network"),
@@ -84,7 +94,16 @@ def test_possible(spec: NetworkSpec) -> None:
         (six("ff02::/64"), "reserved"),
         (six("", "fd00:1::1"), "no IPv6 network"),
         (six("fd00:1::/64", "fd00:2::1"), "outside its network"),
+        (replace(PLAIN, ipv6=IPv6("fd00:1::/64", dhcp=True)), "DHCPv6 and no IPv6 gateway"),
+        (replace(PLAIN, ipv6=IPv6(dhcp=True)), "no IPv6 network"),
         (replace(PLAIN, dns_servers=("9.9.9.9", "dns.example")), "'dns.example', the DNS server"),
+        (replace(PLAIN, dns_servers=("127.0.0.53",)), "no server that others could ask"),
+        (NetworkSpec(7, "dmz", Kind.BRIDGED, dns_servers=("9.9.9.9",)), "7 is bridged"),
+        *(
+            (replace(PLAIN, domain=domain), "no name of the DNS")
+            for domain in ("-a", "a-", "a..b", "a.", ".a", "a b", "A.example", "a" * 64, "a." * 126 + "aa")
+        ),
+        (replace(PLAIN, domain="1.10.in-addr.arpa"), "for the names of addresses"),
     ],
 )
 def test_impossible(spec: NetworkSpec, says: str) -> None:
@@ -109,11 +128,53 @@ def test_overlaps(other: IPv4, says: str) -> None:
         network.check(FULL, [PLAIN, replace(PLAIN, vni=102, ipv4=other)])
 
 
+def test_a_domain_is_that_of_one_network() -> None:
+    with pytest.raises(Invalid, match=r"shop\.example is the domain of network 102 already"):
+        network.check(FULL, [PLAIN, replace(PLAIN, vni=102, domain="shop.example")])
+
+
+@pytest.mark.parametrize("prefix", ["10.1.0.7/32", "10.0.0.0/8", "fd00:1::/48", "fd00:1::7/128"])
+def test_what_the_nodes_have_is_none_of_the_vms(prefix: str) -> None:
+    with pytest.raises(Invalid, match=rf"overlaps {prefix}, an address of n1"):
+        network.check(FULL, [PLAIN], taken={ip_network(prefix): "an address of n1"})
+
+
+@pytest.mark.parametrize(
+    ("prefix", "gateway", "start", "end"),
+    [
+        ("10.1.0.0/24", "10.1.0.1", "10.1.0.128", "10.1.0.254"),
+        ("10.1.0.0/24", "10.1.0.254", "10.1.0.128", "10.1.0.253"),
+        ("10.1.0.0/24", "10.1.0.128", "10.1.0.129", "10.1.0.254"),
+        ("10.1.0.0/24", "10.1.0.200", "10.1.0.1", "10.1.0.127"),
+        ("10.0.0.0/8", "10.0.0.1", "10.128.0.0", "10.255.255.254"),
+        ("10.1.0.0/29", "10.1.0.1", "10.1.0.4", "10.1.0.6"),
+        ("10.1.0.0/30", "10.1.0.1", "10.1.0.2", "10.1.0.2"),
+        ("10.1.0.0/30", "10.1.0.2", "10.1.0.1", "10.1.0.1"),
+    ],
+)
+def test_a_range_that_nobody_chose(prefix: str, gateway: str, start: str, end: str) -> None:
+    chosen = network.dhcp_range(prefix, gateway)
+    assert chosen == DHCPRange(start, end)
+    network.check(replace(PLAIN, ipv4=IPv4(prefix, gateway, chosen)))
+
+
+@pytest.mark.parametrize("given", [("", ""), ("10.1.0.0", "10.1.0.1"), ("10.1.0.0/24", ""), ("x", "y")])
+def test_no_range_is_possible_where_there_is_no_network(given: tuple[str, str]) -> None:
+    with pytest.raises(Invalid):
+        network.check(replace(PLAIN, ipv4=IPv4(*given, network.dhcp_range(*given))))
+
+
 def test_networks_beside_each_other() -> None:
     network.check(FULL, [replace(PLAIN, vni=102, ipv4=IPv4("10.1.1.0/24"), ipv6=IPv6("fd00:2::/64"))])
 
 
-@pytest.mark.parametrize("name", [network.bridge_name, network.vxlan_name, network.vlan_name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(network.bridge_name, network.vxlan_name, network.vlan_name),
+        *(network.gateway_name, network.gateway_port_name),
+    ],
+)
 def test_the_kernel_takes_the_names(name: object) -> None:
     assert callable(name)
     assert len(name(2**24 - 1)) <= 15

@@ -25,6 +25,7 @@ Make = Callable[[], World]
 BMC = {"node": "n1", "address": "10.0.0.201", "user": "admin", "password": "secret1\n"}
 
 NETWORK = {"vni": 103, "description": "shop", "kind": "managed"}
+ROUTED = {**NETWORK, "ipnet": "10.3.0.0/24", "gateway": "10.3.0.1"}
 
 
 def operations() -> list[Operation]:
@@ -70,6 +71,20 @@ def networked() -> World:
     for vni in (101, 102):
         world.call("network.add", vni=vni, description=f"net{vni}", kind="managed")
     world.call("vm.define", xml=xml_of(bridge="", vni=101), target="n1")
+    return world
+
+
+def routed() -> World:
+    """Network 101 has a gateway, a domain and DHCP."""
+    world = networked()
+    world.call(
+        "network.modify",
+        network="101",
+        ipnet="10.1.0.0/24",
+        gateway="10.1.0.1",
+        dhcp=True,
+        domain="shop.example",
+    )
     return world
 
 
@@ -207,12 +222,52 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("network.add", a_world, {**NETWORK, "description": "7"}, Invalid, "not only digits"),
     ("network.add", a_world, {**NETWORK, "mtu": 500}, Invalid, "below 576"),
     ("network.add", a_world, {**NETWORK, "mtu": 8951}, Invalid, "on every node: 8950"),
+    ("network.add", a_world, {**ROUTED, "kind": "bridged"}, Invalid, "103 is bridged"),
+    ("network.add", a_world, {**ROUTED, "gateway": "10.4.0.1"}, Invalid, "outside its network"),
+    ("network.add", a_world, {**ROUTED, "gateway": "gw"}, Invalid, "is not an address"),
+    ("network.add", a_world, {**NETWORK, "ipnet": "10.0.0.0/24"}, Invalid, "an address of n"),
+    ("network.add", a_world, {**NETWORK, "ipnet": "10.0.0.0/8"}, Invalid, "overlaps 10.0.0.1/32"),
+    ("network.add", a_world, {**NETWORK, "gateway": "10.3.0.1"}, Invalid, "no IPv4 network they"),
+    ("network.add", a_world, {**NETWORK, "dhcp": True}, Invalid, "no IPv4 network they"),
+    ("network.add", a_world, {**NETWORK, "dhcp6": True}, Invalid, "no IPv6 network they"),
+    ("network.add", a_world, {**ROUTED, "gateway": "", "dhcp": True}, Invalid, "DHCP and no gateway"),
+    ("network.add", a_world, {**ROUTED, "dhcp_end": ""}, Invalid, "has a start and an end"),
+    ("network.add", a_world, {**ROUTED, "dhcp_start": "10.3.1.1"}, Invalid, "start of the DHCP range"),
+    (
+        "network.add",
+        a_world,
+        {**ROUTED, "dhcp": False, "dhcp_start": "10.3.0.9"},
+        Invalid,
+        "--no-dhcp goes with",
+    ),
+    ("network.add", a_world, {**NETWORK, "ipnet6": "fd00::/48"}, Invalid, "is not a /64"),
+    ("network.add", a_world, {**NETWORK, "domain": "a b"}, Invalid, "no name of the DNS"),
+    ("network.add", a_world, {**NETWORK, "dns_server": ["9.9.9"]}, Invalid, "'9.9.9', the DNS server"),
+    ("network.add", routed, {**NETWORK, "domain": "Shop.example"}, Invalid, "the domain of network 101"),
+    ("network.add", routed, {**NETWORK, "ipnet": "10.1.0.0/25"}, Invalid, "of network 101"),
     ("network.add", networked, {**NETWORK, "vni": 101}, Conflict, "a network 101 already"),
     ("network.add", networked, {**NETWORK, "description": "net102"}, Conflict, "102 is described as"),
     ("network.add", World, NETWORK, Unavailable, "not initialised"),
     ("network.modify", networked, {"network": "101"}, Invalid, "needs something to change"),
     ("network.modify", networked, {"network": "101", "mtu": 9000}, Invalid, "on every node: 8950"),
     ("network.modify", networked, {"network": "101", "description": "net102"}, Conflict, "102 is described"),
+    ("network.modify", routed, {"network": "101", "ipnet": ""}, Invalid, "no IPv4 network they"),
+    ("network.modify", routed, {"network": "101", "gateway": ""}, Invalid, "DHCP and no gateway"),
+    ("network.modify", routed, {"network": "101", "gateway": "10.1.0.200"}, Invalid, "inside its DHCP range"),
+    (
+        "network.modify",
+        routed,
+        {"network": "102", "domain": "shop.example"},
+        Invalid,
+        "the domain of network",
+    ),
+    (
+        "cluster.set",
+        routed,
+        {"upstream_address": "10.1.0.250/16"},
+        Invalid,
+        "is in 10.1.0.0/24 of network 101",
+    ),
     ("network.modify", networked, {"network": "103", "mtu": 1500}, NotFound, "no network 103"),
     ("network.remove", networked, {"network": "net101"}, Conflict, "network 101 is used by web1"),
     ("network.remove", networked, {"network": "net103"}, NotFound, "no network described as net103"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pvc.cluster import domainxml, paths
-from pvc.cluster.clients import Member
-from pvc.cluster.store import Delete, Put
+from pvc.cluster.clients import Lease, Member, Reservation
+from pvc.cluster.codec import dumps
+from pvc.cluster.membership import Primary
+from pvc.cluster.network import DHCPRange, IPv4, IPv6, NetworkSpec
+from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import View
 from pvc.errors import Conflict, NotFound
 from tests.unit.commands.world import OTHER, UUID, Interrupted, World, a_world, xml_of
@@ -18,6 +22,25 @@ def a_network(vni: int = 101, description: str = "shop", kind: str = "managed", 
     world = a_world()
     world.call("network.add", vni=vni, description=description, kind=kind, **given)
     return world
+
+
+def spec_of(world: World, network: str = "101") -> NetworkSpec:
+    return View(world.store).network(network).spec
+
+
+def routed(**given: Any) -> World:
+    """A network that has all that one can have."""
+    full = {
+        "domain": "shop.example",
+        "dns_server": ["9.9.9.9", "2620:fe::fe"],
+        "ipnet": "10.1.0.0/24",
+        "gateway": "10.1.0.1",
+        "ipnet6": "fd00:1::/64",
+        "gateway6": "fd00:1::1",
+        "dhcp": True,
+        "dhcp6": True,
+    }
+    return a_network(**{**full, **given})
 
 
 def nodes_have(world: World, *bridges: str, problems: list[dict[str, Any]] | None = None) -> None:
@@ -261,3 +284,137 @@ def test_two_vms_are_two_users() -> None:
     assert world.call("network.info", network="101")["vms"] == ["web1", "web2"]
     world.store.commit(Delete(paths.network_vm(101, OTHER)))
     assert world.call("network.info", network="101")["vms"] == ["web1"]
+
+
+# Addresses and names
+
+
+def test_a_network_has_what_it_was_told() -> None:
+    spec = spec_of(routed(dhcp_start="10.1.0.50"))
+    assert (spec.domain, spec.dns_servers) == ("shop.example", ("9.9.9.9", "2620:fe::fe"))
+    assert spec.ipv4 == IPv4("10.1.0.0/24", "10.1.0.1", DHCPRange("10.1.0.50", "10.1.0.254"))
+    assert spec.ipv6 == IPv6("fd00:1::/64", "fd00:1::1", dhcp=True)
+
+
+def test_addresses_and_names_are_kept_as_they_are_written_commonly() -> None:
+    spec = spec_of(routed(ipnet6="FD00:0001::/64", gateway6="fd00:1:0::0001", domain="Shop.Example"))
+    assert (spec.ipv6.network, spec.ipv6.gateway, spec.domain) == ("fd00:1::/64", "fd00:1::1", "shop.example")
+
+
+def test_one_dns_server_is_one_and_no_change_of_something_else_takes_it_away() -> None:
+    """As the existing PVC did: "8,.,8,." of one, and none after any modify."""
+    world = routed(dns_server=["8.8.8.8"])
+    assert spec_of(world).dns_servers == ("8.8.8.8",)
+    for change in (
+        {"mtu": 1400},
+        {"description": "store"},
+        {"gateway": "10.1.0.2"},
+        {"dhcp": False},
+        {"domain": "store.example"},
+        {"gateway6": "fd00:1::2"},
+    ):
+        before = spec_of(world)
+        world.call("network.modify", network="101", **change)
+        assert spec_of(world) != before
+        assert spec_of(world).dns_servers == ("8.8.8.8",)
+
+
+CLEARED = [
+    ({"domain": ""}, {"domain": ""}),
+    ({"dns_server": [""]}, {"dns_servers": ()}),
+    ({"dns_server": []}, {"dns_servers": ()}),
+    ({"dhcp": False}, {"ipv4": IPv4("10.1.0.0/24", "10.1.0.1")}),
+    ({"dhcp": False, "gateway": ""}, {"ipv4": IPv4("10.1.0.0/24")}),
+    ({"dhcp": False, "gateway": "", "ipnet": ""}, {"ipv4": IPv4()}),
+    ({"dhcp6": False}, {"ipv6": IPv6("fd00:1::/64", "fd00:1::1")}),
+    ({"dhcp6": False, "gateway6": "", "ipnet6": ""}, {"ipv6": IPv6()}),
+]
+
+
+@pytest.mark.parametrize(("given", "changes"), CLEARED)
+def test_what_is_given_empty_is_cleared_and_nothing_else(
+    given: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    world = routed()
+    before = spec_of(world)
+    world.call("network.modify", network="101", **given)
+    assert spec_of(world) == replace(before, **changes)
+
+
+def test_a_range_stays_where_it_was_put() -> None:
+    world = routed(dhcp_start="10.1.0.50", dhcp_end="10.1.0.60")
+    world.call("network.modify", network="101", dhcp=True, gateway="10.1.0.2")
+    assert spec_of(world).ipv4.dhcp == DHCPRange("10.1.0.50", "10.1.0.60")
+    world.call("network.modify", network="101", dhcp_end="10.1.0.70")
+    assert spec_of(world).ipv4.dhcp == DHCPRange("10.1.0.50", "10.1.0.70")
+    world.call("network.modify", network="101", dhcp=True, ipnet="10.2.0.0/24", gateway="10.2.0.1")
+    assert spec_of(world).ipv4.dhcp == DHCPRange("10.2.0.128", "10.2.0.254")
+
+
+def test_a_plan_names_what_would_be_another() -> None:
+    world = routed()
+    plan = world.plan("network.modify", network="101", gateway="10.1.0.2", dhcp=False, mtu=0)["plan"]
+    assert plan == [
+        "gateway of network 101: 10.1.0.1 → 10.1.0.2",
+        "dhcp of network 101: 10.1.0.128 to 10.1.0.254 → none",
+    ]
+    new = {
+        "vni": 102,
+        "description": "back",
+        "kind": "managed",
+        "ipnet": "10.2.0.0/24",
+        "gateway": "10.2.0.1",
+    }
+    assert world.plan("network.add", **new)["plan"][1:] == [
+        "ipnet of network 102: 10.2.0.0/24",
+        "gateway of network 102: 10.2.0.1",
+    ]
+
+
+def test_a_reserved_address_stays_possible() -> None:
+    world = routed()
+    promised = Reservation("52:54:00:00:00:01", "10.1.0.9", "web1")
+    world.store.commit(Create(paths.network_reservation(101, promised.mac), dumps(promised)))
+    move: dict[str, Any] = {"network": "101", "ipnet": "10.2.0.0/24", "gateway": "10.2.0.1", "dhcp": True}
+    with pytest.raises(Conflict, match=r"10\.1\.0\.9 is reserved for 52:54:00:00:00:01"):
+        world.call("network.modify", **move)
+    with pytest.raises(Conflict, match=r"10\.1\.0\.9 is reserved"):
+        world.call("network.modify", network="101", gateway="10.1.0.9")
+    world.call("network.modify", network="101", gateway="10.1.0.2")
+    world.store.commit(Delete(paths.network_reservation(101, promised.mac)))
+    world.call("network.modify", **move)
+
+
+def test_the_node_that_serves_a_network_is_shown_and_what_it_cannot_do() -> None:
+    world = routed()
+    nodes_have(world, "br101")
+    world.store.commit(
+        Create(paths.PRIMARY, dumps(Primary("n2", 1, 0)), ephemeral=True),
+        Create(paths.network_lease(101, "10.1.0.130"), dumps(Lease("10.1.0.130", "52:54:00:00:00:01"))),
+    )
+    found = world.call("network.info", network="101")
+    assert (found["gateway_node"], found["leases"], found["state"]) == ("n2", 1, "up")
+    assert found["gateway"] == "10.1.0.1"
+    broken = {"vni": 101, "why": "dnsmasq does not run"}
+    for node in ("n2", "n3"):
+        world.edit(paths.node_status(node), service_problems=[broken])
+    later = world.call("network.info", network="101")
+    assert (later["state"], later["reason"]) == ("incomplete", "n2, which serves it: dnsmasq does not run")
+    assert later["version"] != found["version"], "whoever waits is told"
+    assert [row["state"] for row in world.call("network.list")] == ["incomplete"]
+    assert "node n2: network 101: dnsmasq does not run" in world.call("cluster.status")["problems"]
+    assert not [one for one in world.call("cluster.status")["problems"] if "n3: network" in one]
+    because = world.call("why.network", network="101")["because"]
+    assert "n2, the primary, has its gateway 10.1.0.1 and fd00:1::1" in because
+    assert "DHCP gives 10.1.0.128 to 10.1.0.254; 1 lease" in because
+    assert "n2 cannot serve it: dnsmasq does not run" in because
+
+
+def test_what_the_primary_cannot_do_concerns_no_network_without_a_gateway() -> None:
+    world = a_network()
+    nodes_have(world, "br101")
+    world.store.commit(Create(paths.PRIMARY, dumps(Primary("n2", 1, 0)), ephemeral=True))
+    world.edit(paths.node_status("n2"), service_problems=[{"vni": 0, "why": "no nft"}])
+    assert world.call("network.info", network="101")["state"] == "up"
+    assert [row["state"] for row in world.call("network.list")] == ["up"]
+    assert "it has no gateway" in "".join(world.call("why.network", network="101")["because"])
