@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -42,6 +43,8 @@ class Lease:
     hostname: str = ""
     client_id: str = ""
     """Or the DUID, for DHCPv6."""
+    iaid: str = ""
+    """Of DHCPv6: which of its addresses it is for the client."""
     until: float = 0.0
     """By the wall clock; 0: for ever."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -102,3 +105,27 @@ def use_ops(uuid: str, before: Mapping[int, Member], after: Mapping[int, Member]
         elif before[vni] != member:
             written.append(Put(path, dumps(member)))
     return (*written, *(Delete(paths.network_vm(vni, uuid)) for vni in sorted(before.keys() - after.keys())))
+
+
+# What they are called
+
+
+def label(vm: str) -> str:
+    """What a VM is called in the DNS, which has neither dots nor underscores in a host's name."""
+    return re.sub(r"[^a-z0-9]+", "-", vm.lower()).strip("-")[:63].rstrip("-")
+
+
+def hostnames(clients: Clients) -> dict[str, str]:
+    """MAC address → name. No two have the same, and what a guest calls itself changes nothing.
+
+    A reservation says its own name; of a VM the first interface without one has the VM's. Where two VMs
+    would have the same, it has the VM that is called so to the letter.
+    """
+    reserved = sorted(clients.reservations.values(), key=lambda one: one.mac)
+    names = {one.hostname.lower(): one.mac for one in reversed(reserved) if one.hostname}
+    named = set(names.values())
+    for member in sorted(clients.members.values(), key=lambda one: (label(one.vm) != one.vm, one.vm)):
+        free = [mac for mac in member.macs if mac not in named]
+        if free and label(member.vm):
+            names.setdefault(label(member.vm), free[0])
+    return {mac: name for name, mac in sorted(names.items())}

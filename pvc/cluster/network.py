@@ -68,6 +68,7 @@ class NetworkSpec:
     """0: as much as the network below it carries."""
     domain: str = ""
     dns_servers: tuple[str, ...] = ()
+    ntp_servers: tuple[str, ...] = ()
     ipv4: IPv4 = field(default_factory=IPv4)
     ipv6: IPv6 = field(default_factory=IPv6)
     extra: Mapping[str, Any] = field(default_factory=dict)
