@@ -21,6 +21,7 @@ from pvc.cluster.store import Create, Delete
 from pvc.node.drivers import Link
 from pvc.node.drivers.links import NetlinkLinks
 from pvc.node.network import Networks
+from pvc.node.path_mtu import PathMTU
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.routing import FakeRouting
 from tests.fakes.store import MemoryCluster, MemoryStore
@@ -66,8 +67,10 @@ def measure(count: int) -> None:
     store = MemoryCluster().connect()
     store.commit(*(Create(path) for path in (paths.ROOT, paths.NETWORKS, paths.NODES)))
     links = CountedLinks()
+    clock = SystemClock()
+    path_mtu = PathMTU(lambda address, payload: True, clock, lambda: None, lambda: None)
     networks = Networks(
-        "10.9.0.1", "", store, links, FakeRouting(), SystemClock(), lambda found: None, lambda: None
+        "10.9.0.1", "", store, links, FakeRouting(), clock, lambda found: None, lambda: None, path_mtu
     )
     specs = [NetworkSpec(vni, f"net{vni}", Kind.MANAGED) for vni in range(1001, 1001 + count)]
     store.commit(*(Create(paths.network(spec.vni), dumps(spec)) for spec in specs))

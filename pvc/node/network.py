@@ -18,6 +18,7 @@ from pvc.cluster.view import View
 from pvc.errors import PVCError
 from pvc.node import routing
 from pvc.node.drivers import HostLinks, Routing
+from pvc.node.path_mtu import PathMTU, Paths
 from pvc.node.plan_network import Add, Change, Host, Remove, Step, plan, vni_of
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Networks:
         clock: Clock,
         publish: Callable[[Found], None],
         wake: Callable[[], None],
+        paths: PathMTU,
     ) -> None:
         self.address = address
         self.bridge_device = bridge_device
@@ -62,6 +64,7 @@ class Networks:
         self.clock = clock
         self.speaking = routing.Speaking(speakers)
         self.publish = publish
+        self.path_mtu = paths
         self.mirror = Mirror(store, _FOLLOWED, _expand, wake)
         self.view = View(self.mirror)
         self.published: Found | None = None
@@ -94,16 +97,24 @@ class Networks:
         if planned.steps:
             self.published = None  # the node's list of bridges may be another
         self.mtus = (host.managed_mtu, host.bridged_mtu)
+        is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
+        self.path_mtu.look_at(self._paths(host) if is_managed else Paths(0))
         self.link_problems = (*planned.problems, *failed)
         self.links_due = self.clock.monotonic() + (RETRY_S if self.link_problems else LOOK_S)
 
     def _publish(self, speech: tuple[NetworkProblem, ...]) -> None:
-        problems = sorted((*self.link_problems, *speech), key=lambda one: one.vni)
+        said = (*self.link_problems, *speech, *self.path_mtu.problems)
+        problems = sorted(said, key=lambda one: one.vni)
         found = Found(*self.mtus, tuple(problems))
         if found != self.published:
             self.publish(found)
             self._say(found)
             self.published = found
+
+    def _paths(self, host: Host) -> Paths:
+        below = host.links.get(host.cluster_device)
+        peers = sorted((node.name, node.address) for node in self._nodes() if node.address != self.address)
+        return Paths(below.mtu if below else 0, tuple(peers))
 
     def _nodes(self) -> list[NodeSpec]:
         stored = self.mirror.get_many([paths.node(name) for name in self.mirror.children(paths.NODES)])

@@ -111,9 +111,11 @@ LATER = (
     "pvc.node.drivers.links",
     "pvc.node.drivers.libvirt",
     "pvc.node.drivers.netlink",
+    "pvc.node.drivers.ping",
     "pvc.node.drivers.redfish",
     "pvc.node.network",
     "pvc.node.drivers.watchdog",
+    "pvc.node.path_mtu",
     "pvc.node.peer",
     "pvc.node.services",
     "pvc.node.upkeep",
@@ -150,7 +152,9 @@ def main(config: Config) -> None:
     from pvc.node.drivers.frr import FRR
     from pvc.node.drivers.links import NetlinkLinks
     from pvc.node.drivers.netlink import NetlinkAddresses
+    from pvc.node.drivers.ping import ping
     from pvc.node.network import Networks
+    from pvc.node.path_mtu import PathMTU
     from pvc.node.peer import PeerServer
     from pvc.node.upkeep import Upkeep, remove_old_consoles
     from pvc.systemd import notify
@@ -196,6 +200,8 @@ def main(config: Config) -> None:
         upkeep.start()
         node = config.node
         networking = Loop("networks", clock)
+        probing = Loop("path MTU", clock)
+        path_mtu = PathMTU(ping, clock, probing.wake, networking.wake)
         networks = Networks(
             node.address,
             node.bridge_device,
@@ -205,8 +211,10 @@ def main(config: Config) -> None:
             clock,
             daemon.networks_are,
             networking.wake,
+            path_mtu,
         )
         networking.start(networks.step)
+        probing.start(path_mtu.step)
         if not networks.linked.wait(NETWORKS_S):
             log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
         coordinating = _coordinate(process, daemon, store, host, secret)
@@ -226,6 +234,7 @@ def main(config: Config) -> None:
         except PVCError as error:
             ended_by = error
         finally:
+            probing.close()
             networking.close()
             upkeep.close()
     finally:

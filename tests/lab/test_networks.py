@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pvc.proc import run
 from tests.lab.labs import RunningLab
 from tests.lab.vms import Cluster
 from tests.support import eventually
@@ -243,3 +244,21 @@ def test_a_network_that_nodes_cannot_have_says_so(cluster: Cluster) -> None:
 
 def has_not(cluster: Cluster, node: str, *names: str) -> bool:
     return not {*names} & set(links(cluster, node))
+
+
+def test_a_switch_that_carries_less_is_named(cluster: Cluster) -> None:
+    """A daemon looks when it starts: nobody waits for the hour to be over."""
+    switch, port = cluster.lab.layout.switch, "n3clu"
+    set_mtu = ("ip", "-n", switch, "link", "set", port, "mtu")
+    cluster.pvc("network", "add", "105", "-d", "narrow", "-p", "managed", "--wait")
+    try:
+        run([*set_mtu, "1500"])
+        cluster.run("n1", "systemctl", "restart", "pvc-node")
+        told = "packets of 9000 bytes, this node's MTU on the cluster network, do not reach n3"
+        eventually(lambda: told in cluster.pvc("why", "network", "105").stdout, within=60, every=1.0)
+        run([*set_mtu, "9000"])
+        cluster.run("n1", "systemctl", "restart", "pvc-node")
+        eventually(lambda: told not in cluster.pvc("why", "network", "105").stdout, within=60, every=1.0)
+    finally:
+        run([*set_mtu, "9000"])
+        cluster.pvc("network", "remove", "105", "--yes")

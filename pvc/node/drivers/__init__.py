@@ -327,6 +327,12 @@ class Routing(Protocol):
         not run."""
 
 
+class Ping(Protocol):
+    def __call__(self, address: str, payload: int, /) -> bool:
+        """An echo of so many bytes comes back from there within a second, in one piece both ways."""
+        ...
+
+
 class Watchdog(Protocol):
     """Resets this machine when it has not been fed for so long. Every call may raise DriverError, soon.
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from pvc.cluster import paths
+from pvc.cluster.codec import dumps
 from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.cluster.store import Put
 from pvc.node import routing
 from pvc.node.drivers import Link, Speaker
 from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Networks
+from pvc.node.path_mtu import PathMTU
 from pvc.node.routing import speaker
 from tests.fakes.links import FakeLinks
 from tests.fakes.routing import FakeRouting
@@ -50,8 +52,17 @@ class Bench:
         return self.networks_of(self.store, self._wake)
 
     def networks_of(self, store: MemoryStore, wake: Callable[[], None]) -> Networks:
+        self.path_mtu = PathMTU(lambda address, payload: payload < 8000, self.clock, self._wake, wake)
         return Networks(
-            "10.0.0.1", "", store, self.links, self.routing, self.clock, self.published.append, wake
+            "10.0.0.1",
+            "",
+            store,
+            self.links,
+            self.routing,
+            self.clock,
+            self.published.append,
+            wake,
+            self.path_mtu,
         )
 
     def _wake(self) -> None:
@@ -256,3 +267,21 @@ def test_a_daemon_of_routing_that_is_back_already_is_reported_too(
     caplog.clear()
     bench.networks.step()
     assert not caplog.text
+
+
+def test_paths_that_carry_less_are_published_with_the_rest(bench: Bench) -> None:
+    for number in (2, 3):
+        spec = NodeSpec(f"n{number}", f"10.0.0.{number}", f"10.0.0.{number}")
+        bench.store.commit(Put(paths.node(spec.name), dumps(spec)))
+    bench.networks.step()
+    bench.path_mtu.step()
+    bench.networks.step()
+    assert not bench.problems(), "no managed network, so nobody minds"
+    bench.add(101)
+    bench.networks.step()
+    bench.path_mtu.step()
+    bench.networks.step()
+    (problem,) = bench.problems()
+    assert problem.vni == 0
+    assert "packets of 9000 bytes" in problem.why
+    assert "n2, n3" in problem.why
