@@ -117,6 +117,7 @@ LATER = (
     "pvc.node.drivers.watchdog",
     "pvc.node.path_mtu",
     "pvc.node.peer",
+    "pvc.node.plan_dhcp",
     "pvc.node.services",
     "pvc.node.upkeep",
     "pvc.peerclient",
