@@ -41,6 +41,12 @@ class ClusterSpec:
     """Floating, as 10.0.0.250/24: whoever is primary answers for it. Empty: there is none."""
     cluster_address: str = ""
     """The same on the cluster network."""
+    dns_domain: str = ""
+    """Of the names of nodes and floating addresses; empty: they have none."""
+    dns_secondaries: tuple[str, ...] = ()
+    """Name servers that are told of each change, and may copy zones."""
+    dns_transfers: tuple[str, ...] = ()
+    """Who else may copy zones. Empty: the networks of the floating addresses, and the nodes."""
     autoready: bool = False
     """A node that was fenced fetches its VMs home when it is back."""
     layout: int = LAYOUT_VERSION

@@ -161,7 +161,7 @@ def check(
         raise Invalid(f"{what} is bridged: its addresses and names are given by whoever runs that VLAN")
     _check_ipv4(spec.ipv4, what)
     _check_ipv6(spec.ipv6, what)
-    _check_domain(spec.domain, what)
+    check_domain(spec.domain, what)
     for server in spec.dns_servers:
         _check_dns_server(server, what)
     _check_against(spec, others, taken)
@@ -236,7 +236,7 @@ def _check_ipv6(ipv6: IPv6, what: str) -> None:
         )
 
 
-def _check_domain(domain: str, what: str) -> None:
+def check_domain(domain: str, what: str) -> None:
     if not domain:
         return
     if len(domain) > LONGEST_DOMAIN or not all(LABEL.fullmatch(label) for label in domain.split(".")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,15 +10,13 @@ from ipaddress import IPv4Network, ip_address, ip_network
 from typing import Any
 
 from pvc.cluster.clients import Clients, Lease
-from pvc.cluster.network import Address, Prefix
+from pvc.cluster.network import LABEL, LONGEST_DOMAIN, Address, Prefix
 from pvc.cluster.node import NodeSpec
 
 TTL_S = 60
 """Of every record, and of the answer that there is none: a guest may have another address soon."""
 REFRESH_S, RETRY_S, EXPIRE_S = 900, 60, 604_800
 """For secondaries, which NOTIFY tells of a change long before they ask for it."""
-LONGEST_NAME = 253
-LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 SERVER, GATEWAY = "ns", "gateway"
 RESERVED = frozenset({SERVER, GATEWAY})
 """Names in a network's domain that no guest can have."""
@@ -241,7 +238,7 @@ def of_network(clients: Clients, server: Server, cuts: Collection[str] = ()) -> 
     pointers: dict[str, set[Record]] = {}
     for address, name in {**known.names, **dict.fromkeys(map(_plain, gateways), GATEWAY)}.items():
         full = f"{name}.{domain}"
-        if len(full) <= LONGEST_NAME and not _is_cut(full, cuts):
+        if len(full) <= LONGEST_DOMAIN and not _is_cut(full, cuts):
             pointer = reverse_name(address)
             where = next(zone for zone in _above(pointer) if zone in zones)
             pointers.setdefault(where, set()).add(Record(pointer, "PTR", full))
@@ -284,7 +281,7 @@ def _is_cut(name: str, cuts: Iterable[str]) -> bool:
 
 
 def _at(name: str, addresses: Iterable[str]) -> Iterator[Record]:
-    if len(name) > LONGEST_NAME:
+    if len(name) > LONGEST_DOMAIN:
         return
     for text in addresses:
         address = ip_address(text)

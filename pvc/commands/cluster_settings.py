@@ -25,6 +25,12 @@ class ClusterInfo:
     """Floating: whoever is primary answers for it. Empty: there is none."""
     cluster_address: str
     """The same on the cluster network."""
+    dns_domain: str
+    """Of the names of nodes and floating addresses. Empty: they have none."""
+    dns_secondaries: tuple[str, ...]
+    """Name servers that are told of each change, and may copy zones."""
+    dns_transfers: tuple[str, ...]
+    """Who else may copy zones. Empty: the networks of the floating addresses, and the nodes."""
     fence_grace_s: float
     """From the end of a node's session until it is fenced."""
     fence_policy: FencePolicy
@@ -49,6 +55,9 @@ def describe(spec: ClusterSpec) -> ClusterInfo:
         autoready=spec.autoready,
         upstream_address=spec.upstream_address,
         cluster_address=spec.cluster_address,
+        dns_domain=spec.dns_domain,
+        dns_secondaries=spec.dns_secondaries,
+        dns_transfers=spec.dns_transfers,
         fence_grace_s=spec.fence_grace_s,
         fence_policy=spec.fence_policy,
         primary=spec.primary,
@@ -73,6 +82,35 @@ Floating = Annotated[
 ]
 
 
+DNSDomain = Annotated[
+    str,
+    Arg(
+        "domain of the names of nodes; none: they have no names",
+        metavar="DOMAIN",
+        pattern=r"[a-z0-9.-]{1,253}",
+        what="a domain in lower case, like pvc.example.com, or none",
+    ),
+]
+Secondary = Annotated[
+    str,
+    Arg(
+        "name server that is told of each change and may copy zones; none: there is none",
+        metavar="ADDRESS",
+        pattern=r"[0-9A-Fa-f.:]{2,45}|none",
+        what="an address, or none",
+    ),
+]
+Transfer = Annotated[
+    str,
+    Arg(
+        "who else may copy zones; none: the networks of the floating addresses, and the nodes",
+        metavar="ADDRESS|NETWORK",
+        pattern=r"[0-9A-Fa-f.:]{2,45}(/\d{1,3})?|none",
+        what="an address or a network, or none",
+    ),
+]
+
+
 @operation("GET", "/cluster", noun="cluster")
 def info(ctx: Context) -> ClusterInfo:
     """Show the settings of the cluster; cluster set changes them."""
@@ -92,6 +130,9 @@ def set_(
     *,
     upstream_address: Floating | None = None,
     cluster_address: Floating | None = None,
+    dns_domain: DNSDomain | None = None,
+    dns_secondary: tuple[Secondary, ...] | None = None,
+    dns_transfer: tuple[Transfer, ...] | None = None,
     fence_grace: Annotated[
         float,
         Arg(
@@ -144,6 +185,9 @@ def set_(
     given = {
         "upstream_address": _floating(upstream_address),
         "cluster_address": _floating(cluster_address),
+        "dns_domain": "" if dns_domain == "none" else dns_domain,
+        "dns_secondaries": _servers(dns_secondary),
+        "dns_transfers": _sources(dns_transfer),
         "fence_grace_s": fence_grace,
         "fence_policy": fence_policy,
         "selector": selector,
@@ -162,8 +206,9 @@ def set_(
     new = replace(spec, **changes)  # type: ignore[arg-type]
     _check_addresses(ctx, new)
     _check_networks(ctx, spec, new)
+    _check_dns_domain(ctx, new)
     for name in changes:
-        ctx.say(f"{name} of {spec.name}: {getattr(spec, name)!s} → {getattr(new, name)!s}")
+        ctx.say(f"{name} of {spec.name}: {_told(getattr(spec, name))} → {_told(getattr(new, name))}")
     return _save(ctx, spec, new, version)
 
 
@@ -173,6 +218,47 @@ def _floating(text: str | None) -> str | None:
     from pvc.cluster.addresses import parse
 
     return str(parse(text))
+
+
+def _told(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _servers(given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if given is None or given == ("none",):
+        return None if given is None else ()
+    from ipaddress import ip_address
+
+    try:
+        servers = [ip_address(text) for text in given]
+    except ValueError as error:
+        raise Invalid(f"no name server: {error}", hint="like 192.0.2.53") from None
+    for server in servers:
+        if server.is_unspecified or server.is_multicast or server.is_loopback or server.is_link_local:
+            raise Invalid(f"{server} cannot be a name server: the primary could not reach it")
+    return tuple(dict.fromkeys(map(str, servers)))
+
+
+def _sources(given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if given is None or given == ("none",):
+        return None if given is None else ()
+    from ipaddress import ip_network
+
+    try:
+        return tuple(dict.fromkeys(str(ip_network(text)) for text in given))
+    except ValueError as error:
+        raise Invalid(f"zones cannot be copied from there: {error}", hint="like 192.0.2.0/24") from None
+
+
+def _check_dns_domain(ctx: Context, spec: ClusterSpec) -> None:
+    if not spec.dns_domain:
+        return
+    from pvc.cluster.network import check_domain
+
+    check_domain(spec.dns_domain, "the cluster")
+    for vni, network in ctx.view.networks().items():
+        if network.spec.domain == spec.dns_domain:
+            raise Invalid(f"{spec.dns_domain} is the domain of network {vni} already")
 
 
 def _check_addresses(ctx: Context, spec: ClusterSpec) -> None:

@@ -256,6 +256,8 @@ def _check(ctx: Context, spec: NetworkSpec, nodes: Mapping[str, Node]) -> None:
     ]
     others = (one.spec for one in ctx.view.networks().values()) if has_addresses(spec) else ()
     check(spec, others, carries=min(carries, default=0), taken=_taken(ctx, nodes))
+    if spec.domain and spec.domain == ctx.view.cluster().dns_domain:
+        raise Invalid(f"{spec.domain} is the domain of the cluster's nodes already")
 
 
 def _taken(ctx: Context, nodes: Mapping[str, Node]) -> dict[Prefix, str]:

@@ -191,6 +191,30 @@ def test_two_floating_addresses_are_two() -> None:
         world.call("cluster.set", cluster_address="10.0.0.250/16")
 
 
+def test_names_are_set_and_removed() -> None:
+    world = a_world()
+    given = {
+        "dns_domain": "pvc.example",
+        "dns_secondary": ["192.0.2.53"],
+        "dns_transfer": ["192.0.2.0/24", "::1"],
+    }
+    shown = world.call("cluster.set", **given)
+    assert (shown["dns_domain"], shown["dns_secondaries"]) == ("pvc.example", ["192.0.2.53"])
+    assert shown["dns_transfers"] == ["192.0.2.0/24", "::1/128"]
+    gone = world.call("cluster.set", dns_domain="none", dns_secondary=["none"], dns_transfer=["none"])
+    assert (gone["dns_domain"], gone["dns_secondaries"], gone["dns_transfers"]) == ("", [], [])
+
+
+def test_the_domain_of_the_cluster_is_no_network_s() -> None:
+    world = a_world()
+    world.call("network.add", vni=101, description="shop", kind="managed", domain="shop.example")
+    with pytest.raises(Invalid, match=r"shop\.example is the domain of network 101 already"):
+        world.call("cluster.set", dns_domain="shop.example")
+    world.call("cluster.set", dns_domain="pvc.example")
+    with pytest.raises(Invalid, match="the domain of the cluster's nodes already"):
+        world.call("network.modify", network="101", domain="pvc.example")
+
+
 def test_who_answers_for_a_floating_address() -> None:
     """Told by who has it, so shown only while that node runs."""
     world = a_world()
