@@ -193,7 +193,7 @@ def test_two_floating_addresses_are_two() -> None:
 
 def test_names_are_set_and_removed() -> None:
     world = a_world()
-    given = {
+    given: dict[str, Any] = {
         "dns_domain": "pvc.example",
         "dns_secondary": ["192.0.2.53"],
         "dns_transfer": ["192.0.2.0/24", "::1"],
