@@ -7,13 +7,16 @@ import os
 import re
 import socket
 import tomllib
+import types
 import typing
 import zlib
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
+from pvc import hostnetworks
 from pvc.errors import Invalid, NotFound, NotPermitted
+from pvc.hostnetworks import HostNetworks
 
 DEFAULT_PATH = "/etc/pvc/pvc.toml"
 
@@ -31,6 +34,8 @@ class NodeConfig:
     """Where migrations send memory; empty: `address`."""
     bridge_device: str = ""
     """Whose VLANs bridged networks are; empty: this node can have none."""
+    sriov_devices: dict[str, int] = field(default_factory=dict)
+    """Network devices that are to be split, each with the number of its virtual functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,8 @@ class Config:
     api: APIConfig = field(default_factory=APIConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    network: HostNetworks = field(default_factory=HostNetworks)
+    """Of the node itself; a section that is left out is somebody else's to configure."""
 
     def servers(self) -> tuple[str, ...]:
         """ZooKeeper servers, this node's own first: a dead one in front would cost its connect timeout.
@@ -140,13 +147,22 @@ def parse(plain: dict[str, Any], where: str = "configuration") -> Config:
         raise Invalid(f"{where}: node.name {config.node.name!r} is not a short host name")
     if not config.cluster.coordinators:
         raise Invalid(f"{where}: cluster.coordinators is empty", hint="name the ZooKeeper servers")
+    try:
+        hostnetworks.check(
+            config.network,
+            address=config.node.address if "address" in plain.get("node", {}) else "",
+            storage_address=config.node.storage_address,
+            bridge_device=config.node.bridge_device,
+        )
+    except Invalid as error:
+        raise Invalid(f"{where}: {error.message}", hint=error.hint) from None
     return config
 
 
 def _section(kind: type, plain: Any, where: str, prefix: str) -> Any:
     if not isinstance(plain, dict):
         raise Invalid(f"{where}: {prefix.rstrip('.') or 'the file'} must be a table")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     known = [one.name for one in dataclasses.fields(kind)]
     for key in plain:
         if key not in known:
@@ -155,8 +171,14 @@ def _section(kind: type, plain: Any, where: str, prefix: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
+    if typing.get_origin(hint) is types.UnionType:
+        hint, _ = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Annotated:
+        hint, value = typing.get_args(hint)[0], [value] if isinstance(value, str) else value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _section(hint, value, where, key + ".")
+    if typing.get_origin(hint) is dict:
+        return _counts(value, where, key)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise Invalid(f"{where}: {key} must be a list of texts")
@@ -169,3 +191,9 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         word = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
         raise Invalid(f"{where}: {key} must be {word}, not {value!r}")
     return value
+
+
+def _counts(value: Any, where: str, key: str) -> dict[str, int]:
+    if not isinstance(value, dict) or not all(type(one) is int and one >= 0 for one in value.values()):
+        raise Invalid(f"{where}: {key} must be a table of whole numbers", hint="like eth2 = 8")
+    return dict(value)

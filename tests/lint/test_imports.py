@@ -63,7 +63,7 @@ RULES = (
     Rule("pvc/", ("asyncio", "urllib.request", "requests", "pkg_resources")),
     *(
         Rule(f"pvc/{name}.py", ("pvc.cluster", "pvc.node", "pvc.http", "pvc.commands", "pvc.lab"))
-        for name in ("errors", "clock", "config", "log", "proc")
+        for name in ("errors", "clock", "config", "hostnetworks", "log", "proc")
     ),
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvc.node.drivers import DriverError, Link, Vlan, Vxlan
-from pvc.node.drivers.netlink import IFF_UP, opened, unsupported
+from pvc.node.drivers.netlink import IFF_UP, index_of, opened, unsupported
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -132,13 +132,13 @@ def _made_of(route: IPRoute, link: Link) -> dict[str, Any]:
             "vxlan_learning": int(link.vxlan.learning),
         }
     if link.vlan is not None:
-        return {"kind": "vlan", "link": _index(route, link.vlan.device), "vlan_id": link.vlan.number}
+        return {"kind": "vlan", "link": index_of(route, link.vlan.device), "vlan_id": link.vlan.number}
     return {"kind": link.kind, "br_stp_state": 0, "br_forward_delay": 0}
 
 
 def _change(route: IPRoute, link: Link) -> None:
-    index = _index(route, link.name)
-    master = _index(route, link.master) if link.master else 0
+    index = index_of(route, link.name)
+    master = index_of(route, link.master) if link.master else 0
     route.link("set", index=index, mtu=link.mtu, master=master)
     if link.master:
         # Of neighbours nothing is suppressed: no address is known here, and gratuitous ARP would be lost.
@@ -146,15 +146,8 @@ def _change(route: IPRoute, link: Link) -> None:
     route.link("set", index=index, state="up" if link.up else "down")
 
 
-def _index(route: IPRoute, name: str) -> int:
-    found = route.link_lookup(ifname=name)
-    if not found:
-        raise DriverError(f"there is no device {name}", retryable=True)
-    return found[0]
-
-
 def _own(route: IPRoute, name: str) -> int:
-    index = _index(route, name)
+    index = index_of(route, name)
     groups = [dict(one["attrs"]).get("IFLA_GROUP") for one in route.get_links(index)]
     if groups != [OURS]:
         raise DriverError(f"{name} is a device of the host's own")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -121,6 +121,15 @@ def opened(what: str) -> Iterator[IPRoute]:
         raise DriverError(f"no netlink: {error.strerror}", retryable=True) from None
 
 
+def done_already(code: int, act: Callable[[], object]) -> None:
+    """What the kernel refuses with this is so already."""
+    try:
+        act()
+    except NetlinkError as error:
+        if error.code != code:
+            raise
+
+
 @contextmanager
 def unsupported(words: str) -> Iterator[None]:
     """What is said when the kernel does not know something at all."""
@@ -130,6 +139,13 @@ def unsupported(words: str) -> Iterator[None]:
         if error.code != errno.EOPNOTSUPP:
             raise
         raise DriverError(words) from None
+
+
+def index_of(route: IPRoute, name: str) -> int:
+    found = route.link_lookup(ifname=name)
+    if not found:
+        raise DriverError(f"there is no device {name}", retryable=True)
+    return found[0]
 
 
 def _addresses(route: IPRoute) -> list[_Address]:
