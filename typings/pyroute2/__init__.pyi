@@ -19,5 +19,10 @@ class IPRoute:
     def route(self, command: str, **options: Any) -> Any: ...
     def addr(self, command: str, **options: Any) -> Any: ...
 
+class IPBatch(IPRoute):
+    """Messages that are made and not sent."""
+
+    batch: bytes
+
 class NetlinkError(Exception):
     code: int
