@@ -23,6 +23,7 @@ class IPBatch(IPRoute):
     """Messages that are made and not sent."""
 
     batch: bytes
+    def __enter__(self) -> IPBatch: ...
 
 class NetlinkError(Exception):
     code: int

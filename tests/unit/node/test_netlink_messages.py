@@ -1,7 +1,8 @@
-"""What this lab's kernels cannot do (bonds, VLANs) at the netlink boundary: our messages are those of iproute2.
+"""What lab kernels cannot do (bonds, VLANs) at the netlink boundary: our messages are those of iproute2.
 
 Recorded with strace from iproute2 6.1: `ip link add bond0 mtu 9000 group 7370340 type bond mode 802.3ad
-miimon 100 xmit_hash_policy layer3+4`, `ip link add link eth1 name eth1.10 mtu 1400 group 7370340 type vlan id 10`.
+miimon 100 xmit_hash_policy layer3+4`, `ip link add link eth1 name eth1.10 mtu 1400 group 7370340 type vlan
+id 10`.
 """
 
 from __future__ import annotations
