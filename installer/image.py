@@ -56,6 +56,7 @@ ENABLED = (
     "zookeeper.service",
     "pvc-node.service",
     "pvc-api.service",
+    "pvc-metadata.service",
     "pvc-ssh-keys.service",
 )
 # These are started by the node daemon where a network needs them.

@@ -1,4 +1,4 @@
-"""`pvc api serve` as a process of its own, with a configuration of its own."""
+"""`pvc api serve`, or another server, as a process of its own with a configuration of its own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 class ApiServer:
     directory: Path
     port: int
+    verb: tuple[str, str] = ("api", "serve")
     process: subprocess.Popen[bytes] | None = None
     notified: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     """Where systemd would listen."""
@@ -55,7 +56,7 @@ class ApiServer:
         self.notified.settimeout(30)
         with (self.directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *python, "-m", "pvc", "api", "serve"],
+                [sys.executable, *python, "-m", "pvc", *self.verb],
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

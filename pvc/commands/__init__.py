@@ -9,6 +9,7 @@ NOUNS: dict[str, str] = {
     "why": "why something is as it is",
     "connection": "clusters this workstation knows",
     "api": "the HTTP API and its tokens",
+    "metadata": "what guests may know of themselves",
     "lab": "a whole cluster on this one machine",
     "completion": "shell completion",
 }
@@ -42,6 +43,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     "why": {"pvc.commands.why": ("vm", "node", "fence", "network")},
     "connection": {"pvc.commands.connection": ("add", "remove", "list", "default", "detail")},
     "api": {"pvc.commands.api": ("token add", "token list", "token remove", "serve", "openapi")},
+    "metadata": {"pvc.commands.metadata": ("serve",)},
     "lab": {
         "pvc.commands.lab": ("up", "down", "status", "exec", "cut", "heal", "power", "bmc", "kill"),
     },

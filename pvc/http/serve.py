@@ -13,6 +13,7 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pvc import systemd
@@ -51,7 +52,7 @@ def serve(config: Config) -> None:
         config.servers(), secret=config.secret(), session_timeout_s=config.cluster.session_timeout_s
     )
     try:
-        _connect(store)
+        connect(store)
         keeper = Keeper(store)
         keeper.first()
         server = Server(
@@ -103,7 +104,7 @@ class Texts:
                 self.busy -= 1
 
 
-def _connect(store: ZooKeeperStore) -> None:
+def connect(store: ZooKeeperStore) -> None:
     """However long it takes: this server may have been started before ZooKeeper."""
     while True:
         try:
@@ -121,6 +122,8 @@ class Keeper:
     store: Store
     roots: tuple[Follow, ...] = field(default_factory=whole_cluster)
     expand: Expand = expand_whole_cluster
+    seen: Callable[[frozenset[str]], None] = lambda changed: None
+    """Told of what has changed in the mirror, before anybody else is."""
     mirror: Mirror = field(init=False)
     view: View = field(init=False)
     _wake: threading.Event = field(default_factory=threading.Event)
@@ -142,7 +145,7 @@ class Keeper:
         while True:
             self._wake.clear()
             try:
-                self.mirror.sync()
+                self.seen(self.mirror.sync())
                 return
             except Unavailable as error:
                 log.warning("reading the cluster: %s; trying again", error.message)
@@ -175,7 +178,8 @@ class Keeper:
             self._wake.clear()
             self._alive_at = time.monotonic()
             try:
-                if self.mirror.sync():
+                if changed := self.mirror.sync():
+                    self.seen(changed)
                     server.room.changed()
                 self._forget()
             except Unavailable as error:

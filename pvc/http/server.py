@@ -32,8 +32,24 @@ from pvc.http.wait import TICKET, TURN, Ticket, Turn, WaitingRoom
 log = logging.getLogger(__name__)
 
 THREADS = 12
-CONNECTIONS = 4096
 TICK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """By default those of the API, whose clients may wait for long."""
+
+    threads: int = THREADS
+    connections: int = 4096
+    connections_each: int | None = None
+    """Of all clients that `group_of` puts together; those beyond are closed unheard. None: no matter."""
+    group_of: Callable[[str], str] = lambda address: address
+    lifetime_s: float | None = None
+    """A connection is closed then, whatever it does. None: it may live."""
+    header: int = 64 * 1024
+    body: int = LARGEST_BODY
+    trusted_proxy: str | None = "127.0.0.1"
+    """The packaged nginx; its clients' addresses are for the limit of wrong tokens and the log."""
 
 
 class Parked(BaseException):
@@ -76,6 +92,7 @@ class Channel(HTTPChannel):
 
     def __init__(self, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any = None) -> None:
         self.deadline: float | None = None
+        self.began = time.monotonic()
         self.room: WaitingRoom[Channel] = server.room
         self.peer = _peer(sock)
         super().__init__(server, sock, addr, adj, map=map)
@@ -112,11 +129,25 @@ def _peer(sock: socket.socket) -> str:
 class _TcpServer(TcpWSGIServer):
     channel_class = Channel
     room: WaitingRoom[Channel]
+    limits: Limits
+
+    def accept(self) -> tuple[socket.socket, Any] | None:
+        found = super().accept()
+        if found is None or self.limits.connections_each is None:
+            return found
+        group = self.limits.group_of(found[1][0])
+        others = [one for one in self.active_channels.values() if self.limits.group_of(one.addr[0]) == group]
+        if len(others) < self.limits.connections_each:
+            return found
+        log.warning("too many connections of %s", group)
+        found[0].close()
+        return None
 
 
 class _UnixServer(UnixWSGIServer):
     channel_class = Channel
     room: WaitingRoom[Channel]
+    limits: Limits
 
 
 def _parking(app: WSGI) -> WSGI:
@@ -136,7 +167,7 @@ class Server:
 
     app: WSGI
     sockets: Sequence[socket.socket]
-    threads: int = THREADS
+    limits: Limits = field(default_factory=Limits)
     tick: Callable[[], None] = lambda: None
     """Called by the loop about every second."""
     room: WaitingRoom[Channel] = field(init=False)
@@ -152,19 +183,17 @@ class Server:
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         self.room = WaitingRoom(self._dispatcher.add_task)
         settings = Adjustments(
-            threads=self.threads,
+            threads=self.limits.threads,
             ident="pvc",
-            max_request_body_size=LARGEST_BODY,
-            max_request_header_size=64 * 1024,
-            connection_limit=CONNECTIONS,
+            max_request_body_size=self.limits.body,
+            max_request_header_size=self.limits.header,
+            connection_limit=self.limits.connections,
             channel_timeout=300,
             asyncore_use_poll=True,
             # Read on while a request runs or waits: it is how one learns that the client has gone.
             channel_request_lookahead=1,
             log_socket_errors=False,
-            # The packaged nginx; its clients' addresses are for the limit of wrong tokens and the log.
-            trusted_proxy="127.0.0.1",
-            trusted_proxy_headers="x-forwarded-for",
+            **_proxied(self.limits.trusted_proxy),
         )
         for sock in self.sockets:
             server = (_UnixServer if sock.family == socket.AF_UNIX else _TcpServer)(
@@ -176,9 +205,10 @@ class Server:
                 sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
                 bind_socket=False,
             )
-            server.room = self.room  # connections are accepted by run(), not before
+            # Connections are accepted by run(), not before.
+            server.room, server.limits = self.room, self.limits
             self._servers.append(server)
-        self._dispatcher.set_thread_count(self.threads)
+        self._dispatcher.set_thread_count(self.limits.threads)
 
     def run(self) -> None:
         """The loop, until stop(): then every waiting client gets an answer, and what runs is finished."""
@@ -189,6 +219,7 @@ class Server:
             if time.monotonic() >= ticked + TICK_S:
                 ticked = time.monotonic()
                 self.tick()
+                self._close_old()
             wasyncore.loop(timeout=TICK_S, use_poll=True, map=self._map, count=1)
         self.room.close()
         waiting.join()
@@ -197,6 +228,14 @@ class Server:
         with self._closing:
             self._servers.clear()
             wasyncore.close_all(self._map)
+
+    def _close_old(self) -> None:
+        if self.limits.lifetime_s is None:
+            return
+        now = time.monotonic()
+        for each in list(self._map.values()):
+            if isinstance(each, Channel) and now - each.began > self.limits.lifetime_s:
+                each.handle_close()
 
     def stop(self) -> None:
         """From any thread, or a signal handler."""
@@ -210,6 +249,13 @@ class Server:
         end = time.monotonic() + within_s
         while time.monotonic() < end and any(_is_busy(each) for each in list(self._map.values())):
             wasyncore.loop(timeout=0.05, use_poll=True, map=self._map, count=1)
+
+
+def _proxied(by: str | None) -> dict[str, object]:
+    """Without a proxy, what says that there is one reaches the application, which may refuse it."""
+    if by is None:
+        return {"clear_untrusted_proxy_headers": False}
+    return {"trusted_proxy": by, "trusted_proxy_headers": "x-forwarded-for"}
 
 
 def _is_busy(each: Any) -> bool:

@@ -110,9 +110,11 @@ LATER = (
     "pvc.node.drivers.ipmi",
     "pvc.node.drivers.links",
     "pvc.node.drivers.libvirt",
+    "pvc.node.drivers.loopback",
     "pvc.node.drivers.netlink",
     "pvc.node.drivers.ping",
     "pvc.node.drivers.redfish",
+    "pvc.node.metadata",
     "pvc.node.network",
     "pvc.node.drivers.watchdog",
     "pvc.node.path_mtu",
@@ -375,10 +377,12 @@ def _serve(daemon: Daemon, store: Store, clock: Clock) -> Serving | None:
     """Where the node is a coordinator, which may be primary."""
     if daemon.role is not NodeRole.COORDINATOR:
         return None
+    from pvc.node.drivers.loopback import NetlinkLoopback
+    from pvc.node.metadata import MetadataAddress
     from pvc.node.services import Services
 
     def services(commit: Commit) -> Sequence[Service]:
-        return ()
+        return (MetadataAddress(NetlinkLoopback()),)
 
     return Serving(lambda wake: Services(daemon.name, store, services, daemon.services_are, wake), clock)
 

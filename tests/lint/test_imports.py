@@ -40,7 +40,7 @@ RULES = (
     # The mirror is shared by threads and holds a lock; the ZooKeeper store is an edge.
     Rule("pvc/cluster/", EFFECTS, unless=("pvc/cluster/zookeeper.py", "pvc/cluster/mirror.py")),
     Rule("pvc/cluster/mirror.py", ("subprocess", "time", "socket", "pvc.proc")),
-    Rule("pvc/commands/", ("pvc.http", "pvc.node", "pvc.cluster.zookeeper"), lazily=True),
+    Rule("pvc/commands/", ("pvc.http", "pvc.node", "pvc.metadata", "pvc.cluster.zookeeper"), lazily=True),
     # Verbs that run in the client's own process; nobody else loads these modules.
     Rule(
         "pvc/commands/",
@@ -52,7 +52,8 @@ RULES = (
     Rule("pvc/node/actions", (*EFFECTS, "pvc.cluster.zookeeper", "pvc.http")),
     Rule("pvc/node/drivers/", ("pvc.cluster.store", "pvc.cluster.zookeeper", "pvc.http", "pvc.commands")),
     Rule("pvc/node/", ("pvc.http", "pvc.lab", "pvc.commands", "pvc.cli", "pvc.output")),
-    Rule("pvc/http/", ("pvc.node", "pvc.lab", "pvc.cli")),
+    Rule("pvc/http/", ("pvc.node", "pvc.metadata", "pvc.lab", "pvc.cli")),
+    Rule("pvc/metadata/", ("pvc.commands", "pvc.lab", "pvc.cli", "pvc.output")),
     Rule("pvc/lab/", ("pvc.node", "pvc.http", "pvc.cli")),
     Rule(
         "pvc/",

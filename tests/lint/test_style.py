@@ -21,6 +21,7 @@ BOUNDARIES = {
     "pvc/__main__.py": "the program",
     "pvc/http/app.py": "a request",
     "pvc/http/serve.py": "a turn of the API server's mirror",
+    "pvc/metadata/app.py": "a request of a guest",
     "pvc/node/process.py": "a cycle of the daemon",
     "pvc/node/loop.py": "a round beside the daemon's own",
     "pvc/node/lanes.py": "an action of the daemon",

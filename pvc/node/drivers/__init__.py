@@ -238,6 +238,18 @@ class HostAddresses(Protocol):
         ...
 
 
+class OwnAddresses(Protocol):
+    """IPv4 addresses that this host answers for on whatever network. Every call may raise DriverError."""
+
+    def hold(self, address: str) -> bool:
+        """True where it was not held before, by whatever life of the daemon. Refused where others gave it."""
+        ...
+
+    def drop(self, address: str) -> bool:
+        """True where it was held; one that others gave stays."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Vxlan:
     """A tunnel between nodes; where a guest is, routing says and not what is overheard."""

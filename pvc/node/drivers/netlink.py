@@ -131,6 +131,16 @@ def done_already(code: int, act: Callable[[], object]) -> None:
 
 
 @contextmanager
+def unless(*codes: int) -> Iterator[None]:
+    """These refusals mean that there is nothing to be done."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in codes:
+            raise
+
+
+@contextmanager
 def unsupported(words: str) -> Iterator[None]:
     """What is said when the kernel does not know something at all."""
     try:
@@ -184,11 +194,8 @@ def _place(wanted: Interface, addresses: list[_Address]) -> int:
 
 
 def _remove(route: IPRoute, one: _Address) -> None:
-    try:
+    with unless(errno.EADDRNOTAVAIL, errno.ENODEV):
         route.addr("del", index=one.index, address=str(one.value.ip), prefixlen=one.value.network.prefixlen)
-    except NetlinkError as error:
-        if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
-            raise
 
 
 # Announcing

@@ -1,0 +1,31 @@
+"""Where guests find the metadata service: its address, on the primary. It is a process of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from pvc.cluster.guests import ADDRESS
+from pvc.cluster.node import NetworkProblem
+from pvc.node.drivers import OwnAddresses
+from pvc.node.services import Scene
+
+log = logging.getLogger(__name__)
+
+
+class MetadataAddress:
+    """A Service: while a managed network has an IPv4 gateway, through which guests come."""
+
+    def __init__(self, host: OwnAddresses) -> None:
+        self.host = host
+
+    def serve(self, scene: Scene) -> Sequence[NetworkProblem]:
+        if not any(clients.spec.ipv4.gateway for clients in scene.networks.values()):
+            self.rest()
+        elif self.host.hold(ADDRESS):
+            log.info("answering for %s", ADDRESS)
+        return ()
+
+    def rest(self) -> None:
+        if self.host.drop(ADDRESS):
+            log.info("no longer answering for %s", ADDRESS)
