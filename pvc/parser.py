@@ -103,7 +103,7 @@ def _completed(found: Operation, given: dict[str, Any]) -> dict[str, Any]:
             elif param.arg.asked_with in given and output.is_terminal():
                 given[name] = output.ask_secret(param.name)
             elif param.required:
-                what = _placeholder(param) if param.positional else param.option
+                what = _placeholder(param) if param.positional else param.option.replace("|", " or ")
                 raise Invalid(
                     f"pvc {found.noun} {found.verb}: {what} is missing", hint=f"usage: {usage(found)}"
                 )
@@ -201,7 +201,7 @@ def usage(found: Operation) -> str:
             word = _placeholder(param) + ("…" if param.many else "")
             words.append(word if param.required else f"[{word}]")
         elif param.required:
-            words.append(f"{param.option} {_placeholder(param)}")
+            words.append(param.option if param.arg.switches else f"{param.option} {_placeholder(param)}")
     return " ".join([*words, *after])
 
 
@@ -273,6 +273,8 @@ def flags(param: Param) -> tuple[str, ...]:
 
 
 def _plain_flags(param: Param) -> list[str]:
+    if param.arg.switches:
+        return param.option.split("|")
     return [name for name in (*param.arg.short.split("/"), param.option) if name]
 
 
@@ -302,6 +304,11 @@ def _add_option(parser: Parser, param: Param) -> None:
             text = argparse.SUPPRESS if not _help(param) else f"the opposite of {on[-1]}"
             parser.add_argument(*off, dest=dest, action="store_const", const=False, help=text)
         return
+    if param.arg.switches:
+        one_of = parser.add_mutually_exclusive_group()
+        for value, text in zip(param.choices, param.arg.help.split("|"), strict=True):
+            one_of.add_argument(f"--{value}", dest=dest, action="store_const", const=value, help=text)
+        return
     action = "append" if param.many else "store"
     parser.add_argument(
         *_plain_flags(param), dest=dest, action=action, metavar=_placeholder(param), help=_help(param)
@@ -323,7 +330,7 @@ def _placeholder(param: Param) -> str:
 
 
 def _help(param: Param) -> str:
-    text = param.arg.help
+    text = param.help
     if param.arg.file:
         text = text if "- is" in text else f"{text or 'a file'}; - is standard input"
     if param.choices and param.arg.metavar:
@@ -378,6 +385,6 @@ def option_lines(found: Operation) -> list[tuple[str, str]]:
     lines = []
     for param in found.params:
         if not param.positional:
-            value = "" if param.kind is bool else f" {_placeholder(param)}"
+            value = "" if param.kind is bool or param.arg.switches else f" {_placeholder(param)}"
             lines.append((", ".join(flags(param)) + value, _help(param).replace("%%", "%")))
     return lines

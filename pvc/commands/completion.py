@@ -142,7 +142,9 @@ def _of_verb(found: Operation, given: Sequence[str], current: str, before: Seque
     options: dict[str, Param | None] = {
         flag: param for param in found.params if not param.positional for flag in flags(param)
     }
-    valued = {flag for flag, param in options.items() if param and param.kind is not bool}
+    valued = {
+        flag for flag, param in options.items() if param and param.kind is not bool and not param.arg.switches
+    }
     for short, long, settings in automatic(found):
         new = [flag for flag in (short, long) if flag and flag not in options]
         options.update(dict.fromkeys(new))

@@ -55,6 +55,11 @@ class Arg:
     """The CLI takes a file's path (- is stdin) and sends its text."""
     long: str = ""
     """Option name where it differs from the parameter's."""
+    switches: bool = False
+    """Of a choice: on the command line each value is an option of its own, `--in` and `--out`.
+
+    `help` has a text for each, with | between them.
+    """
     asked_with: str = ""
     """A secret: with that other parameter given and this one not, the terminal is asked, without echo."""
 
@@ -73,7 +78,13 @@ class Param:
 
     @property
     def option(self) -> str:
+        if self.arg.switches:
+            return "|".join(f"--{value}" for value in self.choices)
         return "--" + (self.arg.long or self.name.strip("_").replace("_", "-"))
+
+    @property
+    def help(self) -> str:
+        return "; or ".join(self.arg.help.split("|")) if self.arg.switches else self.arg.help
 
     @property
     def choices(self) -> tuple[str, ...]:

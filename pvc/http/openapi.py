@@ -130,7 +130,7 @@ def _parameter(param: Param, where: str) -> Schema:
         "in": where,
         "required": where == "path" or param.required,
         "schema": schema,
-        **({"description": param.arg.help} if param.arg.help else {}),
+        **({"description": param.help} if param.help else {}),
     }
 
 
@@ -173,7 +173,7 @@ def _bound(kind: type, bound: float) -> int | float:
 
 
 def _described(param: Param, schema: Schema) -> Schema:
-    return {**schema, "description": param.arg.help} if param.arg.help else schema
+    return {**schema, "description": param.help} if param.help else schema
 
 
 def _responses(found: Operation, components: _Components) -> Schema:
