@@ -62,15 +62,19 @@ class Rule:
     description: str
     """No two of a network and direction have the same."""
     rule: str
-    """An nftables rule without its chain."""
+    """An nftables rule without its chain; never changed."""
+    number: int
+    """It keeps that one, wherever it stands: by it the kernel's rules and counters are known."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class AccessList:
-    """Of one network, in the order in which they are tried; written by operations."""
+    """Of one network, those of a direction in the order in which they are tried; written by operations."""
 
     rules: tuple[Rule, ...] = ()
+    last: int = 0
+    """The greatest number that a rule ever had."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -112,11 +112,13 @@ LATER = (
     "pvc.node.drivers.libvirt",
     "pvc.node.drivers.loopback",
     "pvc.node.drivers.netlink",
+    "pvc.node.drivers.nft",
     "pvc.node.drivers.ping",
     "pvc.node.drivers.redfish",
+    "pvc.node.drivers.watchdog",
+    "pvc.node.filters",
     "pvc.node.metadata",
     "pvc.node.network",
-    "pvc.node.drivers.watchdog",
     "pvc.node.path_mtu",
     "pvc.node.peer",
     "pvc.node.plan_dhcp",
@@ -379,10 +381,15 @@ def _serve(daemon: Daemon, store: Store, clock: Clock) -> Serving | None:
         return None
     from pvc.node.drivers.loopback import NetlinkLoopback
     from pvc.node.metadata import MetadataAddress
+    from pvc.node.drivers.nft import NFT, routes
+    from pvc.node.filters import Filters
     from pvc.node.services import Services
 
+    node = daemon.config.node
+    filters = Filters(NFT(), (node.address, node.storage_address), routes, clock)
+
     def services(commit: Commit) -> Sequence[Service]:
-        return (MetadataAddress(NetlinkLoopback()),)
+        return filters, MetadataAddress(NetlinkLoopback())
 
     return Serving(lambda wake: Services(daemon.name, store, services, daemon.services_are, wake), clock)
 

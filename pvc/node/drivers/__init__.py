@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from pvc.cluster.filters import Key, Number
 from pvc.errors import Failed
 
 
@@ -342,6 +343,36 @@ class Routing(Protocol):
 class Ping(Protocol):
     def __call__(self, address: str, payload: int, /) -> bool:
         """An echo of so many bytes comes back from there within a second, in one piece both ways."""
+        ...
+
+
+class PacketFilter(Protocol):
+    """One nftables table of ours on this host; others are never touched.
+
+    Every call may raise DriverError. For one thread at a time, but for `counts`.
+    """
+
+    def check(self, text: str) -> None:
+        """Whether it could be loaded; changes nothing. Raises Refused with what is wrong in which line."""
+        ...
+
+    def load(self, text: str) -> None:
+        """All of it at once, in place of what there was. Raises Refused; then what there was goes on."""
+        ...
+
+    def is_as_loaded(self) -> bool:
+        """False also where that is not known: at first, and when others have changed filters meanwhile."""
+        ...
+
+    def counts(self, chain: str = "") -> Mapping[Key, Number] | None:
+        """Of the rules with a comment, as they are in the kernel and in their order; None: nothing is loaded.
+
+        Of all chains unless told which.
+        """
+        ...
+
+    def remove(self) -> None:
+        """Done already when it is not there."""
         ...
 
 

@@ -1,0 +1,248 @@
+"""One suite for every PacketFilter: the fake, and nftables in a network namespace that the test makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import TypeVar
+
+import pytest
+
+from pvc.cluster.clients import AccessList, Direction, Rule
+from pvc.cluster.filters import (
+    Filtered,
+    Hidden,
+    Key,
+    Number,
+    Protocol,
+    Refused,
+    Route,
+    Verdict,
+    compose,
+    render,
+)
+from pvc.node.drivers import PacketFilter
+from pvc.node.drivers.nft import NFT, generation, routes
+from tests.contract.test_addresses import enter, ip
+from tests.fakes.filters import FEATURE, FakeFilter
+from tests.unit.node.test_filters import ACCESS, HIDE, OFFICE, SHOP
+from tests.unit.test_filters import GOOD
+
+T = TypeVar("T")
+
+HERE = f"pvc-{os.getpid()}-nft"
+TEXT = render([Filtered(SHOP, ACCESS), Filtered(OFFICE, AccessList())], HIDE).text
+
+
+def nft(*words: str, stdin: str = "") -> str:
+    argv = ["ip", "netns", "exec", HERE, "nft", *words]
+    return subprocess.run(argv, check=True, capture_output=True, text=True, input=stdin).stdout
+
+
+class Inside:
+    """Calls of the driver in a network namespace, on a thread that has entered it."""
+
+    def __init__(self, namespace: str) -> None:
+        self.threads = ThreadPoolExecutor(1, initializer=enter, initargs=(namespace,))
+        self.driver = NFT()
+
+    def call(self, act: Callable[[], T]) -> T:
+        return self.threads.submit(act).result(timeout=60)
+
+    def check(self, text: str) -> None:
+        self.call(lambda: self.driver.check(text))
+
+    def load(self, text: str) -> None:
+        self.call(lambda: self.driver.load(text))
+
+    def is_as_loaded(self) -> bool:
+        return self.call(self.driver.is_as_loaded)
+
+    def counts(self, chain: str = "") -> Mapping[Key, Number] | None:
+        return self.call(lambda: self.driver.counts(chain))
+
+    def remove(self) -> None:
+        self.call(self.driver.remove)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    host: PacketFilter
+    meddle: Callable[[], object]
+    """Change our table as somebody else would."""
+
+
+@contextmanager
+def fake() -> Iterator[Bench]:
+    host = FakeFilter()
+    yield Bench(host, lambda: setattr(host, "is_touched", True))
+
+
+@contextmanager
+def nftables() -> Iterator[Bench]:
+    try:
+        ip("netns", "add", HERE)
+        yield Bench(Inside(HERE), lambda: nft("flush", "chain", "inet", "pvc", "in101"))
+    finally:
+        subprocess.run(["ip", "netns", "del", HERE], check=False, capture_output=True)
+
+
+@pytest.fixture(params=[fake, nftables], ids=lambda made: made.__name__)
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    with request.param() as made:
+        yield made
+
+
+@pytest.fixture
+def host(bench: Bench) -> PacketFilter:
+    return bench.host
+
+
+@pytest.fixture
+def real() -> Iterator[Inside]:
+    with nftables() as made:
+        assert isinstance(made.host, Inside)
+        yield made.host
+
+
+# What every driver keeps
+
+
+def test_what_is_loaded_is_there_and_stays_so(host: PacketFilter) -> None:
+    assert host.counts() is None
+    assert not host.is_as_loaded(), "it is not known"
+    host.load(TEXT)
+    assert host.is_as_loaded()
+    assert host.is_as_loaded()
+    assert [*(host.counts("in101") or {})] == [("in101", "1"), ("in101", "4")]
+    assert [*(host.counts("out101") or {})] == [("out101", "2"), ("out101", "3")]
+    assert host.counts("in102") == {}
+
+
+def test_checking_loads_nothing(host: PacketFilter) -> None:
+    host.check(TEXT)
+    assert host.counts() is None
+
+
+def test_what_is_refused_leaves_what_there_was(host: PacketFilter) -> None:
+    host.load(TEXT)
+    bad = TEXT.replace("tcp dport 22", f"tcp {FEATURE} 22")
+    line = next(number for number, text in enumerate(bad.split("\n"), 1) if FEATURE in text)
+    for attempt in (host.check, host.load):
+        with pytest.raises(Refused, match=FEATURE) as caught:
+            attempt(bad)
+        assert [fault.line for fault in caught.value.faults] == [line]
+        assert FEATURE in caught.value.faults[0].message
+    assert [*(host.counts("in101") or {})] == [("in101", "1"), ("in101", "4")]
+
+
+def test_counters_begin_where_they_are_told_to(host: PacketFilter) -> None:
+    counts = {("in101", "4"): (7, 700), ("node", "node"): (3, 90)}
+    host.load(render([Filtered(SHOP, ACCESS)], HIDE, counts).text)
+    found = host.counts() or {}
+    assert {key: found[key] for key in counts} == counts
+    assert sum(packets for packets, _ in found.values()) == 10
+
+
+def test_what_somebody_else_changed_is_noticed_and_repaired(bench: Bench) -> None:
+    bench.host.load(TEXT)
+    bench.meddle()
+    assert not bench.host.is_as_loaded()
+    bench.host.load(TEXT)
+    assert bench.host.is_as_loaded()
+
+
+def test_removed_is_removed(host: PacketFilter) -> None:
+    host.remove()
+    host.load(TEXT)
+    host.remove()
+    assert host.counts() is None
+    assert not host.is_as_loaded()
+    host.remove()
+
+
+# What only nftables can show
+
+
+def test_tables_of_others_are_left_alone_and_do_not_disturb(real: Inside) -> None:
+    nft("-f", "-", stdin="table inet filter { chain input { type filter hook input priority 0; drop; }; }\n")
+    before = nft("list", "table", "inet", "filter")
+    real.load(TEXT)
+    nft("-f", "-", stdin="table ip other { chain x { counter accept; }; }\n")
+    assert real.is_as_loaded(), "another table is nobody's concern"
+    real.remove()
+    assert nft("list", "table", "inet", "filter") == before
+    assert "table ip other" in nft("list", "tables")
+
+
+def test_an_unchanged_look_starts_no_process(real: Inside) -> None:
+    real.load(TEXT)
+    real.driver._call = None  # type: ignore[assignment]
+    assert real.is_as_loaded()
+
+
+def test_each_change_makes_another_generation(real: Inside) -> None:
+    first = real.call(generation)
+    real.load(TEXT)
+    assert real.call(generation) == first + 1
+    real.check(TEXT)
+    assert real.call(generation) == first + 1
+
+
+@pytest.mark.parametrize("rule", GOOD)
+def test_nft_takes_the_rules_that_we_take(real: Inside, rule: str) -> None:
+    access = AccessList((Rule(Direction.IN, "x", rule, 1), Rule(Direction.OUT, "x", rule, 2)), 2)
+    real.load(render([Filtered(SHOP, access)]).text)
+    assert real.counts("in101") == {("in101", "1"): (0, 0)}
+    assert real.counts("out101") == {("out101", "2"): (0, 0)}
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+@pytest.mark.parametrize("proto", [None, *Protocol])
+def test_nft_takes_what_options_make(real: Inside, proto: Protocol | None, verdict: Verdict) -> None:
+    rules = [compose("10.0.0.0/8", "", proto, "", verdict), compose("", "fd00::1", proto, "", verdict)]
+    if proto in (None, Protocol.TCP, Protocol.UDP, Protocol.SCTP):
+        rules += [compose("", "", proto, "80,90-100", verdict)]
+    access = AccessList(tuple(Rule(Direction.OUT, str(n), text, n) for n, text in enumerate(rules)))
+    real.check(render([Filtered(SHOP, access)]).text)
+
+
+def test_without_nft_it_is_said() -> None:
+    from pvc.errors import Unavailable
+    from pvc.node.drivers import DriverError
+    from pvc.proc import Completed
+
+    def missing(
+        argv: list[str], /, *, stdin: str = "", check: bool = True, timeout_s: float = 1
+    ) -> Completed:
+        raise Unavailable("the command nft is missing", hint="install the Debian package with nft")
+
+    with pytest.raises(DriverError, match="the command nft is missing"):
+        NFT(missing).check(TEXT)
+
+
+def test_routes_are_those_of_the_namespace(real: Inside) -> None:
+    for words in (
+        "link add clu type veth peer name other",
+        "link set clu up",
+        "link set other up",
+        "address add 10.0.0.1/24 dev clu",
+        "address add fd00:9::1/64 dev clu nodad",
+        "route add default via 10.0.0.254",
+        "-6 route add default via fd00:9::fe",
+    ):
+        ip("-n", HERE, *words.split())
+    found = real.call(routes)
+    for prefix, is_direct in (
+        ("10.0.0.0/24", True),
+        ("0.0.0.0/0", False),
+        ("fd00:9::/64", True),
+        ("::/0", False),
+    ):
+        assert Route("clu", ip_network(prefix), is_direct) in found
+    assert Hidden() != HIDE
