@@ -39,7 +39,10 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.cluster": ("init", "status", "maintenance"),
         "pvc.commands.cluster_settings": ("info", "set", "autoready"),
     },
-    "network": {"pvc.commands.network": ("add", "modify", "remove", "info", "list")},
+    "network": {
+        "pvc.commands.network": ("add", "modify", "remove", "info", "list"),
+        "pvc.commands.network_acl": ("acl add", "acl remove", "acl list"),
+    },
     "why": {"pvc.commands.why": ("vm", "node", "fence", "network")},
     "connection": {"pvc.commands.connection": ("add", "remove", "list", "default", "detail")},
     "api": {"pvc.commands.api": ("token add", "token list", "token remove", "serve", "openapi")},

@@ -50,6 +50,23 @@ def _no_nodes(
     raise Unavailable("texts of nodes come through the API", hint="leave out --direct")
 
 
+class AskNode(Protocol):
+    """How a node is asked for what only it has; the answer is JSON. Raises Unavailable, or what it says."""
+
+    def __call__(self, address: str, port: int, path: str) -> Any: ...
+
+
+def _ask_nobody(address: str, port: int, path: str) -> Any:
+    raise Unavailable("nodes are asked through the API", hint="leave out --direct")
+
+
+def _check_filters(text: str) -> None:
+    """With this machine's nft and kernel."""
+    from pvc.node.drivers.nft import NFT
+
+    NFT().check(text)
+
+
 def _new_authority() -> Authority:
     """Of this machine's cluster key."""
     from pvc import config, pki
@@ -81,6 +98,9 @@ class Context:
     known_view: View | None = None
     """Of whoever keeps one view for many operations: documents that did not change are not decoded again."""
     console: FetchText = _no_nodes
+    ask: AskNode = _ask_nobody
+    check_filters: Callable[[str], None] = _check_filters
+    """Raises Refused for a table of nftables that could not be loaded."""
     new_authority: Callable[[], Authority] = _new_authority
     seal: Callable[[str, str], str] = _seal
     """Encrypt a text, and say what it is good for."""

@@ -70,6 +70,7 @@ class DirectTransport:
         context = Context(store, reader, Caller(f"root on {self._node}", Role.ADMIN), planning=plan)
         if self._config is not None:
             context.console = partial(_fetch, self._config)
+            context.ask = partial(_ask, self._config)
         return to_json(invoke(found, context, arguments))
 
     def _connected(self) -> Store:
@@ -110,6 +111,12 @@ def _fetch(
     from pvc.peerclient import fetch
 
     return fetch(settings, address, port, path, lines=lines, cursor=cursor, wait_s=wait_s)
+
+
+def _ask(settings: Config, address: str, port: int, path: str) -> Any:
+    from pvc.peerclient import ask
+
+    return ask(settings, address, port, path)
 
 
 class Watching:

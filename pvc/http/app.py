@@ -16,7 +16,7 @@ from pvc.clock import Clock, SystemClock
 from pvc.cluster.codec import to_json, version_of
 from pvc.cluster.store import Reader, SessionState, Store
 from pvc.cluster.view import View
-from pvc.commands.context import Caller, Context, FetchText, invoke
+from pvc.commands.context import AskNode, Caller, Context, FetchText, invoke
 from pvc.commands.registry import TRUE, Operation, every_operation
 from pvc.errors import Bug, Invalid, PVCError, Unavailable
 from pvc.http import openapi
@@ -46,6 +46,7 @@ class Site:
     view: View | None = None
     """Kept for all requests, so that a document is decoded once."""
     console: FetchText | None = None
+    ask: AskNode | None = None
 
     def context(self, caller: Caller, planning: bool) -> Context:
         context = Context(
@@ -53,6 +54,8 @@ class Site:
         )
         if self.console is not None:
             context.console = self.console
+        if self.ask is not None:
+            context.ask = self.ask
         return context
 
     @property

@@ -13,8 +13,9 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from pvc import systemd
 from pvc.clock import SystemClock
@@ -22,12 +23,12 @@ from pvc.cluster.mirror import Expand, Follow, Mirror
 from pvc.cluster.store import Session, Store
 from pvc.cluster.view import View, expand_whole_cluster, whole_cluster
 from pvc.cluster.zookeeper import ZooKeeperStore
-from pvc.commands.context import FetchText
+from pvc.commands.context import AskNode, FetchText
 from pvc.config import Config
 from pvc.errors import Failed, Invalid, Unavailable
 from pvc.http.app import Site, make_app
 from pvc.http.server import THREADS, Server
-from pvc.peerclient import fetch
+from pvc.peerclient import ask, fetch
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ def serve(config: Config) -> None:
         keeper = Keeper(store)
         keeper.first()
         server = Server(
-            make_app(keeper.site(Texts(functools.partial(fetch, config)))), sockets, tick=keeper.tick
+            make_app(keeper.site(Texts(functools.partial(fetch, config), functools.partial(ask, config)))),
+            sockets,
+            tick=keeper.tick,
         )
         keeper.start(server)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -74,9 +77,10 @@ def serve(config: Config) -> None:
 
 @dataclass(slots=True)
 class Texts:
-    """Console texts and logs, fetched from nodes: never by so many threads at once that others must wait."""
+    """What is fetched from nodes, mostly texts: never by so many threads at once that others must wait."""
 
     fetch: FetchText
+    node: AskNode
     busy: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -90,15 +94,24 @@ class Texts:
         cursor: int | None = None,
         wait_s: int = 0,
     ) -> tuple[str, int]:
+        with self._counted():
+            wait_s = wait_s if self.busy <= MOST_TEXTS // 2 else 0
+            return self.fetch(address, port, path, lines=lines, cursor=cursor, wait_s=wait_s)
+
+    def ask(self, address: str, port: int, path: str) -> Any:
+        with self._counted():
+            return self.node(address, port, path)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
         with self._lock:
             if self.busy >= MOST_TEXTS:
                 raise Unavailable(
                     "this API server fetches too many texts at once", hint="try again in a moment"
                 )
             self.busy += 1
-            wait_s = wait_s if self.busy <= MOST_TEXTS // 2 else 0
         try:
-            return self.fetch(address, port, path, lines=lines, cursor=cursor, wait_s=wait_s)
+            yield
         finally:
             with self._lock:
                 self.busy -= 1
@@ -137,8 +150,9 @@ class Keeper:
         self.view = View(self.mirror)
         self._alive_at = self._forgot_at = time.monotonic()
 
-    def site(self, console: FetchText | None = None) -> Site:
-        return Site(self.store, self.mirror, self.mirror.refresh, SystemClock(), self.view, console)
+    def site(self, texts: Texts | None = None) -> Site:
+        ask = texts.ask if texts else None
+        return Site(self.store, self.mirror, self.mirror.refresh, SystemClock(), self.view, texts, ask)
 
     def first(self) -> None:
         """Everything once, before anybody is served."""

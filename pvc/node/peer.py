@@ -1,4 +1,5 @@
-"""Serves what only a node itself has: console text, its daemon's log, whether its ZooKeeper server serves.
+"""Serves what only a node itself has: console text, its daemon's log, whether its ZooKeeper server serves,
+what its filters count.
 
 HTTPS on the cluster network; a caller must show a certificate of the cluster's own authority.
 """
@@ -18,8 +19,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
+from pvc.cluster.clients import Direction
+from pvc.cluster.filters import chain_name
 from pvc.config import Config
 from pvc.errors import Failed, Invalid, PVCError
+from pvc.node.drivers.nft import NFT
 from pvc.proc import Completed, run
 
 log = logging.getLogger(__name__)
@@ -113,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._journal(lines, query)
         if url.path == "/quorum":
             return {"without_quorum_s": self.server.without_quorum_s()}
+        if found := re.fullmatch(r"/filters/(\d{1,8})", url.path):
+            return {"rules": _filters(int(found[1]))}
         raise Invalid(f"no such path {url.path}")
 
     def _console(self, uuid: str, lines: int, query: dict[str, str]) -> dict[str, object]:
@@ -137,6 +143,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         log.debug(format, *arguments)
+
+
+def _filters(vni: int) -> list[dict[str, object]] | None:
+    """The rules for a network as this kernel has them, in its order; None: it filters nothing for us."""
+    nft, rules = NFT(), []
+    for direction in Direction:
+        counts = nft.counts(chain_name(direction, vni))
+        if counts is None:
+            return None
+        rules += [
+            {"direction": direction, "rule": comment, "packets": packets, "bytes": size}
+            for (_, comment), (packets, size) in counts.items()
+        ]
+    return rules
 
 
 def _number(query: dict[str, str], name: str, default: int) -> int:

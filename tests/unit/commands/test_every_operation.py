@@ -88,6 +88,24 @@ def routed() -> World:
     return world
 
 
+def bridged() -> World:
+    world = a_world()
+    world.call("network.add", vni=7, description="vlan7", kind="bridged")
+    return world
+
+
+def filtered() -> World:
+    """One rule for each direction, both called web."""
+    world = routed()
+    for direction in ("in", "out"):
+        world.call("network.acl-add", network="101", direction=direction, description="web", port="80")
+    return world
+
+
+ACL = {"network": "101", "direction": "in", "description": "ssh", "rule": "tcp dport 22 drop"}
+COMPOSED = {name: value for name, value in ACL.items() if name != "rule"}
+
+
 def coordinators() -> World:
     """n1 is primary."""
     world = a_world()
@@ -111,6 +129,8 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "network.add": (a_world, NETWORK),
     "network.modify": (networked, {"network": "net102", "description": "shop", "mtu": 1400}),
     "network.remove": (networked, {"network": "102"}),
+    "network.acl-add": (filtered, {**ACL, "order": 1}),
+    "network.acl-remove": (filtered, {"network": "net101", "description": "web", "direction": "out"}),
     "node.bmc": (a_world, BMC),
     "node.flush": (running, {"node": "n1"}),
     "node.ready": (flushed, {"node": "n1"}),
@@ -173,6 +193,7 @@ def test_fields_of_a_newer_version_survive(name: str) -> None:
     make, given = CHANGES[name]
     world = make()
     documents = [paths.CLUSTER, paths.vm(UUID), paths.network(101), paths.network(102)]
+    documents += [paths.network_access(101)]
     documents += [paths.node(one) for one in ("n1", "n2", "n3")]
     present = [path for path in documents if world.store.get(path) is not None]
     for path in present:
@@ -279,6 +300,27 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("network.modify", networked, {"network": "103", "mtu": 1500}, NotFound, "no network 103"),
     ("network.remove", networked, {"network": "net101"}, Conflict, "network 101 is used by web1"),
     ("network.remove", networked, {"network": "net103"}, NotFound, "no network described as net103"),
+    ("network.acl-add", networked, {**ACL, "network": "103"}, NotFound, "no network 103"),
+    ("network.acl-add", bridged, {**ACL, "network": "7"}, Conflict, "network 7 is bridged"),
+    ("network.acl-add", routed, COMPOSED, Invalid, "needs --rule"),
+    ("network.acl-add", routed, {**ACL, "port": "22"}, Invalid, "--rule says all of it"),
+    ("network.acl-add", routed, {**ACL, "direction": "up"}, Invalid, "direction cannot be 'up'"),
+    ("network.acl-add", routed, {**ACL, "description": "a/b"}, Invalid, "is not a description"),
+    ("network.acl-add", routed, {**ACL, "rule": "drop; accept"}, Invalid, "the character ';'"),
+    ("network.acl-add", routed, {**ACL, "rule": "fancy drop"}, Invalid, "unexpected string, at fancy"),
+    ("network.acl-add", networked, {**ACL, "rule": "fancy drop"}, Invalid, "unexpected string, at fancy"),
+    ("network.acl-add", filtered, {**ACL, "order": 0}, Invalid, "at least 1"),
+    ("network.acl-add", filtered, {**ACL, "order": 3}, Invalid, "the order can be 1 to 2"),
+    ("network.acl-add", filtered, {**ACL, "description": "web"}, Conflict, "has a rule web for in"),
+    ("network.acl-add", routed, {**COMPOSED, "source": "10.1.0.9/24"}, Invalid, "in the network 10.1.0.0/24"),
+    ("network.acl-add", routed, {**COMPOSED, "source": "web"}, Invalid, "neither an address nor"),
+    ("network.acl-add", routed, {**COMPOSED, "port": "80-70"}, Invalid, "end before they begin"),
+    ("network.acl-add", routed, {**COMPOSED, "port": "70000"}, Invalid, "'70000' is not a port"),
+    ("network.acl-add", routed, {**COMPOSED, "port": "1", "proto": "icmp"}, Invalid, "icmp has no ports"),
+    ("network.acl-add", routed, {**COMPOSED, "proto": "tcpp"}, Invalid, "proto cannot be 'tcpp'"),
+    ("network.acl-remove", routed, {"network": "101", "description": "web"}, NotFound, "has no rule web"),
+    ("network.acl-remove", filtered, {"network": "101", "description": "web"}, Conflict, "one for out"),
+    ("network.acl-list", networked, {"network": "103"}, NotFound, "no network 103"),
     ("network.info", networked, {"network": "a/b"}, Invalid, "is not a network's number or description"),
     ("network.list", networked, {"limit": "("}, Invalid, "is not a regular expression"),
     ("node.fence", a_world, {"node": "n9"}, NotFound, "no node named n9"),

@@ -20,6 +20,7 @@ from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Owner, State, VMSpec, index_nodes, index_ops, vnis_of
 from pvc.commands.context import Caller, Context, FetchText, invoke
 from pvc.commands.registry import Role, find
+from tests.fakes.filters import FakeFilter
 from tests.fakes.store import MemoryCluster, MemoryStore
 
 UUID = "6b29fc40-ca47-1067-b31d-00dd010662da"
@@ -51,6 +52,7 @@ class World:
             planning=planning,
             new_authority=lambda: Authority("certificate", "key"),
             seal=lambda text, about: f"sealed:{text[::-1]}:{about}",
+            check_filters=FakeFilter().check,
         )
 
     def call(self, operation: str, /, *, reader: Reader | None = None, **given: Any) -> Any:

@@ -12,6 +12,10 @@ from pvc.http.server import THREADS
 from tests.support import eventually
 
 
+def nobody(address: str, port: int, path: str) -> object:
+    raise Unavailable("the node is gone")
+
+
 def test_fetching_texts_leaves_threads_for_others() -> None:
     """Nodes may be slow to answer, or dead: at most half of the threads find out."""
     go_on = threading.Event()
@@ -24,7 +28,7 @@ def test_fetching_texts_leaves_threads_for_others() -> None:
         assert go_on.wait(10)
         return "text", 4
 
-    texts = Texts(fetch)
+    texts = Texts(fetch, nobody)
     threads = [
         threading.Thread(target=texts, args=("n1", 1, "journal"), kwargs={"wait_s": 1})
         for _ in range(MOST_TEXTS)
@@ -48,10 +52,12 @@ def test_place_is_free_again_after_a_failure() -> None:
     ) -> tuple[str, int]:
         raise Unavailable("the node is gone")
 
-    texts = Texts(fetch)
+    texts = Texts(fetch, nobody)
     for _ in range(MOST_TEXTS + 1):
         with pytest.raises(Unavailable, match="gone"):
             texts("n1", 1, "journal")
+        with pytest.raises(Unavailable, match="gone"):
+            texts.ask("n1", 1, "filters/101")
 
 
 @pytest.mark.parametrize(
