@@ -107,6 +107,7 @@ LATER = (
     "pvc.node.coordinator",
     "pvc.node.drivers.fourletter",
     "pvc.node.drivers.frr",
+    "pvc.node.drivers.host_networks",
     "pvc.node.drivers.ipmi",
     "pvc.node.drivers.links",
     "pvc.node.drivers.libvirt",
@@ -122,6 +123,7 @@ LATER = (
     "pvc.node.path_mtu",
     "pvc.node.peer",
     "pvc.node.plan_dhcp",
+    "pvc.node.plan_host_network",
     "pvc.node.services",
     "pvc.node.upkeep",
     "pvc.peerclient",
@@ -380,9 +382,9 @@ def _serve(daemon: Daemon, store: Store, clock: Clock) -> Serving | None:
     if daemon.role is not NodeRole.COORDINATOR:
         return None
     from pvc.node.drivers.loopback import NetlinkLoopback
-    from pvc.node.metadata import MetadataAddress
     from pvc.node.drivers.nft import NFT, routes
     from pvc.node.filters import Filters
+    from pvc.node.metadata import MetadataAddress
     from pvc.node.services import Services
 
     node = daemon.config.node
