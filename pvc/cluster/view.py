@@ -306,7 +306,7 @@ class View:
 
 def whole_cluster() -> tuple[Follow, ...]:
     """Roots of the API's mirror."""
-    single = (paths.CLUSTER, paths.AUTHORITY, paths.PRIMARY, paths.VERIFIED)
+    single = (paths.CLUSTER, paths.AUTHORITY, paths.PRIMARY, paths.VERIFIED, paths.NETWORKS)
     listed = (
         *(paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.VM_NAMES),
         *(paths.NETWORKS, paths.NETWORK_NAMES, paths.TOKENS, paths.FENCES, paths.VERIFIED),

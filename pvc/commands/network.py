@@ -165,6 +165,7 @@ def add(
     spec = changed(bare, given)
     ctx.view.cluster()
     nodes = ctx.view.nodes()
+    alone = _one_at_a_time(ctx, spec)
     _check(ctx, spec, nodes)
     if vni in ctx.view.networks([vni]):
         raise Conflict(f"there is a network {vni} already", hint=f"pvc network info {vni}")
@@ -173,6 +174,7 @@ def add(
     for name, _, value in differences(bare, spec):
         ctx.say(f"{name} of network {vni}: {value}")
     ctx.commit(
+        *alone,
         Create(paths.network(vni), dumps(spec)),
         *(Create(listing(vni)) for listing in BELOW),
         Create(paths.network_name(description), str(vni).encode()),
@@ -223,6 +225,7 @@ def modify(
         raise Invalid("network modify needs something to change", hint="pvc network modify --help")
     spec = changed(found.spec, given)
     nodes = ctx.view.nodes()
+    alone = _one_at_a_time(ctx, spec)
     _check(ctx, spec, nodes)
     if spec == found.spec:
         ctx.say("nothing would change")
@@ -230,9 +233,8 @@ def modify(
     _check_reservations(ctx, found.spec, spec)
     for name, before, after in differences(found.spec, spec):
         ctx.say(f"{name} of network {spec.vni}: {before} → {after}")
-    ctx.commit(
-        Put(paths.network(spec.vni), dumps(spec), found.spec_version), *_renamed(ctx, found.spec, spec)
-    )
+    renamed = _renamed(ctx, found.spec, spec)
+    ctx.commit(*alone, Put(paths.network(spec.vni), dumps(spec), found.spec_version), *renamed)
     return _described(ctx, spec, found.spec_version + 1, nodes)
 
 
@@ -244,6 +246,15 @@ def _renamed(ctx: Context, before: NetworkSpec, after: NetworkSpec) -> tuple[Op,
         Delete(paths.network_name(before.description)),
         Create(paths.network_name(after.description), str(after.vni).encode()),
     )
+
+
+def _one_at_a_time(ctx: Context, spec: NetworkSpec) -> tuple[Op, ...]:
+    """Of two networks that get addresses or names at the same moment, one has to see the other first.
+
+    To be asked before the others are looked at.
+    """
+    stored = ctx.reader.get(paths.NETWORKS) if has_addresses(spec) else None
+    return (Put(paths.NETWORKS, b"", stored.version),) if stored else ()
 
 
 def _check(ctx: Context, spec: NetworkSpec, nodes: Mapping[str, Node]) -> None:

@@ -11,10 +11,13 @@ from pvc.cluster import domainxml, paths
 from pvc.cluster.clients import Lease, Member, Reservation
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Primary
+from pvc.cluster.mirror import Mirror
 from pvc.cluster.network import DHCPRange, IPv4, IPv6, NetworkSpec
 from pvc.cluster.store import Create, Delete, Put
-from pvc.cluster.view import View
-from pvc.errors import Conflict, NotFound
+from pvc.cluster.view import View, expand_whole_cluster, whole_cluster
+from pvc.commands.context import invoke
+from pvc.commands.registry import find
+from pvc.errors import Conflict, Invalid, NotFound
 from tests.unit.commands.world import OTHER, UUID, Interrupted, World, a_world, xml_of
 
 
@@ -418,3 +421,16 @@ def test_what_the_primary_cannot_do_concerns_no_network_without_a_gateway() -> N
     assert world.call("network.info", network="101")["state"] == "up"
     assert [row["state"] for row in world.call("network.list")] == ["up"]
     assert "it has no gateway" in "".join(world.call("why.network", network="101")["because"])
+
+
+@pytest.mark.parametrize("given", [{"ipnet": "10.1.0.0/16"}, {"domain": "shop.example.com"}])
+def test_two_that_get_the_same_at_the_same_moment_do_not_both_get_it(given: dict[str, Any]) -> None:
+    """A server whose copy is a moment old finds that the other one came first, and looks again."""
+    world = a_world()
+    old = Mirror(world.cluster.connect(), whole_cluster(), expand_whole_cluster, lambda: None)
+    old.sync()
+    world.call("network.add", vni=101, description="one", kind="managed", **given)
+    context = world.context(reader=old)
+    context.refresh = old.refresh
+    with pytest.raises(Invalid, match="of network 101"):
+        invoke(find("network.add"), context, {"vni": 102, "description": "two", "kind": "managed", **given})
