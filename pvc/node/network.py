@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pvc.clock import Clock
@@ -74,6 +74,9 @@ class Networks:
         self.mtus = (0, 0)
         self.said: tuple[NetworkProblem, ...] = ()
         self.link_problems: tuple[NetworkProblem, ...] = ()
+        self.bridges: Mapping[int, int] = {}
+        """Of the managed networks that are here, each with its MTU. Replaced when it is another."""
+        self.bridges_changed: Callable[[], None] = lambda: None
 
     def step(self) -> float:
         """Seconds until the next round is due. Nothing is decided while the store does not answer."""
@@ -100,7 +103,14 @@ class Networks:
         is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
         self.path_mtu.look_at(self._paths(host) if is_managed else Paths(0))
         self.link_problems = (*planned.problems, *failed)
+        missing = {problem.vni for problem in failed}
+        self._bridges_are({vni: mtu for vni, mtu in planned.bridges.items() if vni not in missing})
         self.links_due = self.clock.monotonic() + (RETRY_S if self.link_problems else LOOK_S)
+
+    def _bridges_are(self, bridges: Mapping[int, int]) -> None:
+        if bridges != self.bridges:
+            self.bridges = bridges
+            self.bridges_changed()
 
     def _publish(self, speech: tuple[NetworkProblem, ...]) -> None:
         said = (*self.link_problems, *speech, *self.path_mtu.problems)

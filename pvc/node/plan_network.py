@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pvc.cluster.network import (
     VXLAN_OVERHEAD,
@@ -66,6 +66,8 @@ class NetworkPlan:
     steps: tuple[Step, ...]
     """In this order. Of each network whose step fails the others are left."""
     problems: tuple[NetworkProblem, ...]
+    bridges: Mapping[int, int] = field(default_factory=dict)
+    """Of the networks that are managed and possible here, the MTU of each."""
 
 
 def vni_of(link: Link) -> int | None:
@@ -93,7 +95,8 @@ def plan(specs: Iterable[NetworkSpec], host: Host, unreadable: Mapping[int, str]
             wanted[link.name] = link
             steps += _towards(link, host.links.get(link.name))
     removals, in_use = _unwanted(wanted, kept, host.links)
-    return NetworkPlan((*removals, *steps), (*problems, *in_use))
+    bridges = {link.vxlan.vni: link.mtu for link in wanted.values() if link.vxlan is not None}
+    return NetworkPlan((*removals, *steps), (*problems, *in_use), bridges)
 
 
 def _impossible(spec: NetworkSpec, host: Host) -> str:

@@ -30,6 +30,7 @@ from pvc.node.outage import Outage, OwnServer
 
 if TYPE_CHECKING:
     from pvc.node.coordinator import Coordinating
+    from pvc.node.network import Networks
     from pvc.node.services import Commit, Service, Services
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ LATER = (
     "pvc.node.coordinator",
     "pvc.node.drivers.fourletter",
     "pvc.node.drivers.frr",
+    "pvc.node.drivers.gateways",
     "pvc.node.drivers.host_networks",
     "pvc.node.drivers.ipmi",
     "pvc.node.drivers.links",
@@ -116,8 +118,10 @@ LATER = (
     "pvc.node.drivers.nft",
     "pvc.node.drivers.ping",
     "pvc.node.drivers.redfish",
+    "pvc.node.drivers.rtnetlink",
     "pvc.node.drivers.watchdog",
     "pvc.node.filters",
+    "pvc.node.gateway",
     "pvc.node.metadata",
     "pvc.node.network",
     "pvc.node.path_mtu",
@@ -225,7 +229,7 @@ def main(config: Config) -> None:
         if not networks.linked.wait(NETWORKS_S):
             log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
         coordinating = _coordinate(process, daemon, store, host, secret)
-        serving = _serve(daemon, store, clock)
+        serving = _serve(daemon, store, clock, networks)
         try:
             process.loop(daemon)
             notify("STOPPING=1")
@@ -377,23 +381,31 @@ class Serving:
         self.services.close()
 
 
-def _serve(daemon: Daemon, store: Store, clock: Clock) -> Serving | None:
+def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Serving | None:
     """Where the node is a coordinator, which may be primary."""
     if daemon.role is not NodeRole.COORDINATOR:
         return None
+    from pvc.node.drivers.gateways import NetlinkGateways
     from pvc.node.drivers.loopback import NetlinkLoopback
     from pvc.node.drivers.nft import NFT, routes
     from pvc.node.filters import Filters
+    from pvc.node.gateway import Gateways
     from pvc.node.metadata import MetadataAddress
     from pvc.node.services import Services
 
     node = daemon.config.node
+    announcing = Loop("announcements", clock)
     filters = Filters(NFT(), (node.address, node.storage_address), routes, clock)
+    gateways = Gateways(NetlinkGateways(), lambda: networks.bridges, filters.guards, clock, announcing.wake)
 
     def services(commit: Commit) -> Sequence[Service]:
-        return filters, MetadataAddress(NetlinkLoopback())
+        """Filters come before what they guard, and addresses before who answers there."""
+        return filters, gateways, MetadataAddress(NetlinkLoopback())
 
-    return Serving(lambda wake: Services(daemon.name, store, services, daemon.services_are, wake), clock)
+    made = Serving(lambda wake: Services(daemon.name, store, services, daemon.services_are, wake), clock)
+    networks.bridges_changed = made.loop.wake
+    announcing.start(gateways.announce)
+    return made
 
 
 def _only_one(config: Config) -> TextIO:

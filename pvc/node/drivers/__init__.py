@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -309,6 +309,54 @@ class HostLinks(Protocol):
 
     def remove(self, name: str) -> None:
         """Done already where there is none. Raises DriverError for one that is not ours."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """This host in a managed network: a device with its addresses, whose other end is on the bridge."""
+
+    vni: int
+    mtu: int
+    addresses: tuple[str, ...]
+    """With the lengths of their networks, in order."""
+    is_well: bool = True
+    """Up, on its bridge, and as careful with what comes out of it as a router has to be."""
+
+
+class HostGateways(Protocol):
+    """Gateways of this host, and what passes through it. Every call may raise DriverError.
+
+    All have the same MAC address, on all hosts: for guests nothing changes when another host has theirs. One
+    thread gives and takes; announcing is for any.
+    """
+
+    def gateways(self) -> Mapping[int, Gateway]:
+        """Those that are ours, in whatever life of the daemon."""
+        ...
+
+    def give(self, gateway: Gateway) -> None:
+        """Have it be so. Raises DriverError where its bridge is missing, or its name is taken."""
+        ...
+
+    def take(self, vnis: Iterable[int]) -> None:
+        """Done already for those that are not there."""
+        ...
+
+    def announce(self, vni: int) -> None:
+        """Tell all in the network whose the addresses are. Nothing where there is no such gateway."""
+        ...
+
+    def forward(self, towards: Iterable[str], *, ipv6: bool) -> bool:
+        """Pass packets on between gateways and the networks of those addresses, and the default route.
+
+        True where something had to be done for that. Never between other devices for IPv4; for IPv6 the
+        kernel knows only all or none.
+        """
+        ...
+
+    def end_forwarding(self) -> None:
+        """As it was before `forward`."""
         ...
 
 

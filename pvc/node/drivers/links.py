@@ -13,8 +13,12 @@ from pvc.node.drivers.netlink import IFF_UP, index_of, opened, unsupported
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-OURS = 0x707663
-"""The group of a link, given in the very call that makes it: whose it is, over our restarts too."""
+OURS, GATEWAYS = 0x707663, 0x707664
+"""The group of a link, given in the very call that makes it: whose it is, over our restarts too.
+
+Gateways have one of their own, because the kernel removes a whole group in a moment and each of many alone in
+much more.
+"""
 QUIET = {"ipv6": {"disable_ipv6": "1"}, "ipv4": {"rp_filter": "1", "arp_ignore": "8"}}
 """Otherwise a guest could reach the node's services through its bridge.
 
@@ -80,7 +84,7 @@ def _link(one: Any, attributes: Mapping[str, Any], names: Mapping[int, str]) -> 
     tunnel = _attributes(told, ABOUT_DATA).get("IFLA_INFO_DATA") if kind in ("vxlan", "vlan") else None
     data = _attributes(tunnel, ABOUT_TUNNELS)
     port = _attributes(_attributes(told, ABOUT_PORT).get("IFLA_INFO_SLAVE_DATA"), ABOUT_PORTS)
-    name, is_ours = str(attributes["IFLA_IFNAME"]), attributes.get("IFLA_GROUP") == OURS
+    name, is_ours = str(attributes["IFLA_IFNAME"]), attributes.get("IFLA_GROUP") in (OURS, GATEWAYS)
     return Link(
         name=name,
         kind=kind,
@@ -92,7 +96,7 @@ def _link(one: Any, attributes: Mapping[str, Any], names: Mapping[int, str]) -> 
         vlan=Vlan(int(data["IFLA_VLAN_ID"]), names.get(attributes.get("IFLA_LINK", 0), ""))
         if kind == "vlan"
         else None,
-        is_quiet=is_ours and _is_quiet(name),
+        is_quiet=is_ours and kind != "veth" and _is_quiet(name),
         is_ours=is_ours,
     )
 

@@ -25,6 +25,7 @@ IFA_F_NODAD = 0x2
 ETH_P_ARP = 0x0806
 BROADCAST = b"\xff" * 6
 ALL_NODES = "ff02::1"
+ROUTER, OVERRIDE = 0x80000000, 0x20000000
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,7 @@ class NetlinkAddresses:
             return
         value = ip_interface(address)
         try:
-            if value.version == 4:
-                _gratuitous_arp(device, value.ip.packed)
-            else:
-                _unsolicited_advertisement(device, str(value.ip))
+            tell(device, value)
         except OSError as error:
             raise DriverError(f"{address} cannot be announced on {device}: {error.strerror}") from None
 
@@ -201,6 +199,14 @@ def _remove(route: IPRoute, one: _Address) -> None:
 # Announcing
 
 
+def tell(device: str, address: Interface, *, is_router: bool = False) -> None:
+    """All on the device's network, whose the address is. Raises OSError."""
+    if address.version == 4:
+        _gratuitous_arp(device, address.ip.packed)
+    else:
+        _unsolicited_advertisement(device, str(address.ip), ROUTER if is_router else 0)
+
+
 def _gratuitous_arp(device: str, address: bytes) -> None:
     """A request for one's own address: RFC 5227 calls it an announcement; all who know the address learn."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP)) as wire:
@@ -211,16 +217,16 @@ def _gratuitous_arp(device: str, address: bytes) -> None:
         wire.send(ethernet + request + mac + address + bytes(6) + address)
 
 
-def _unsolicited_advertisement(device: str, address: str) -> None:
-    """RFC 4861, 7.2.6: it overrides what the neighbours know."""
+def _unsolicited_advertisement(device: str, address: str, flags: int) -> None:
+    """RFC 4861, 7.2.6: it overrides what neighbours know. Of a router it has to say that it is one."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
         wire.bind((device, 0))
         mac: bytes = wire.getsockname()[4]
-    override = 0x20000000
     target = socket.inet_pton(socket.AF_INET6, address)
-    message = struct.pack("!BBHI", 136, 0, 0, override) + target + bytes([2, 1]) + mac
+    message = struct.pack("!BBHI", 136, 0, 0, flags | OVERRIDE) + target + bytes([2, 1]) + mac
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as wire:
         wire.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
-        wire.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(device))
-        wire.bind((address, 0))
+        index = socket.if_nametoindex(device)
+        wire.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        wire.bind((address, 0, 0, index))
         wire.sendto(message, (ALL_NODES, 0))

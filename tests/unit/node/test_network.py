@@ -97,6 +97,25 @@ def test_networks_come_and_go_as_they_are_wanted(bench: Bench) -> None:
     assert len(bench.published) == 3, "said each time, for the node's list of bridges is another"
 
 
+def test_who_needs_the_bridges_is_told_when_they_are_others(bench: Bench) -> None:
+    told: list[dict[int, int]] = []
+    bench.networks.bridges_changed = lambda: told.append(dict(bench.networks.bridges))
+    bench.add(101)
+    bench.networks.step()
+    bench.add(102, mtu=1400)
+    bench.networks.step()
+    bench.clock.now += LOOK_S
+    bench.networks.step()
+    assert told == [{101: 8950}, {101: 8950, 102: 1400}]
+
+
+def test_a_bridge_that_could_not_be_made_is_none(bench: Bench) -> None:
+    bench.links.lacks.add("vxlan")
+    bench.add(101)
+    bench.networks.step()
+    assert bench.networks.bridges == {}
+
+
 def test_a_round_that_finds_nothing_changes_and_publishes_nothing(bench: Bench) -> None:
     bench.add(101)
     bench.networks.step()

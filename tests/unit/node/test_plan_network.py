@@ -85,7 +85,7 @@ def test_what_is_missing_is_made_bridge_first() -> None:
 
 
 def test_nothing_is_done_where_all_is_well() -> None:
-    assert planned([SHOP, DMZ], with_links(*MADE.values(), GUEST)) == NetworkPlan((), ())
+    assert planned([SHOP, DMZ], with_links(*MADE.values(), GUEST)) == NetworkPlan((), (), {101: 8950})
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,19 @@ def test_what_is_the_host_s_own_is_left_alone() -> None:
     assert planned([], with_links(*foreign)) == NetworkPlan((), ())
 
 
-def test_what_a_newer_version_made_is_left_alone() -> None:
-    gateway = Link("gw101", "veth", 8950, master="br101", is_ours=True)
-    assert planned([], with_links(gateway)) == NetworkPlan((), ())
+def test_gateways_are_left_to_who_makes_them() -> None:
+    gateway = (
+        Link("gw101", "veth", 8950, is_ours=True),
+        Link("gp101", "veth", 8950, master="br101", is_ours=True),
+    )
+    assert planned([], with_links(*gateway)) == NetworkPlan((), ())
+    found = planned([], with_links(SHOP_BRIDGE, SHOP_TUNNEL, *gateway))
+    assert found.steps == (Remove(SHOP_TUNNEL), Remove(SHOP_BRIDGE)), "they hold no bridge"
+
+
+def test_the_bridges_of_managed_networks_are_told() -> None:
+    assert planned([SHOP, DMZ], with_links()).bridges == {101: SHOP_BRIDGE.mtu}
+    assert planned([replace(SHOP, mtu=9000)], with_links()).bridges == {}
 
 
 def test_a_bridge_that_is_the_host_s_own_is_not_taken() -> None:
