@@ -42,7 +42,7 @@ SHEBANG = f"#!{PYTHON} -I\n"
 PACKAGES: dict[str, tuple[str, ...]] = {
     "zipapp": ("ca-certificates", "python3", "python3-venv"),
     "test": (
-        *("busybox-static", "gcc", "git", "gnutls-bin", "ipmitool", "iputils-ping"),
+        *("busybox-static", "dnsmasq-base", "gcc", "git", "gnutls-bin", "ipmitool", "iputils-ping"),
         *("libc6-dev", "nftables", "openssl"),
         *("default-jre-headless", "libslf4j-java", "libzookeeper-java"),
         *("libvirt-clients", "libvirt-daemon", "libvirt-daemon-driver-qemu", "python3-libvirt"),

@@ -23,6 +23,8 @@ from installer.guest_initrd import build_guest
 
 HERE = Path(__file__).resolve().parent
 UNITS = HERE.parent / "packaging" / "systemd"
+PROGRAMS = HERE.parent / "packaging" / "lib"
+"""What others than pvc run."""
 SUITE = "bookworm"
 DEFAULT_CACHE = Path("/var/cache/pvc")
 EPOCH = "1700000000"
@@ -123,7 +125,7 @@ def required_packages() -> list[str]:
 def cache_key() -> str:
     """Changes exactly when something that shapes the image changes."""
     digest = hashlib.sha256()
-    for root in (HERE, UNITS):
+    for root in (HERE, UNITS, PROGRAMS):
         for path in sorted(root.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 mode = path.stat().st_mode & 0o111
@@ -301,10 +303,15 @@ def bake(tree: Path) -> None:
         kept = [line for line in sources.read_text().splitlines(keepends=True) if "copy://" not in line]
         sources.write_text("".join(kept))
     (tree / "etc/machine-id").write_text("")
-    for root, target in ((HERE / "overlay", tree), (UNITS, tree / "lib/systemd/system")):
+    targets = (
+        (HERE / "overlay", tree),
+        (UNITS, tree / "lib/systemd/system"),
+        (PROGRAMS, tree / "usr/lib/pvc"),
+    )
+    for root, target in targets:
         for path in sorted(root.rglob("*")):
             if path.is_file():
-                _install(path, target / path.relative_to(root))
+                _install(path, tree / target / path.relative_to(root))
     _replace_line(tree / "etc/frr/daemons", "bgpd=", "bgpd=yes")
     # -x: a node in a container must never steer the host's clock; the installer writes a real node's file.
     _replace_line(tree / "etc/default/chrony", "DAEMON_OPTS=", 'DAEMON_OPTS="-x -F 1"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Any
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.network import NetworkSpec
+from pvc.cluster.network import LABEL, NetworkSpec
 from pvc.cluster.store import Create, Delete, Op, Put
 
 
@@ -113,23 +114,37 @@ def use_ops(uuid: str, before: Mapping[int, Member], after: Mapping[int, Member]
 
 # What they are called
 
+RESERVED_NAMES = frozenset({"ns", "gateway"})
+"""Of the network itself."""
+
 
 def label(vm: str) -> str:
-    """What a VM is called in the DNS, which has neither dots nor underscores in a host's name."""
+    """What a VM can call itself: neither dots nor underscores are in a host's name."""
     return re.sub(r"[^a-z0-9]+", "-", vm.lower()).strip("-")[:63].rstrip("-")
 
 
 def hostnames(clients: Clients) -> dict[str, str]:
     """MAC address → name. No two have the same, and what a guest calls itself changes nothing.
 
-    A reservation says its own name; of a VM the first interface without one has the VM's. Where two VMs
-    would have the same, it has the VM that is called so to the letter.
+    A reservation says its own name, unless another VM is called so. Of a VM with several interfaces the first
+    one without a name has the VM's: dnsmasq tells one address by each name.
     """
-    reserved = sorted(clients.reservations.values(), key=lambda one: one.mac)
-    names = {one.hostname.lower(): one.mac for one in reversed(reserved) if one.hostname}
-    named = set(names.values())
-    for member in sorted(clients.members.values(), key=lambda one: (label(one.vm) != one.vm, one.vm)):
+    vms = Counter(_host(member.vm) for member in clients.members.values())
+    owners = {mac: _host(member.vm) for member in clients.members.values() for mac in member.macs}
+    found: dict[str, str] = {}
+    for mac, one in sorted(clients.reservations.items()):
+        name = _host(one.hostname)
+        if name and (name not in vms or owners.get(mac) == name):
+            found.setdefault(name, mac)
+    named = set(found.values())
+    for member in clients.members.values():
         free = [mac for mac in member.macs if mac not in named]
-        if free and label(member.vm):
-            names.setdefault(label(member.vm), free[0])
-    return {mac: name for name, mac in sorted(names.items())}
+        if free and vms[_host(member.vm)] == 1:
+            found.setdefault(_host(member.vm), free[0])
+    return {mac: name for name, mac in sorted(found.items()) if name and name not in RESERVED_NAMES}
+
+
+def _host(text: str) -> str:
+    """As a host's name in the network's domain; empty where it cannot be one."""
+    name = text.lower()
+    return name if LABEL.fullmatch(name) else ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Address, ip_address, ip_network
 
 from pvc.cluster.clients import Clients, Lease, hostnames
 from pvc.cluster.network import DHCPRange, NetworkSpec
+from pvc.node.drivers import GatewayDevice, Place, Settings
 
 OURS = "# Written by pvc, which overwrites every change."
 LEASE_S = 24 * 3600
@@ -23,40 +24,35 @@ MOST_LEASES = 65_536
 SPARE_LEASES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """The gateway as the kernel has it now: one that was made anew is another, also by the same name."""
-
-    name: str
-    index: int
-    mtu: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    config: str
-    """Is read when it starts."""
-    hosts: Mapping[str, str] = field(default_factory=dict)
-    """By file. One that is new is read at once, one that changed or is gone when it is told to look."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """The same, of the names that are not from leases."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the files of one dnsmasq are."""
-
-    config: str
-    hosts: str
-    names: str
-    leases: str
-    script: str
-
-
-def settings(clients: Clients, device: Device, place: Place) -> Settings:
+def settings(clients: Clients, device: GatewayDevice, place: Place) -> Settings:
     lines = _lines(clients.spec, device, place)
     config = "".join(f"{line}\n" for line in lines)
     return Settings(config, dict(_hosts(clients)), dict(_names(clients)))
+
+
+def in_place(there: Settings, wanted: Settings) -> tuple[Settings, bool]:
+    """What its files should be while it runs, and whether it has to be told to read them again.
+
+    It reads new ones by itself. To read all again costs it a call of its script for each lease, so a name
+    of which nobody has the interface any more stays until there is another reason.
+    """
+    pairs = ((there.hosts, wanted.hosts), (there.names, wanted.names))
+    if any(_must_look(old, new) for old, new in pairs):
+        return wanted, True
+    (hosts, names) = ({**old, **new} for old, new in pairs)
+    return replace(wanted, hosts=hosts, names=names), False
+
+
+def _must_look(old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+    """Something changed, or an address became free."""
+    gone = [text for name, text in old.items() if name not in new]
+    return any(old.get(name, text) != text for name, text in new.items()) or any(map(_has_address, gone))
+
+
+def _has_address(text: str) -> bool:
+    """Host's names have no dots."""
+    after_mac = text.partition(",")[2] or text
+    return "." in after_mac or "[" in after_mac or " " in after_mac
 
 
 # Who is given what
@@ -89,7 +85,7 @@ def _bracketed(address: str) -> str:
 # The configuration
 
 
-def _lines(spec: NetworkSpec, device: Device, place: Place) -> Iterator[str]:
+def _lines(spec: NetworkSpec, device: GatewayDevice, place: Place) -> Iterator[str]:
     yield OURS
     # So that another device means another configuration: its sockets are bound to the one it began with.
     yield f"# {device.name} is device {device.index}"
@@ -103,9 +99,8 @@ def _resolver(spec: NetworkSpec, place: Place) -> Iterator[str]:
     """The network's names are answered here and asked of nobody; all others are asked of others."""
     yield from ("domain-needed", f"hostsdir={place.names}")
     if spec.domain:
-        gateways = [one for one in (spec.ipv4.gateway, spec.ipv6.gateway) if one]
         yield from (f"domain={spec.domain}", f"local=/{spec.domain}/")
-        yield f"host-record=gateway.{spec.domain},{','.join(gateways)}"
+        yield f"host-record=gateway.{spec.domain},{','.join(spec.gateways)}"
     for text in (spec.ipv4.network, spec.ipv6.network):
         yield from (f"local=/{zone}/" for zone in reverse_zones(text))
     if spec.dns_servers:
@@ -126,7 +121,7 @@ def reverse_zones(text: str) -> list[str]:
     return [".".join(pointer.split(".")[skipped:]) for pointer in pointers]
 
 
-def _dhcp(spec: NetworkSpec, device: Device, place: Place) -> Iterator[str]:
+def _dhcp(spec: NetworkSpec, device: GatewayDevice, place: Place) -> Iterator[str]:
     dhcp = spec.ipv4.dhcp if spec.ipv4.gateway else None
     if dhcp is None and not spec.ipv6.gateway:
         return
@@ -154,7 +149,7 @@ def _ipv4(spec: NetworkSpec, dhcp: DHCPRange, mtu: int) -> Iterator[str]:
         yield f"dhcp-option=option:ntp-server,{','.join(servers)}"
 
 
-def _ipv6(spec: NetworkSpec, device: Device, mtu: int) -> Iterator[str]:
+def _ipv6(spec: NetworkSpec, device: GatewayDevice, mtu: int) -> Iterator[str]:
     """Hosts give themselves addresses by the prefix that is announced; DHCPv6 tells them the rest, or gives
     them one besides."""
     base = ip_network(spec.ipv6.network).network_address
@@ -171,7 +166,7 @@ def _ipv6(spec: NetworkSpec, device: Device, mtu: int) -> Iterator[str]:
         yield f"dhcp-option=option6:ntp-server,{','.join(servers)}"
 
 
-def _told_mtu(spec: NetworkSpec, device: Device) -> int:
+def _told_mtu(spec: NetworkSpec, device: GatewayDevice) -> int:
     """0: a guest may go on with what it takes for granted."""
     carried = min(spec.mtu or GUEST_MTU, device.mtu)
     return carried if spec.mtu or carried < GUEST_MTU else 0
@@ -218,19 +213,23 @@ def _mac_of(duid: str) -> str:
     return ""
 
 
-def lease_file(leases: Mapping[str, Lease], *, slack_s: float = SLACK_S) -> str:
+def lease_file(leases: Mapping[str, Lease]) -> str:
     """From which dnsmasq begins; the opposite of `parse`."""
-    ordered = sorted(leases.values(), key=lambda one: (":" in one.address, one.address))
-    lines = [_line(one, slack_s) for one in ordered if ":" not in one.address]
+    ordered = sorted(leases.values(), key=lambda one: one.address)
+    lines = [_line(one) for one in ordered if ":" not in one.address]
     lines.append(f"duid {SERVER_DUID}")
-    lines += [_line(one, slack_s) for one in ordered if ":" in one.address]
+    lines += [_line(one) for one in ordered if ":" in one.address]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _line(lease: Lease, slack_s: float) -> str:
-    until = round(lease.until + slack_s) if lease.until else 0
+def _line(lease: Lease) -> str:
     who = lease.iaid or "0" if ":" in lease.address else lease.mac
-    return f"{until} {who} {lease.address} {lease.hostname or '*'} {lease.client_id or '*'}"
+    return f"{round(lease.until)} {who} {lease.address} {lease.hostname or '*'} {lease.client_id or '*'}"
+
+
+def promised(stored: Mapping[str, Lease]) -> dict[str, Lease]:
+    """Until when clients may believe that they have what the store knows: it is not told each renewal."""
+    return {address: replace(one, until=one.until + SLACK_S) for address, one in stored.items()}
 
 
 def is_lease_of(spec: NetworkSpec, address: str) -> bool:

@@ -106,6 +106,8 @@ LATER = (
     "pvc.cluster.zookeeper",
     "pvc.node.certificates",
     "pvc.node.coordinator",
+    "pvc.node.dhcp",
+    "pvc.node.drivers.dnsmasq",
     "pvc.node.drivers.fourletter",
     "pvc.node.drivers.frr",
     "pvc.node.drivers.gateways",
@@ -385,6 +387,8 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
     """Where the node is a coordinator, which may be primary."""
     if daemon.role is not NodeRole.COORDINATOR:
         return None
+    from pvc.node.dhcp import DHCP
+    from pvc.node.drivers.dnsmasq import Dnsmasq
     from pvc.node.drivers.gateways import NetlinkGateways
     from pvc.node.drivers.loopback import NetlinkLoopback
     from pvc.node.drivers.nft import NFT, routes
@@ -398,11 +402,15 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
     filters = Filters(NFT(), (node.address, node.storage_address), routes, clock)
     gateways = Gateways(NetlinkGateways(), lambda: networks.bridges, filters.guards, clock, announcing.wake)
 
-    def services(commit: Commit) -> Sequence[Service]:
+    def services(commit: Commit, wake: Callable[[], None]) -> Sequence[Service]:
         """Filters come before what they guard, and addresses before who answers there."""
-        return filters, gateways, MetadataAddress(NetlinkLoopback())
+        dhcp = DHCP(Dnsmasq(wake), commit, clock)
+        return filters, gateways, dhcp, MetadataAddress(NetlinkLoopback())
 
-    made = Serving(lambda wake: Services(daemon.name, store, services, daemon.services_are, wake), clock)
+    def make(wake: Callable[[], None]) -> Services:
+        return Services(daemon.name, store, lambda commit: services(commit, wake), daemon.services_are, wake)
+
+    made = Serving(make, clock)
     networks.bridges_changed = made.loop.wake
     announcing.start(gateways.announce)
     return made

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -421,6 +421,93 @@ class PacketFilter(Protocol):
 
     def remove(self) -> None:
         """Done already when it is not there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayDevice:
+    """A gateway as the kernel has it now: one that was made anew is another, also by the same name."""
+
+    name: str
+    index: int
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the server of one network is told, by files."""
+
+    config: str
+    """Is read when it starts."""
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    """By file. One that is new is read at once, one that changed or is gone when it is told to look."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The same, of the names that are not from leases."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the files of one server are."""
+
+    hosts: str
+    names: str
+    leases: str
+    script: str
+
+
+class NameServers(Protocol):
+    """Servers of DHCP and DNS on this host, one for each network. Every call may raise DriverError.
+
+    For one thread at a time. Each lives on when its daemon ends, and again by itself when it was killed.
+    """
+
+    def devices(self, names: Sequence[str]) -> Mapping[str, GatewayDevice]:
+        """Those that there are."""
+        ...
+
+    def lives(self) -> Mapping[int, int]:
+        """Each that was started, by whatever life of the daemon, with a number that is another after it was
+        started again; 0: it does not run."""
+        ...
+
+    def place(self, vni: int) -> Place: ...
+
+    def known(self, vni: int) -> Settings | None:
+        """What is in its files; None: there are none."""
+        ...
+
+    def write(self, vni: int, settings: Settings, before: Settings | None) -> None:
+        """Have its files be so; `before` is what is in them, as far as that is known."""
+        ...
+
+    def look(self, vni: int) -> None:
+        """Have it read the files of hosts and names again."""
+        ...
+
+    def start(self, vnis: Collection[int]) -> None: ...
+
+    def stop(self, vnis: Collection[int]) -> None:
+        """They have ended when this returns, and do not come back."""
+        ...
+
+    def forget(self) -> None:
+        """Remove all files; of servers that do not run."""
+        ...
+
+    def leases(self, vni: int) -> str | None:
+        """What it remembers, in whole lines; None: it has no memory."""
+        ...
+
+    def remember(self, vni: int, text: str) -> None:
+        """Give it a memory to begin with; only while it does not run."""
+        ...
+
+    def listen(self) -> None:
+        """From now on notice those that say that their leases changed."""
+        ...
+
+    def changed(self) -> set[int]:
+        """Those that said so since the last call."""
         ...
 
 

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from pvc.cluster.clients import Clients, Lease, Member, Reservation, hostnames, label
+from pvc.cluster import zones
+from pvc.cluster.clients import RESERVED_NAMES, Clients, Lease, Member, Reservation, hostnames, label
 from pvc.cluster.network import DHCPRange, IPv4, IPv6, Kind, NetworkSpec
+from pvc.node.drivers import GatewayDevice, Place, Settings
 from pvc.node.plan_dhcp import (
     SLACK_S,
-    Device,
     Differences,
-    Place,
-    Settings,
     differences,
+    in_place,
     is_lease_of,
     later,
     lease_file,
     parse,
+    promised,
     reverse_zones,
     settings,
 )
@@ -28,8 +29,8 @@ from pvc.node.plan_dhcp import (
 GOLDEN = Path(__file__).parent / "golden"
 WEB, DB, OLD = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
 AT = "/run/pvc/dnsmasq/101"
-PLACE = Place(f"{AT}/config", f"{AT}/hosts", f"{AT}/names", f"{AT}/leases", "/usr/lib/pvc/dhcp-changed")
-DEVICE = Device("gw101", 17, 8950)
+PLACE = Place(f"{AT}/hosts", f"{AT}/names", f"{AT}/leases", "/usr/lib/pvc/dhcp-changed")
+DEVICE = GatewayDevice("gw101", 17, 8950)
 V4 = IPv4("10.1.0.0/24", "10.1.0.1", DHCPRange("10.1.0.100", "10.1.0.199"))
 V6 = IPv6("fd00:1::/64", "fd00:1::1")
 SHOP = NetworkSpec(101, "shop", Kind.MANAGED, domain="shop.example", ipv4=V4)
@@ -44,12 +45,12 @@ SLAAC = NetworkSpec(101, "six", Kind.MANAGED, ipv6=V6)
 NO_DHCP = replace(SHOP, ipv4=replace(V4, dhcp=None))
 CLIENTS = Clients(
     BOTH,
-    {"u1": Member("web1", (WEB,)), "u2": Member("db_1", (DB,))},
+    {"u1": Member("web1", (WEB,)), "u2": Member("DB", (DB,))},
     {OLD: Reservation(OLD, "10.1.0.9", "printer"), DB: Reservation(DB, "fd00:1::9", "db")},
 )
 
 
-def told(clients: Clients, device: Device = DEVICE) -> Settings:
+def told(clients: Clients, device: GatewayDevice = DEVICE) -> Settings:
     return settings(clients, device, PLACE)
 
 
@@ -132,26 +133,61 @@ def test_reverse_zones_cover_the_network_and_nothing_else(network: str, zones: l
     assert reverse_zones(network) == zones
 
 
+# What changes while it runs
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "kept", "must_look"),
+    [
+        ({}, {"a": f"{WEB},web\n"}, {"a": f"{WEB},web\n"}, False),
+        ({"a": f"{WEB},web\n"}, {"a": f"{WEB},web\n"}, {"a": f"{WEB},web\n"}, False),
+        ({"a": f"{WEB},web\n"}, {"a": f"{WEB},shop\n"}, {"a": f"{WEB},shop\n"}, True),
+        ({"a": f"{WEB},web\n"}, {}, {"a": f"{WEB},web\n"}, False),
+        ({"a": f"{WEB},10.1.0.9\n"}, {}, {}, True),
+        ({"a": f"{WEB},[fd00:1::9],web\n"}, {}, {}, True),
+        ({"a": f"{WEB},web\n", "b": f"{DB},10.1.0.9,db\n"}, {}, {}, True),
+    ],
+)
+def test_a_running_one_is_told_to_look_again_when_something_changed_or_an_address_is_free(
+    there: dict[str, str], wanted: dict[str, str], kept: dict[str, str], must_look: bool
+) -> None:
+    assert in_place(Settings("", there), Settings("", wanted)) == (Settings("", kept), must_look)
+
+
+def test_a_name_of_a_reservation_that_is_gone_is_looked_at_again() -> None:
+    assert in_place(Settings("", {}, {"a": "fd00::9 db\n"}), Settings("")) == (Settings(""), True)
+
+
 # Names
+
+
+@pytest.mark.parametrize("vm", ["web_1", "web.example.com", "a-", "gateway", "ns"])
+def test_a_vm_whose_name_cannot_be_one_of_the_dns_has_none(vm: str) -> None:
+    assert hostnames(Clients(SHOP, {"u1": Member(vm, (WEB,))})) == {}
+
+
+def test_no_guest_has_a_name_of_the_network_itself() -> None:
+    assert RESERVED_NAMES == zones.RESERVED
 
 
 @pytest.mark.parametrize(
     ("vm", "name"),
     [("web1", "web1"), ("Web_1", "web-1"), ("web.example.com", "web-example-com"), ("a-", "a")],
 )
-def test_a_vm_is_called_as_the_dns_can(vm: str, name: str) -> None:
+def test_what_a_vm_can_call_itself(vm: str, name: str) -> None:
     assert label(vm) == name
     assert len(label("x" * 62 + "_y")) <= 63
 
 
-def test_of_two_vms_with_the_same_name_it_has_the_one_called_so_to_the_letter() -> None:
-    members = {"u1": Member("Web-1", (DB,)), "u2": Member("web-1", (WEB,)), "u3": Member("web_1", (OLD,))}
-    assert hostnames(Clients(SHOP, members)) == {WEB: "web-1"}
+def test_of_two_vms_that_would_have_the_same_name_none_has_it() -> None:
+    members = {"u1": Member("Web-1", (DB,)), "u2": Member("web-1", (WEB,)), "u3": Member("shop", (OLD,))}
+    assert hostnames(Clients(SHOP, members)) == {OLD: "shop"}
 
 
-def test_a_reservation_is_stronger_than_the_name_of_another_vm() -> None:
+def test_a_reservation_takes_the_name_of_no_other_vm() -> None:
     members = {"u1": Member("web", (WEB,))}
-    assert hostnames(Clients(SHOP, members, {DB: Reservation(DB, "10.1.0.9", "web")})) == {DB: "web"}
+    assert hostnames(Clients(SHOP, members, {DB: Reservation(DB, "10.1.0.9", "web")})) == {WEB: "web"}
+    assert hostnames(Clients(SHOP, members, {WEB: Reservation(WEB, "10.1.0.9", "web")})) == {WEB: "web"}
 
 
 def test_of_several_interfaces_one_has_the_name_of_the_vm() -> None:
@@ -183,7 +219,7 @@ LEASES = {
 
 def test_leases_are_read_and_written_as_dnsmasq_does() -> None:
     assert parse(FILE, {"web1": WEB}) == LEASES
-    assert lease_file(LEASES, slack_s=0) == FILE
+    assert lease_file(LEASES) == FILE
 
 
 @pytest.mark.parametrize("text", ["", "duid\n", "17638400", "x y z\n1 2 3 4\n", "a b 10.1.0.1 c d\n"])
@@ -192,7 +228,7 @@ def test_what_is_no_lease_is_passed_over(text: str) -> None:
 
 
 def test_a_dnsmasq_that_begins_from_the_store_has_nothing_to_tell_it() -> None:
-    assert not differences(LEASES, parse(lease_file(LEASES), {"web1": WEB}))
+    assert not differences(LEASES, parse(lease_file(promised(LEASES)), {"web1": WEB}))
 
 
 LEASE = Lease("10.1.0.100", WEB, "web1", until=1000.0)
