@@ -55,6 +55,7 @@ PACKAGES = (
 
 ENABLED = (
     "systemd-networkd.service",
+    "pvc-networks.service",
     "zookeeper.service",
     "pvc-node.service",
     "pvc-api.service",

@@ -104,6 +104,8 @@ class NodeStatus:
     network_problems: tuple[NetworkProblem, ...] = ()
     service_problems: tuple[NetworkProblem, ...] = ()
     """Of what the primary does for managed networks."""
+    host_network_problems: tuple[str, ...] = ()
+    """What of its own networks is not as its pvc.toml describes it."""
     console_port: int = 0
     flushed: bool = False
     """It was told to flush, and has not yet fetched its VMs back."""

@@ -30,6 +30,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "node": {
         "pvc.commands.node_bmc": ("bmc",),
+        "pvc.commands.node_network": ("network up", "network apply"),
         "pvc.commands.node_fence": ("fence", "fences"),
         "pvc.commands.node_ready": ("readiness", "verify"),
         "pvc.commands.node_primary": ("primary", "secondary", "is-primary"),

@@ -231,6 +231,8 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
 def _of_networks(name: str, node: Node) -> Iterator[str]:
     if not node.is_running:
         return
+    for why in node.status.host_network_problems[:NAMED_AT_MOST]:
+        yield f"node {name}: {why}"
     # Of who is not primary any more, what it said as primary is old.
     served = node.status.service_problems if node.is_primary else ()
     every = (*node.status.network_problems, *served)

@@ -62,6 +62,8 @@ class NodeInfo:
     strays: tuple[Stray, ...]
     """VMs that ran here while they belonged elsewhere, and were ended."""
     bridges: tuple[str, ...]
+    network_problems: tuple[str, ...]
+    """What of its own networks is not as its pvc.toml describes it."""
     emulation: str
     libvirt: str
     qemu: str
@@ -102,6 +104,7 @@ def describe(node: Node, goal: Goal | None = None, fencing: Fencing = NOT_ASKED)
         fence_problems=fencing.problems,
         strays=status.strays,
         bridges=status.bridges,
+        network_problems=status.host_network_problems,
         emulation=status.emulation,
         libvirt=status.libvirt,
         qemu=status.qemu,

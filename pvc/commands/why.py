@@ -146,6 +146,8 @@ def _of_node(ctx: Context, node: Node) -> Iterator[str]:
     yield _daemon(node)
     if node.load.problem:
         yield f"it says: {node.load.problem}"
+    for problem in node.status.host_network_problems:
+        yield f"its own networks: {problem}"
     vms = vms_of(ctx, name)
     running = [vm for vm in vms if vm.status.owner is not None and vm.status.owner.node == name]
     away = [vm for vm in vms if vm.spec.home == name and vm.spec.node != name]

@@ -323,6 +323,10 @@ class Daemon:
         """Called on the thread that serves."""
         self._change_status(lambda status: replace(status, service_problems=problems))
 
+    def own_networks_are(self, problems: tuple[str, ...]) -> None:
+        """Called on the thread that keeps them."""
+        self._change_status(lambda status: replace(status, host_network_problems=problems))
+
     # Being woken, on threads of the store and of libvirt
 
     def _session_changed(self, session: Session) -> None:

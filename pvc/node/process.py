@@ -31,6 +31,7 @@ from pvc.node.outage import Outage, OwnServer
 if TYPE_CHECKING:
     from pvc.node.coordinator import Coordinating
     from pvc.node.network import Networks
+    from pvc.node.own_networks import OwnNetworks
     from pvc.node.services import Commit, Service, Services
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ LATER = (
     "pvc.node.gateway",
     "pvc.node.metadata",
     "pvc.node.network",
+    "pvc.node.own_networks",
     "pvc.node.path_mtu",
     "pvc.node.peer",
     "pvc.node.plan_dhcp",
@@ -151,6 +153,7 @@ def main(config: Config) -> None:
 
     from pvc.node.drivers.libvirt import LibvirtHypervisor
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to ask
     lock = _only_one(config)
     _come_first()
     hypervisor = LibvirtHypervisor(config.daemon.libvirt_uri)
@@ -186,6 +189,7 @@ def main(config: Config) -> None:
     own = _own_server(config, store, clock)
     peers = PeerServer(config, own.without_quorum_s if own else lambda: 0.0)
     guard.is_out = _outage(config, own, timing, clock).is_out
+    own_networks = _own_networks(config, guard, clock)
     try:
         if certificates.are_there(config):
             peers.start()  # others may ask while the store is out
@@ -197,6 +201,7 @@ def main(config: Config) -> None:
             config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges, guard=guard
         )
         daemon.wrong_ticks = _wrong_ticks(config, timing)
+        own_networks.contact, own_networks.publish = daemon.has_contact, daemon.own_networks_are
         try:
             certificates.serve(config, changed)
         except PVCError as error:  # upkeep tries again
@@ -413,6 +418,36 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
     made = Serving(make, clock)
     networks.bridges_changed = made.loop.wake
     announcing.start(gateways.announce)
+    return made
+
+
+def _own_networks(config: Config, guard: Guard, clock: Clock) -> OwnNetworks:
+    """Kept from before the store is asked for. When SIGHUP comes, what pvc.toml describes now is tried."""
+    from pvc.config import load
+    from pvc.node.drivers.host_networks import NetlinkHostNetworking
+    from pvc.node.own_networks import FileMemory, OwnNetworks, site_of
+
+    made = OwnNetworks(
+        NetlinkHostNetworking(),
+        FileMemory(config.paths.state),
+        lambda: site_of(load()),
+        config.node.address,
+        listed_coordinators(config),
+        clock,
+    )
+    made.may_be_cut_off = lambda: not guard.lease.armed or guard.lease.over
+    try:
+        made.begin()
+    except PVCError as error:
+        log.error("%s", error.message)
+    loop = Loop("own networks", clock)
+
+    def ask(*_: object) -> None:
+        made.ask()
+        loop.wake()
+
+    signal.signal(signal.SIGHUP, ask)
+    loop.start(made.step)
     return made
 
 

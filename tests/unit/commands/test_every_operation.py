@@ -464,6 +464,8 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("why.vm", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
     ("why.fence", a_world, {"node": "n3"}, NotFound, "no fence of n3 is known"),
     ("why.network", a_world, {"network": "101"}, NotFound, "no network 101"),
+    ("node.network-up", a_world, {"now": "1"}, Invalid, "no parameter now"),
+    ("node.network-apply", a_world, {"force": "1"}, Invalid, "no parameter force"),
     ("why.node", a_world, {"node": "n9"}, NotFound, "no node named n9"),
 ]
 

@@ -288,3 +288,13 @@ def test_last_coordinator_is_not_removed() -> None:
     world.kill_node("n1")
     with pytest.raises(Conflict, match="n1 is the last coordinator"):
         world.call("node.remove", node="n1")
+
+
+def test_what_of_its_own_networks_is_not_as_described() -> None:
+    world = a_world()
+    said = "there is no device eth7, which network.storage.device names"
+    world.edit(paths.node_status("n2"), host_network_problems=[said])
+    assert world.call("node.info", node="n2")["network_problems"] == [said]
+    assert f"its own networks: {said}" in world.call("why.node", node="n2")["because"]
+    assert world.call("cluster.status")["problems"] == [f"node n2: {said}"]
+    assert world.call("node.info", node="n1")["network_problems"] == []
