@@ -6,7 +6,6 @@ import fcntl
 import os
 import secrets
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -81,9 +80,13 @@ def apply(ctx: LocalContext) -> None:
 
 def _until(look: Callable[[], T], within_s: float) -> T:
     """The first look that is true, or the last one."""
-    end = time.monotonic() + within_s
-    while not (found := look()) and time.monotonic() < end:
-        time.sleep(LOOK_S)
+    from pvc.clock import SystemClock
+    from pvc.waiting import pause
+
+    clock = SystemClock()
+    end = clock.monotonic() + within_s
+    while not (found := look()) and clock.monotonic() < end:
+        pause(LOOK_S)
     return found
 
 
