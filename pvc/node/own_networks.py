@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -249,6 +249,13 @@ class OwnNetworks:
             self.trial = known.trial
             self._roll_back("whoever tried it ended meanwhile")
         return self._compare()
+
+    def in_force(self, config: Config) -> Config:
+        """With the address that this node has, whatever has been written to pvc.toml since."""
+        if not self.site.address or self.site.address == config.node.address:
+            return config
+        log.error("node.address is %s until other networks are applied", self.site.address)
+        return replace(config, node=replace(config.node, address=self.site.address))
 
     # Rounds
 

@@ -162,6 +162,8 @@ def main(config: Config) -> None:
     guard.begin()  # before anything that takes time: an earlier life may have left little of it
     guarding.start()
     load_everything()
+    own_networks = _own_networks(config, guard, clock)
+    config = own_networks.in_force(config)
 
     from pvc.cluster.zookeeper import ZooKeeperStore
     from pvc.node import certificates
@@ -189,7 +191,6 @@ def main(config: Config) -> None:
     own = _own_server(config, store, clock)
     peers = PeerServer(config, own.without_quorum_s if own else lambda: 0.0)
     guard.is_out = _outage(config, own, timing, clock).is_out
-    own_networks = _own_networks(config, guard, clock)
     try:
         if certificates.are_there(config):
             peers.start()  # others may ask while the store is out

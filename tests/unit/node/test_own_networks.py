@@ -475,6 +475,15 @@ def test_the_first_description_of_a_node_is_tried_too(machine: Machine) -> None:
     assert machine.addresses() == set()
 
 
+def test_a_daemon_uses_the_address_that_the_node_has(machine: Machine) -> None:
+    machine.boot()
+    written = parse({"node": {"name": "n1", "address": "10.9.9.1"}})
+    assert machine.daemon().in_force(written).node.address == "10.0.1.1"
+    machine.configured = Site()
+    machine.boot()
+    assert machine.daemon().in_force(written) is written
+
+
 # On disk
 
 
