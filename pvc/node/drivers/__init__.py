@@ -8,6 +8,9 @@ from enum import StrEnum
 from typing import Protocol
 
 from pvc.cluster.filters import Key, Number
+
+
+from pvc.cluster.zones import Zone
 from pvc.errors import Failed
 
 
@@ -421,6 +424,39 @@ class PacketFilter(Protocol):
 
     def remove(self) -> None:
         """Done already when it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Where a name server answers, who may copy its zones, and who is told of their changes."""
+
+    addresses: tuple[str, ...]
+    """It need not be there yet: it answers as soon as it is. Others hear of changes from the first ones."""
+    copied_by: tuple[str, ...] = ()
+    """Networks."""
+    told: tuple[str, ...] = ()
+
+
+class NameServer(Protocol):
+    """Of the cluster's names, on this host. Every call may raise DriverError. For one thread at a time."""
+
+    def publish(self, zones: Mapping[str, Zone]) -> tuple[str, ...]:
+        """Answer for exactly these, each by its name, at once; the names of those that changed."""
+        ...
+
+    def serve(self, wanted: Answering) -> bool:
+        """Have it run so, with what was published; True where something had to be done for that.
+
+        Whoever is to be told of changes is told of those that nobody was told of yet.
+        """
+        ...
+
+    def stop(self) -> bool:
+        """Have it run no more, and forget the zones; True where it did. Done already where it never ran."""
+        ...
+
+    def life(self) -> int:
+        """A number that is another after it was started again; 0: it does not run."""
         ...
 
 
