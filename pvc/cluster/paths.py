@@ -18,6 +18,8 @@ TOKENS = f"{ROOT}/tokens"
 FENCES = f"{ROOT}/fences"
 VERIFIED = f"{ROOT}/verified"
 """Of each coordinator, whether it could fence every other node. Its own data: the newest wish to look now."""
+ZONES = f"{ROOT}/zones"
+"""Of each zone of the DNS, the serial it was told with. Its own data: the greatest of zones that are gone."""
 PRIMARY = f"{ROOT}/primary"
 """Ephemeral of the primary."""
 TERM = f"{ROOT}/term"
@@ -25,7 +27,7 @@ TERM = f"{ROOT}/term"
 
 LAYOUT = (
     *(ROOT, NODES, ALIVE, LOAD, VMS, NETWORKS, NAMES, VM_NAMES, NETWORK_NAMES),
-    *(TOKENS, FENCES, VERIFIED, TERM),
+    *(TOKENS, FENCES, VERIFIED, TERM, ZONES),
 )
 """Created once, parents first."""
 
@@ -117,6 +119,10 @@ def network_name(description: str) -> str:
 
 def token(identity: str) -> str:
     return f"{TOKENS}/{identity}"
+
+
+def zone(name: str) -> str:
+    return f"{ZONES}/{name}"
 
 
 def verified(coordinator: str) -> str:

@@ -6,11 +6,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Network, ip_address
 from typing import Any
 
 from pvc.cluster.clients import Clients, Lease
-from pvc.cluster.network import LABEL, LONGEST_DOMAIN, Address, Prefix
+from pvc.cluster.network import LABEL, LONGEST_DOMAIN, Address, NetworkSpec, Prefix
 from pvc.cluster.node import NodeSpec
 
 TTL_S = 60
@@ -175,7 +175,7 @@ def hosts(clients: Clients) -> Hosts:
 
 def _addresses(clients: Clients) -> dict[str, list[str]]:
     """By who has them: those leased, else the one reserved."""
-    prefixes = _prefixes(clients)
+    prefixes = tuple(clients.spec.prefixes())
     found: dict[str, list[str]] = {}
     for address, lease in clients.leases.items():
         if _is_in(address, prefixes):
@@ -204,11 +204,6 @@ def _said(clients: Clients, named: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _prefixes(clients: Clients) -> tuple[Prefix, ...]:
-    spec = clients.spec
-    return tuple(ip_network(text) for text in (spec.ipv4.network, spec.ipv6.network) if text)
-
-
 def _is_in(text: str, prefixes: Iterable[Prefix]) -> bool:
     try:
         address: Address = ip_address(text)
@@ -220,18 +215,19 @@ def _is_in(text: str, prefixes: Iterable[Prefix]) -> bool:
 # Zones
 
 
-def of_network(clients: Clients, server: Server, cuts: Collection[str] = ()) -> dict[str, Zone]:
+def of_network(
+    spec: NetworkSpec, known: Hosts, server: Server, cuts: Collection[str] = ()
+) -> dict[str, Zone]:
     """Its zones by name; `cuts` are those of others below its domain. None where it has no domain."""
-    domain = clients.spec.domain
+    domain = spec.domain
     if not domain:
         return {}
-    known = hosts(clients)
-    gateways = tuple(one for one in (clients.spec.ipv4.gateway, clients.spec.ipv6.gateway) if one)
+    gateways = tuple(one for one in (spec.ipv4.gateway, spec.ipv6.gateway) if one)
     named = {**known.addresses, GATEWAY: gateways}
     records = {record for name, these in named.items() for record in _at(f"{name}.{domain}", these)}
     forward = _forward(domain, server, records, cuts)
     zones = {domain: forward}
-    for prefix in _prefixes(clients):
+    for prefix in spec.prefixes():
         for name in reverse_zones(prefix):
             records = {Record(name, "NS", forward.server)}
             zones[name] = Zone(name, forward.server, frozenset(records))

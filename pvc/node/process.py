@@ -120,12 +120,14 @@ LATER = (
     "pvc.node.drivers.netlink",
     "pvc.node.drivers.nft",
     "pvc.node.drivers.ping",
+    "pvc.node.drivers.powerdns",
     "pvc.node.drivers.redfish",
     "pvc.node.drivers.rtnetlink",
     "pvc.node.drivers.watchdog",
     "pvc.node.filters",
     "pvc.node.gateway",
     "pvc.node.metadata",
+    "pvc.node.names",
     "pvc.node.network",
     "pvc.node.own_networks",
     "pvc.node.path_mtu",
@@ -398,9 +400,11 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
     from pvc.node.drivers.gateways import NetlinkGateways
     from pvc.node.drivers.loopback import NetlinkLoopback
     from pvc.node.drivers.nft import NFT, routes
+    from pvc.node.drivers.powerdns import PowerDNS
     from pvc.node.filters import Filters
     from pvc.node.gateway import Gateways
     from pvc.node.metadata import MetadataAddress
+    from pvc.node.names import Names
     from pvc.node.services import Services
 
     node = daemon.config.node
@@ -411,7 +415,8 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
     def services(commit: Commit, wake: Callable[[], None]) -> Sequence[Service]:
         """Filters come before what they guard, and addresses before who answers there."""
         dhcp = DHCP(Dnsmasq(wake), commit, clock)
-        return filters, gateways, dhcp, MetadataAddress(NetlinkLoopback())
+        names = Names(daemon.name, store, commit, PowerDNS(), clock.wall)
+        return filters, gateways, dhcp, MetadataAddress(NetlinkLoopback()), names
 
     def make(wake: Callable[[], None]) -> Services:
         return Services(daemon.name, store, lambda commit: services(commit, wake), daemon.services_are, wake)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
+from pvc.cluster import zones as made
 from pvc.cluster.clients import Clients, Lease, Member, Reservation
 from pvc.cluster.network import DHCPRange, IPv4, IPv6, Kind, NetworkSpec
 from pvc.cluster.node import NodeSpec
@@ -20,7 +22,6 @@ from pvc.cluster.zones import (
     joined,
     later,
     of_cluster,
-    of_network,
     reverse_zones,
 )
 
@@ -44,6 +45,10 @@ def shop(
     return Clients(
         SPEC, members, {one.mac: one for one in reservations}, {lease.address: lease for lease in leases}
     )
+
+
+def of_network(clients: Clients, server: Server, cuts: Sequence[str] = ()) -> dict[str, Zone]:
+    return made.of_network(clients.spec, hosts(clients), server, cuts)
 
 
 def lines(zone: Zone) -> list[str]:

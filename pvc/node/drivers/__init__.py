@@ -8,8 +8,6 @@ from enum import StrEnum
 from typing import Protocol
 
 from pvc.cluster.filters import Key, Number
-
-
 from pvc.cluster.zones import Zone
 from pvc.errors import Failed
 
