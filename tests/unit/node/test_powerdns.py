@@ -208,10 +208,7 @@ def test_a_file_that_is_taken_away_meanwhile_is_made_again(bench: Bench) -> None
     assert table(bench).keys() == rows(SHOP) | rows(REVERSE)
 
 
-def test_another_writer_is_waited_for_and_then_tried_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pvc.node.drivers.zonedb.BUSY_S", 0.01)
+def test_while_another_writes_nothing_is_half_done_and_it_is_tried_again(bench: Bench) -> None:
     bench.server.publish(BOTH)
     with closing(sqlite3.connect(bench.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
