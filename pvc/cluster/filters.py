@@ -13,12 +13,10 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from pvc.cluster.clients import AccessList, Direction, Rule
-from pvc.cluster.network import NetworkSpec, Prefix, gateway_name
+from pvc.cluster.network import GATEWAY_GROUP, NetworkSpec, Prefix, gateway_name
 from pvc.errors import Invalid, PVCError
 
 FAMILY, TABLE = "inet", "pvc"
-OURS_GROUP = 0x707663
-"""Of all links that we make."""
 METADATA = "169.254.169.254"
 LONGEST_RULE = 1000
 
@@ -407,17 +405,17 @@ _BASE: Mapping[str, tuple[str, ...]] = {
     "input": (
         "type filter hook input priority filter + 10; policy accept;",
         "iifname @gateways goto node",
-        f'iifname "gw*" iifgroup {OURS_GROUP} DROP unfiltered',
+        f'iifname "gw*" iifgroup {GATEWAY_GROUP} DROP unfiltered',
     ),
     "leaving": (
         "type filter hook forward priority filter + 10; policy accept;",
         "iifname @gateways goto guest",
-        f'iifname "gw*" iifgroup {OURS_GROUP} DROP unfiltered',
+        f'iifname "gw*" iifgroup {GATEWAY_GROUP} DROP unfiltered',
     ),
     "arriving": (
         "type filter hook forward priority filter + 20; policy accept;",
         "oifname @gateways goto towards",
-        f'oifname "gw*" oifgroup {OURS_GROUP} DROP unfiltered',
+        f'oifname "gw*" oifgroup {GATEWAY_GROUP} DROP unfiltered',
     ),
 }
 """What a device of ours without filters (yet, or any more) says, and what is said to it, does not pass."""

@@ -86,6 +86,13 @@ class NetworkSpec:
 
 # What it is called on a node
 
+LINK_GROUP, HOST_GROUP, GATEWAY_GROUP = 0x707663, 0x707664, 0x707665
+"""Of every link that we make, from the very call that makes it: whose it is, over our restarts too.
+
+Of networks of VMs, of the node's own networks, of gateways. These have one of their own, because the kernel
+removes a whole group in a moment and each of many alone in much more.
+"""
+
 
 def bridge_name(vni: int) -> str:
     """At most 15 characters, as the kernel wants it: so are the others."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from pvc.cluster.clients import AccessList, Direction, Rule
-from pvc.cluster.filters import OURS_GROUP, Filtered, Hidden, Key, Number, render
+from pvc.cluster.filters import Filtered, Hidden, Key, Number, render
+from pvc.cluster.network import GATEWAY_GROUP
 from tests.contract.test_addresses import ip
 from tests.contract.test_packet_filter import Inside
 from tests.unit.node.test_filters import OFFICE, SHOP
@@ -48,7 +49,7 @@ class Site:
         self._cable("world", "front", "192.0.2.1/24", "192.0.2.10/24", "fd00:f::1/64", "fd00:f::10/64")
         self._cable("peer", "clu", "10.0.0.1/24", "10.0.0.2/24")
         for gateway in ("gw101", "gw102"):
-            ip("-n", self.names["node"], "link", "set", gateway, "group", str(OURS_GROUP))
+            ip("-n", self.names["node"], "link", "set", gateway, "group", str(GATEWAY_GROUP))
         self.ip("node", "address add 169.254.169.254/32 dev lo")
         self.inside = Inside(self.names["node"])
         self.load()

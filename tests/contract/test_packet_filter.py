@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -28,7 +29,10 @@ from pvc.cluster.filters import (
 )
 from pvc.node.drivers import PacketFilter
 from pvc.node.drivers.nft import NFT, generation, routes
+from pvc.node.peer import PeerServer
+from pvc.peerclient import ask
 from tests.contract.test_addresses import enter, ip
+from tests.contract.test_quorum import config_of
 from tests.fakes.filters import FEATURE, FakeFilter
 from tests.unit.node.test_filters import ACCESS, HIDE, OFFICE, SHOP
 from tests.unit.test_filters import GOOD
@@ -246,3 +250,29 @@ def test_routes_are_those_of_the_namespace(real: Inside) -> None:
     ):
         assert Route("clu", ip_network(prefix), is_direct) in found
     assert Hidden() != HIDE
+
+
+@pytest.mark.processes
+def test_the_cluster_is_told_what_the_kernel_has(real: Inside, tmp_path: Path) -> None:
+    """In the kernel's order, and nothing where there is no table."""
+    config = config_of(tmp_path, "ours")
+    ip("-n", HERE, "link", "set", "lo", "up")
+    server = PeerServer(config)
+    real.call(server.start)
+    try:
+
+        def told(vni: int) -> object:
+            port = config.daemon.console_port
+            return real.call(lambda: ask(config, "127.0.0.1", port, f"filters/{vni}"))["rules"]
+
+        assert told(101) is None
+        real.load(render([Filtered(SHOP, ACCESS)], HIDE, {("in101", "4"): (7, 700)}).text)
+        assert told(101) == [
+            {"direction": "in", "rule": "1", "packets": 0, "bytes": 0},
+            {"direction": "in", "rule": "4", "packets": 7, "bytes": 700},
+            {"direction": "out", "rule": "2", "packets": 0, "bytes": 0},
+            {"direction": "out", "rule": "3", "packets": 0, "bytes": 0},
+        ]
+        assert told(102) == []
+    finally:
+        server.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pvc import pki
 from pvc.cluster.store import Check, Create
 from pvc.cluster.zookeeper import ZooKeeperStore
-from pvc.config import parse
+from pvc.config import Config, parse
 from pvc.errors import Unavailable
 from pvc.node.drivers.fourletter import refuses
 from pvc.node.peer import PeerServer
@@ -45,23 +46,29 @@ def test_server_that_does_not_answer_may_serve(tmp_path: Path) -> None:
         server.resume()
 
 
+def config_of(tmp_path: Path, cluster: str) -> Config:
+    """Of n1 in a cluster, with a certificate of its own authority."""
+    key = tmp_path / f"{cluster}.key"
+    key.write_text(hashlib.sha256(cluster.encode()).hexdigest())
+    certificate = pki.issue(*pki.create_ca(str(key)), str(key), "n1", ["127.0.0.1"])
+    tls = tmp_path / cluster
+    tls.mkdir()
+    for name in ("ca", "cert", "key"):
+        (tls / f"{name}.pem").write_text(getattr(certificate, name))
+    (port,) = free_ports(1)
+    return parse(
+        {
+            "node": {"name": "n1"},
+            "paths": {"tls": str(tls), "console": str(tmp_path)},
+            "daemon": {"console_port": port},
+        }
+    )
+
+
 @pytest.mark.processes
 def test_only_the_cluster_is_told(tmp_path: Path) -> None:
     """Who has no certificate of its authority could talk a node into keeping its VMs."""
-    configs = {}
-    for cluster in ("ours", "theirs"):
-        key = tmp_path / f"{cluster}.key"
-        key.write_text(("5" if cluster == "ours" else "6") * 64)
-        certificate = pki.issue(*pki.create_ca(str(key)), str(key), "n1", ["127.0.0.1"])
-        tls = tmp_path / cluster
-        tls.mkdir()
-        for name in ("ca", "cert", "key"):
-            (tls / f"{name}.pem").write_text(getattr(certificate, name))
-        (port,) = free_ports(1)
-        daemon = {"console_port": port}
-        configs[cluster] = parse(
-            {"node": {"name": "n1"}, "paths": {"tls": str(tls), "console": str(tmp_path)}, "daemon": daemon}
-        )
+    configs = {cluster: config_of(tmp_path, cluster) for cluster in ("ours", "theirs")}
     port = configs["ours"].daemon.console_port
     server = PeerServer(configs["ours"], lambda: 7.5)
     server.start()

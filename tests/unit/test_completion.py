@@ -50,6 +50,8 @@ CASES = [
     ("pvc connection remove -", {"-y", "--yes"}, {"prod"}),
     ("pvc cluster maintenance ", {"on", "off"}, set()),
     ("pvc completion ", {"bash", "zsh", "fish"}, {"complete"}),
+    ("pvc network acl add shop --in --", {"--out", "--port", "--reject"}, {"in"}),
+    ("pvc network acl add shop --in --proto ", {"tcp", "icmp"}, {"--in"}),
     ("pvc vm list -f ", {"json"}, {"vm"}),
     ("pvc vm list --format ", {"json"}, {"vm"}),
 ]

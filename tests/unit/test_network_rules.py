@@ -178,3 +178,10 @@ def test_networks_beside_each_other() -> None:
 def test_the_kernel_takes_the_names(name: object) -> None:
     assert callable(name)
     assert len(name(2**24 - 1)) <= 15
+
+
+def test_groups_of_links_are_distinct() -> None:
+    """Gateways are removed by the group: a bond of the node's own must not be in it."""
+    from pvc.cluster.network import GATEWAY_GROUP, HOST_GROUP, LINK_GROUP
+
+    assert len({GATEWAY_GROUP, HOST_GROUP, LINK_GROUP}) == 3

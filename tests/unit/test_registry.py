@@ -215,3 +215,21 @@ def test_what_is_missing_or_unknown_is_named() -> None:
         convert(taking(int), {})
     with pytest.raises(Invalid, match="no parameter other"):
         convert(taking(int), {"value": 1, "other": 2})
+
+
+def test_a_choice_of_switches_is_given_by_one_of_them() -> None:
+    add = OPERATIONS["network.acl-add"]
+    _, given, _ = parse(add, ["shop", "--out", "--port", "25", "-d", "mail", "--reject"])
+    assert given == {
+        "network": "shop",
+        "direction": "out",
+        "port": "25",
+        "description": "mail",
+        "verdict": "reject",
+    }
+    with pytest.raises(Invalid, match="--in: not allowed with argument --out"):
+        parse(add, ["shop", "--out", "--in", "-d", "mail"])
+    with pytest.raises(Invalid, match="--in or --out is missing"):
+        parse(add, ["shop", "-d", "mail"])
+    _, given, _ = parse(OPERATIONS["network.acl-list"], ["shop"])
+    assert given == {"network": "shop"}

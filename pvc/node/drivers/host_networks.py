@@ -10,6 +10,7 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pvc.cluster.network import HOST_GROUP
 from pvc.node.drivers import (
     AddAddress,
     AddRoute,
@@ -43,7 +44,7 @@ from pvc.node.drivers.netlink import (
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-OURS = 0x707664
+OURS = HOST_GROUP
 """The group of bonds and VLANs of the node itself, given in the very call that makes them."""
 IFA_F_PERMANENT = 0x80
 RT_TABLE_MAIN, RTN_UNICAST, RT_SCOPE_LINK = 254, 1, 253

@@ -7,18 +7,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pvc.cluster.network import GATEWAY_GROUP, LINK_GROUP
 from pvc.node.drivers import DriverError, Link, Vlan, Vxlan
 from pvc.node.drivers.netlink import IFF_UP, index_of, opened, unsupported
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-OURS, GATEWAYS = 0x707663, 0x707664
-"""The group of a link, given in the very call that makes it: whose it is, over our restarts too.
-
-Gateways have one of their own, because the kernel removes a whole group in a moment and each of many alone in
-much more.
-"""
+OURS, GATEWAYS = LINK_GROUP, GATEWAY_GROUP
 QUIET = {"ipv6": {"disable_ipv6": "1"}, "ipv4": {"rp_filter": "1", "arp_ignore": "8"}}
 """Otherwise a guest could reach the node's services through its bridge.
 
