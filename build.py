@@ -43,7 +43,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "zipapp": ("ca-certificates", "python3", "python3-venv"),
     "test": (
         *("busybox-static", "dnsmasq-base", "gcc", "git", "gnutls-bin", "ipmitool", "iputils-ping"),
-        *("libc6-dev", "nftables", "openssl"),
+        *("libc6-dev", "mmdebstrap", "nftables", "openssl"),
         *("default-jre-headless", "libslf4j-java", "libzookeeper-java"),
         *("libvirt-clients", "libvirt-daemon", "libvirt-daemon-driver-qemu", "python3-libvirt"),
         *("qemu-system-x86", "qemu-utils"),

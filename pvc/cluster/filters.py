@@ -13,11 +13,11 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from pvc.cluster.clients import AccessList, Direction, Rule
+from pvc.cluster.guests import ADDRESS as METADATA
 from pvc.cluster.network import GATEWAY_GROUP, NetworkSpec, Prefix, gateway_name
 from pvc.errors import Invalid, PVCError
 
 FAMILY, TABLE = "inet", "pvc"
-METADATA = "169.254.169.254"
 LONGEST_RULE = 1000
 
 Number = tuple[int, int]

@@ -26,7 +26,7 @@ from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Autostart, MaxDowntime, NewName, NodeLimit, StartPriority, VMName
 from pvc.commands.vm_info import VMInfo, describe
-from pvc.commands.vm_user_data import UserDataText, encoded
+from pvc.commands.vm_user_data import SEED, UserDataText, encoded
 from pvc.commands.vm_write import network_ops, save, with_definition
 from pvc.errors import Conflict, NotFound
 
@@ -145,6 +145,7 @@ def create(
         initrd=initrd or "",
         cmdline=cmdline,
         topology=domainxml.Topology(*types.topology(topology)) if topology else None,
+        serial="" if user_data is None else SEED,
     )
     tags = _tags(tag, protected_tag)
     spec = _treated(uuid, target, limit, selector, autostart, start_priority, method, max_downtime, tags)

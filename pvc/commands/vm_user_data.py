@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pvc.cluster import paths
+from pvc.cluster.guests import ADDRESS
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM
 from pvc.commands.context import Context
@@ -15,6 +16,9 @@ from pvc.errors import Invalid, NotFound
 
 LARGEST = 256 * 1024
 """Of user data, in bytes: a document of ZooKeeper has less than 1 MiB, and every server has it in memory."""
+
+SEED = f"ds=nocloud-net;s=http://{ADDRESS}/nocloud/"
+"""As serial number of a machine it tells every cloud-init where to look, of which no image need know."""
 
 UserDataText = Annotated[
     str,

@@ -35,9 +35,11 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 class Refused(Exception):
-    def __init__(self, status: HTTPStatus, why: str, **headers: str) -> None:
+    def __init__(self, status: HTTPStatus, why: str, *, of: str = "", **headers: str) -> None:
         super().__init__(why)
         self.status = status
+        self.of = of
+        """The VM, if it is a known one and has just not what it asks for."""
         self.headers = headers
 
 
@@ -55,7 +57,8 @@ class App:
         try:
             status, body = HTTPStatus.OK, self._answer(environ, headers)
         except Refused as refused:
-            self._log(environ, str(refused))
+            # What a guest we know does not have is nothing to worry about.
+            self._log(environ, str(refused), logging.INFO if refused.of else logging.WARNING)
             status, body = refused.status, f"{refused.status.phrase}\n".encode()
             headers.update(refused.headers)
         except PVCError as error:
@@ -101,7 +104,7 @@ class App:
         log.info("%s gets its user data", guest.name)
         return data or b""
 
-    def _log(self, environ: Environ, why: str) -> None:
+    def _log(self, environ: Environ, why: str, level: int = logging.WARNING) -> None:
         """Once a minute: a guest that asks in a loop must not fill the log."""
         key, now = (environ["REMOTE_ADDR"], why), self.clock.monotonic()
         if now - self._logged.get(key, -REPEAT_S) < REPEAT_S:
@@ -109,11 +112,12 @@ class App:
         if len(self._logged) >= MOST_REMEMBERED:
             self._logged.clear()
         self._logged[key] = now
-        log.warning("refused %s: %s", *key)
+        log.log(level, "refused %s: %s", *key)
 
 
 def _nothing(guest: Guest, path: tuple[str, ...]) -> str:
-    raise Refused(HTTPStatus.NOT_FOUND, f"{guest.name} has no {'/'.join(path)[:80]!r}")
+    why = f"{guest.name} has no {'/'.join(path)[:80]!r}"
+    raise Refused(HTTPStatus.NOT_FOUND, why, of=guest.name)
 
 
 def _token(method: str, environ: Environ, headers: dict[str, str]) -> bytes:

@@ -114,6 +114,18 @@ def test_create_boots_a_kernel_or_the_first_disk() -> None:
         created(initrd="/i")
 
 
+def test_create_gives_a_serial_number_only_when_told() -> None:
+    made = ET.fromstring(created(serial="ds=nocloud-net;s=http://192.0.2.1/"))
+    assert (
+        made.findtext("sysinfo[@type='smbios']/system/entry[@name='serial']")
+        == "ds=nocloud-net;s=http://192.0.2.1/"
+    )
+    smbios = made.find("os/smbios")
+    assert smbios is not None
+    assert smbios.get("mode") == "sysinfo"
+    assert ET.fromstring(created()).find("sysinfo") is None
+
+
 def test_disk_targets_go_on_after_z() -> None:
     facts = domainxml.parse(created(disks=[NewDisk(f"/{n}") for n in range(28)]))
     assert [disk.target for disk in facts.disks[25:]] == ["vdz", "vdaa", "vdab"]
@@ -360,10 +372,10 @@ def test_render_logs_one_console(devices: str, logged: str) -> None:
 def test_render_carries_the_digest_of_the_definition() -> None:
     for xml in (FOREIGN, MINIMAL, created()):
         text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l")
-        assert domainxml.running(text).digest == domainxml.digest(xml)
+        assert domainxml.running_digest(text) == domainxml.digest(xml)
         again = domainxml.render(text, emulation="kvm", emulator="/q", console_log="/l")
         assert len(ET.fromstring(again).findall("metadata/{urn:pvc:vm}vm")) == 1
-        assert domainxml.running(xml).digest == ""
+        assert domainxml.running_digest(xml) == ""
     assert (
         rendered(FOREIGN).find("metadata/{http://libosinfo.org/xmlns/libvirt/domain/1.0}libosinfo")
         is not None

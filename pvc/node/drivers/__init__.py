@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from pvc.cluster.filters import Key, Number
 from pvc.cluster.zones import Zone
 from pvc.errors import Failed
-
-if TYPE_CHECKING:
-    from pvc.cluster.domainxml import Shape
-    from pvc.cluster.vm import Interface
 
 
 class DriverError(Failed):
@@ -59,7 +55,6 @@ class EventKind(StrEnum):
     STARTED = "started"  # also: arrived by migration
     PAUSED = "paused"
     RESUMED = "resumed"
-    CHANGED = "changed"  # a device came or went
     ENDED = "ended"
     CONNECTED = "connected"  # to libvirt, first or again: look at everything
     DISCONNECTED = "disconnected"
@@ -81,12 +76,10 @@ class Domain:
     state: DomainState
     reason: str  # libvirt's word: booted, migrated, ioerror, …
     migrating: bool  # a live migration, in or out, is going on
-    digest: str  # of the definition QEMU was started with, or has become; "" when the domain is not ours
+    digest: str  # of the definition QEMU was started with; "" when the domain is not ours
     memory_mib: int
     vcpus: int
     silent: bool = False  # libvirt cannot say whether it migrates: QEMU starts, or hangs
-    rest: str = ""  # of that definition without its interfaces
-    interfaces: tuple[Interface, ...] = ()  # that it has now
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,25 +185,6 @@ class Hypervisor(Protocol):
         ...
 
     def resume(self, uuid: str) -> None: ...
-
-    def mark(self, uuid: str, shape: Shape) -> None:
-        """Write into a running domain what it is to be known as: digests, and of each interface that it has
-        or is about to get, how the definition has it."""
-        ...
-
-    def attach(self, uuid: str, mac: str, device: str) -> None:
-        """Give a running domain an interface (domainxml.nic_device); returns when it has it.
-
-        Done already when it has one with that MAC address.
-        """
-        ...
-
-    def detach(self, uuid: str, mac: str) -> None:
-        """Ask the guest to give up exactly that interface; returns at once, and an event tells when it has.
-
-        Done already when there is none with that MAC address, and while the guest is at it.
-        """
-        ...
 
     def migrate(
         self,

@@ -9,7 +9,7 @@ import pytest
 from pvc.cluster import paths
 from pvc.commands.context import Caller, Context, invoke
 from pvc.commands.registry import Role, find
-from pvc.commands.vm_user_data import LARGEST
+from pvc.commands.vm_user_data import LARGEST, SEED
 from pvc.errors import NotPermitted
 from tests.unit.commands.world import UUID, World, a_world, with_vm, xml_of
 
@@ -36,6 +36,9 @@ def test_are_given_when_a_vm_is_created() -> None:
     made = world.call("vm.create", name="web1", user_data="x" * LARGEST)
     assert world.call("vm.user-data-get", vm="web1") == "x" * LARGEST
     assert world.store.get(paths.vm_user_data(made["uuid"])) is not None
+    assert SEED in world.spec("web1").definition, "no image knows of us"
+    world.call("vm.create", name="web2")
+    assert SEED not in world.spec("web2").definition
 
 
 def test_go_with_the_vm() -> None:
