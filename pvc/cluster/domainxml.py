@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from uuid import UUID
 from xml.parsers import expat
 
 from pvc.cluster.network import bridge_name
+from pvc.cluster.vm import Interface
 from pvc.errors import Invalid
 
 NAMESPACE = "urn:pvc:vm"
@@ -25,6 +27,11 @@ MAX_BYTES = 512 * 1024  # a definition is one document of the store
 MAX_DEPTH = 64
 MAX_MEMORY_MIB = 16 * 1024 * 1024
 MAX_VCPUS = 288  # what a q35 machine has at most
+SHAPES_KEPT = 1024
+SPARE_PORTS = 6
+"""Devices that a q35 machine can be given while it runs."""
+ON_PORTS = ("disk", "interface", "controller", "channel", "rng", "memballoon", "input", "video", "hostdev")
+"""Devices that may have a port of their own."""
 EMULATORS = ("kvm", "qemu-kvm", "qemu-system-x86_64")  # names that mean "the QEMU of this host"
 
 KIB, MIB = 1024, 1024**2
@@ -61,6 +68,13 @@ class Nic:
     def vni(self) -> int | None:
         """Of the network of the cluster that it is in: <interface type="network"> with its number."""
         return int(self.source) if self.type == "network" and VNI.fullmatch(self.source) else None
+
+    @property
+    def network(self) -> str:
+        """What lists show: a number is a network of the cluster, and nothing else is."""
+        if self.vni is not None:
+            return str(self.vni)
+        return f"{self.type}:{self.source}" if self.source.isdigit() else self.source or self.type
 
     @property
     def bridge(self) -> str:
@@ -101,6 +115,17 @@ class Facts:
     def bridges(self) -> tuple[str, ...]:
         """What a node must have for it."""
         return tuple(sorted({nic.bridge for nic in self.nics} - {""}))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a definition is to QEMU: interfaces, which may come and go while it runs, and all the rest."""
+
+    digest: str = ""
+    """Of the whole definition; empty: a domain that is not ours."""
+    rest: str = ""
+    """Of all but the interfaces."""
+    interfaces: tuple[Interface, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +176,42 @@ def parse(xml: str) -> Facts:
     return facts
 
 
-def running_digest(xml: str) -> str:
-    """The digest that render() put into the XML of a domain; "" when the domain is not ours."""
-    own = _own_metadata(_read(xml))
-    return "" if own is None else own.get("digest", "")
+@lru_cache(maxsize=SHAPES_KEPT)
+def shape(xml: str) -> Shape:
+    """Of a definition. Asked in every round of a daemon for the same few."""
+    root = _read(xml)
+    devices = root.find("devices")
+    found = []
+    for element in () if devices is None else devices.findall("interface"):
+        nic = _readable_nic(element)
+        if nic is not None and nic.mac:
+            found.append(Interface(nic.mac, nic.network, nic.model, _part_digest(root, element)))
+        if devices is not None:
+            devices.remove(element)
+    return Shape(digest(xml), _tree_digest(root), tuple(found))
+
+
+def running(xml: str) -> Shape:
+    """Of a domain that runs: the interfaces it has now, each as the definition had it when it came."""
+    root = _read(xml)
+    own = _own_metadata(root)
+    if own is None:
+        return Shape()
+    known = {
+        one.get("mac", ""): Interface(
+            one.get("mac", ""), one.get("network", ""), one.get("model", ""), one.get("digest", "")
+        )
+        for one in own
+        if str(one.tag).rpartition(":")[2] == "interface"  # libvirt gives it the prefix of its parent
+    }
+    nics = [nic for one in root.findall("devices/interface") if (nic := _readable_nic(one)) is not None]
+    here = tuple(known.get(nic.mac) or Interface(nic.mac, nic.network, nic.model, "") for nic in nics)
+    return Shape(own.get("digest", ""), own.get("rest", ""), here)
+
+
+def mark(of: Shape) -> str:
+    """What a domain carries for a daemon that finds it running: an element without its namespace."""
+    return ET.tostring(_mark("vm", of), encoding="unicode")
 
 
 def digest(xml: str) -> str:
@@ -241,9 +298,57 @@ def complete(xml: str, uuid: str) -> str:
             mac = ET.Element("mac")
             nic.insert(0, mac)
         if not mac.get("address"):
-            mac.set("address", _free_mac(owner, index, taken))
+            mac.set("address", free_mac(owner, index, taken))
             taken.add(mac.get("address", ""))
     return _write(root)
+
+
+def add_nic(xml: str, nic: NewNic) -> str:
+    """After those it has: the order is that in which the guest finds them."""
+    root = _read(xml)
+    devices = root.find("devices")
+    if devices is None:
+        devices = _add(root, "devices")
+    _add_nic(devices, nic)
+    added = devices[-1]
+    places = [index for index, one in enumerate(devices) if one.tag == "interface" and one is not added]
+    if places:
+        devices.remove(added)
+        devices.insert(places[-1] + 1, added)
+    return _write(root)
+
+
+def remove_nic(xml: str, mac: str) -> str:
+    root = _read(xml)
+    devices = root.find("devices")
+    for element in () if devices is None else devices.findall("interface"):
+        if devices is not None and _has_mac(element, mac):
+            devices.remove(element)
+    return _write(root)
+
+
+def nic_device(xml: str, mac: str) -> str:
+    """The interface of a definition as libvirt gets it for a domain that runs. Raises Invalid.
+
+    Its alias says who it is: libvirt takes no second device with it, whatever became of a first try.
+    """
+    devices = _read(xml).find("devices")
+    for element in () if devices is None else devices.findall("interface"):
+        if devices is not None and _has_mac(element, mac):
+            _join_bridges(devices)
+            _remove(element, "alias")
+            _add(element, "alias", name=f"ua-{mac.replace(':', '')}")
+            return ET.tostring(element, encoding="unicode").strip()
+    raise Invalid(f"the definition has no interface {mac}")
+
+
+def nic_alias(xml: str, mac: str) -> str:
+    """By which libvirt knows the interface of a running domain; empty: it has no such one."""
+    for element in _read(xml).findall("devices/interface"):
+        alias = element.find("alias")
+        if alias is not None and _has_mac(element, mac):
+            return alias.get("name", "")
+    return ""
 
 
 def set_name(xml: str, name: str) -> str:
@@ -316,8 +421,9 @@ def render(xml: str, *, emulation: str, emulator: str, console_log: str) -> str:
         devices = _add(root, "devices")
     _set_emulator(devices, emulator)
     _join_bridges(devices)
+    _leave_room(root, devices)
     _log_console(devices, console_log)
-    _set_own_metadata(root, digest(xml))
+    _set_own_metadata(root, shape(xml))
     return _write(root)
 
 
@@ -535,6 +641,30 @@ def _nic(nic: ET.Element) -> Nic:
     )
 
 
+def _readable_nic(element: ET.Element) -> Nic | None:
+    """Of a definition that nobody has checked yet, or of a domain that somebody else has changed."""
+    try:
+        return _nic(element)
+    except Invalid:
+        return None
+
+
+def _has_mac(element: ET.Element, mac: str) -> bool:
+    nic = _readable_nic(element)
+    return nic is not None and nic.mac == mac
+
+
+def _tree_digest(root: ET.Element) -> str:
+    return digest(ET.tostring(root, encoding="unicode"))
+
+
+def _part_digest(root: ET.Element, element: ET.Element) -> str:
+    """With what the root says of prefixes."""
+    alone = ET.Element(root.tag, {key: text for key, text in root.attrib.items() if key.startswith("xmlns")})
+    alone.append(element)
+    return _tree_digest(alone)
+
+
 def _refuse_duplicates(what: str, values: Iterable[str]) -> None:
     seen: set[str] = set()
     for value in values:
@@ -589,7 +719,7 @@ def _add_fixed_devices(devices: ET.Element) -> None:
     _add(devices, "panic", model="isa")  # so that libvirt hears of a kernel that crashed
 
 
-def _free_mac(uuid: str, index: int, taken: set[str]) -> str:
+def free_mac(uuid: str, index: int, taken: Collection[str]) -> str:
     """A locally administered address that is always the same for this NIC."""
     salt = 0
     while True:
@@ -653,6 +783,22 @@ def _join_bridges(devices: ET.Element) -> None:
             source.set("bridge", bridge)
 
 
+def _leave_room(root: ET.Element, devices: ET.Element) -> None:
+    """On q35 a device that comes later needs a port that was there at the start; libvirt leaves one."""
+    kind = root.find("os/type")
+    if (
+        kind is None
+        or "q35" not in kind.get("machine", "")
+        or devices.find("controller[@model='pcie-root-port']") is not None
+    ):
+        return
+    taken = sum(one.tag in ON_PORTS for one in devices)
+    if devices.find("controller[@model='pcie-root']") is None:
+        _add(devices, "controller", type="pci", index="0", model="pcie-root")
+    for _ in range(taken + SPARE_PORTS):
+        _add(devices, "controller", type="pci", model="pcie-root-port")
+
+
 def _log_console(devices: ET.Element, path: str) -> None:
     """Log the first serial port; failing that the first console; failing that a serial port we add."""
     port = devices.find("serial")
@@ -671,7 +817,7 @@ def _own_metadata(root: ET.Element) -> ET.Element | None:
     return own[0] if own else None
 
 
-def _set_own_metadata(root: ET.Element, value: str) -> None:
+def _set_own_metadata(root: ET.Element, of: Shape) -> None:
     metadata = root.find("metadata")
     if metadata is None:
         metadata = ET.Element("metadata")
@@ -679,4 +825,13 @@ def _set_own_metadata(root: ET.Element, value: str) -> None:
     own = _own_metadata(root)
     if own is not None:
         metadata.remove(own)
-    ET.SubElement(metadata, "pvc:vm", {"xmlns:pvc": NAMESPACE, "digest": value})
+    own = _mark("pvc:vm", of)
+    own.set("xmlns:pvc", NAMESPACE)
+    metadata.append(own)
+
+
+def _mark(tag: str, of: Shape) -> ET.Element:
+    own = ET.Element(tag, digest=of.digest, rest=of.rest)
+    for one in of.interfaces:
+        _add(own, "interface", mac=one.mac, network=one.network, model=one.model, digest=one.digest)
+    return own

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from pvc.cluster import paths
+from pvc.cluster.network import bridge_name
 from pvc.cluster.store import Create, Delete, Op
 
 
@@ -66,6 +67,51 @@ class NewDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class Interface:
+    """Of a definition, or of a QEMU as the definition had it when it came there."""
+
+    mac: str
+    network: str
+    """As in VMSpec.networks."""
+    model: str
+    digest: str
+    """Of the whole element; empty: it did not come from a definition."""
+
+    @property
+    def bridge(self) -> str:
+        """What its node must have for it."""
+        return (
+            bridge_name(int(self.network)) if self.network.isdigit() else self.network.removeprefix("bridge:")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An interface that is to come, or to go, while the VM runs."""
+
+    mac: str
+    digest: str = ""
+    """Of the interface as it is to be; empty: it is to go."""
+
+    def is_made(self, interfaces: Iterable[Interface]) -> bool:
+        found = next((one.digest for one in interfaces if one.mac == self.mac), None)
+        return found is None if not self.digest else found == self.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A change that was tried and cannot be made before the next start."""
+
+    mac: str
+    digest: str
+    why: str
+
+    @property
+    def change(self) -> Change:
+        return Change(self.mac, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
 class VMSpec:
     """Written by operations (and by the owner when it takes an intent back)."""
 
@@ -103,6 +149,8 @@ class VMSpec:
     new_disks: tuple[NewDisk, ...] = ()
     networks: tuple[str, ...] = ()
     """Of the definition, as memory and vCPUs are: lists do not read XML. A number is one of the cluster's."""
+    live: tuple[Change, ...] = ()
+    """What of the definition's interfaces need not wait for the next start."""
     profile: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -149,6 +197,9 @@ class VMStatus:
     """Starts and runs that ended badly, in a row."""
     digest: str = ""
     """Of the definition that QEMU runs."""
+    interfaces: tuple[Interface, ...] = ()
+    """That QEMU has."""
+    refused: tuple[Refusal, ...] = ()
     migration: Migration | None = None
     last_migration: str = ""
     recovery: Recovery | None = None
@@ -189,7 +240,16 @@ def settled(spec: VMSpec, status: VMStatus) -> bool:
         and status.owner.node == spec.node
         and status.restarts >= spec.restarts
         and status.attempts >= spec.attempts
+        and not under_way(spec, status)
     )
+
+
+def under_way(spec: VMSpec, status: VMStatus) -> tuple[Change, ...]:
+    """Changes of interfaces that are wanted while it runs, and neither made nor refused."""
+    if status.owner is None:
+        return ()
+    refused = {one.change for one in status.refused}
+    return tuple(one for one in spec.live if one not in refused and not one.is_made(status.interfaces))
 
 
 def move(spec: VMSpec, to: str | None, *, home: str | None, method: Method = Method.NONE) -> VMSpec:

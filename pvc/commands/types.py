@@ -92,6 +92,17 @@ TopologyText = Annotated[
         what="sockets,cores,threads like 1,4,2",
     ),
 ]
+MACText = Annotated[
+    str,
+    Arg(
+        "its MAC address",
+        short="-a",
+        metavar="MAC",
+        pattern=r"(?!00(:00){5})[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}",
+        what="a MAC address of one interface, like 52:54:00:12:34:56",
+    ),
+]
+Live = Annotated[bool, Arg("while it runs, if it does; else from its next start", short="-l/-L")]
 MemoryText = Annotated[
     str,
     Arg(

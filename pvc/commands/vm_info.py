@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pvc.cluster.vm import (
@@ -16,6 +17,7 @@ from pvc.cluster.vm import (
     VMSpec,
     VMStatus,
     settled,
+    under_way,
 )
 from pvc.errors import Invalid
 
@@ -35,11 +37,28 @@ class DiskInfo:
     """Of one that pvc makes."""
 
 
+class NicState(StrEnum):
+    """How an interface of the definition is in QEMU, or one of QEMU in the definition."""
+
+    LIVE = "live"
+    LATER = "from its next start"
+    UNTIL = "until its next start"
+    OTHER = "changes with its next start"
+    COMES = "being attached"
+    GOES = "being detached"
+
+
 @dataclass(frozen=True, slots=True)
 class NicInfo:
-    network: str
     mac: str
+    network: str
+    """Its number in the cluster, or what else it is on."""
     model: str
+    bridge: str
+    """On its node."""
+    state: NicState
+    why: str = ""
+    """It is not live, where that was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,8 @@ class VMInfo:
     restarts: int
     failures: int
     last_migration: str
+    refused: str
+    """Why a change that was to be made while it runs waits for its next start."""
     digest: str
     """Of the definition, to modify no other than the one that was read."""
     version: str
@@ -97,7 +118,7 @@ def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
     from pvc.cluster import domainxml
 
     spec, status = vm.spec, vm.status
-    reason, digest = status.reason, ""
+    reason, digest, refused = status.reason, "", "; ".join(refusals(spec, status))
     disks: tuple[DiskInfo, ...] = ()
     nics: tuple[NicInfo, ...] = ()
     try:
@@ -112,14 +133,14 @@ def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
         disks = tuple(
             DiskInfo(disk.target, disk.source, disk.format, sizes.get(disk.source)) for disk in facts.disks
         )
-        nics = tuple(NicInfo(nic.source, nic.mac, nic.model) for nic in facts.nics)
+        nics = nics_of(spec, status)
     return VMInfo(
         name=spec.name,
         uuid=spec.uuid,
         state=vm.shown_state,
         activity=activity(spec, status),
         percent=status.migration.percent if status.migration else None,
-        reason=reason,
+        reason="; ".join(filter(None, (reason, refused))),
         node=vm.place,
         moving_to=spec.node if is_moving(vm) else None,
         migrated_from=spec.home,
@@ -143,10 +164,57 @@ def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
         restarts=status.restarts,
         failures=status.failures,
         last_migration=status.last_migration,
+        refused=refused,
         digest=digest,
         version=vm.version,
         settled=settled(spec, status),
         goal=goal,
+    )
+
+
+def refusals(spec: VMSpec, status: VMStatus) -> tuple[str, ...]:
+    """Of changes that are still wanted, as sentences."""
+    if status.owner is None:
+        return ()
+    return tuple(
+        f"interface {one.mac} {'cannot come' if one.digest else 'stays'} until its next start: {one.why}"
+        for one in status.refused
+        if one.change in spec.live and not one.change.is_made(status.interfaces)
+    )
+
+
+def nics_of(spec: VMSpec, status: VMStatus) -> tuple[NicInfo, ...]:
+    """Of its definition and of QEMU. Raises Invalid when the definition is unreadable."""
+    from pvc.cluster import domainxml
+
+    nics, wanted = domainxml.parse(spec.definition).nics, domainxml.shape(spec.definition)
+    running = status.interfaces if status.owner is not None else ()
+    if not running and status.digest == wanted.digest:
+        running = wanted.interfaces if status.owner is not None else ()  # of a node that does not say
+    has = {one.mac: one for one in running}
+    digests = {one.mac: one.digest for one in wanted.interfaces}
+    moving = {one.mac for one in under_way(spec, status)}
+    why = {one.mac: one.why for one in status.refused if one.change in spec.live and running}
+
+    def state(mac: str) -> NicState:
+        if mac in has and has[mac].digest in (digests.get(mac), "") and mac in digests:
+            return NicState.LIVE
+        if mac in moving:
+            return NicState.COMES if mac in digests and mac not in has else NicState.GOES
+        if mac in has:
+            return NicState.OTHER if mac in digests else NicState.UNTIL
+        return NicState.LATER
+
+    gone = [one for one in running if one.mac not in digests]
+    return (
+        *(
+            NicInfo(one.mac, one.network, one.model, one.bridge, state(one.mac), why.get(one.mac, ""))
+            for one in nics
+        ),
+        *(
+            NicInfo(one.mac, one.network, one.model, one.bridge, state(one.mac), why.get(one.mac, ""))
+            for one in gone
+        ),
     )
 
 
@@ -166,6 +234,8 @@ def activity(spec: VMSpec, status: VMStatus) -> str:
         return "restarting"
     if spec.node not in (None, status.owner.node):
         return _activity_moving(spec, status, status.migration)
+    if status.state is State.START and (changes := under_way(spec, status)):
+        return ", ".join(f"{'attaching' if one.digest else 'detaching'} {one.mac}" for one in changes)
     return {
         State.STARTING: f"starting on {status.owner.node}",
         State.MIGRATE: "staying where it is",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pvc.cluster.view import VM
 
 
-def _changed(ctx: Context, vm: VM, new: VMSpec, restart: bool) -> VMInfo:
+def changed(ctx: Context, vm: VM, new: VMSpec, restart: bool) -> VMInfo:
     """Commit; with `restart` the same transaction also restarts a VM that runs."""
     if vm.status.owner is None:
         return describe(save(ctx, vm, new))
@@ -73,7 +73,7 @@ def set_definition(
             f"the definition has the UUID {facts.uuid}, that of {spec.name} is {spec.uuid} and stays"
         )
     ctx.say(f"{spec.name} gets another definition")
-    return _changed(ctx, found, with_definition(spec, domainxml.complete(xml, spec.uuid)), restart)
+    return changed(ctx, found, with_definition(spec, domainxml.complete(xml, spec.uuid)), restart)
 
 
 @local(noun="vm")
@@ -221,7 +221,7 @@ def vcpu_set(
     wanted = domainxml.Topology(*types.topology(topology)) if topology else None
     new = with_definition(found.spec, domainxml.set_vcpus(found.spec.definition, vcpus, wanted))
     _say_where_it_fits(ctx, new)
-    return _changed(ctx, found, new, restart)
+    return changed(ctx, found, new, restart)
 
 
 @operation("GET", "/vm/{vm}/memory", noun="vm", verb="memory get")
@@ -247,7 +247,7 @@ def memory_set(ctx: Context, vm: VMName, memory: types.MemoryText, *, restart: R
     found = ctx.view.vm(vm)
     new = with_definition(found.spec, domainxml.set_memory(found.spec.definition, types.memory_mib(memory)))
     _say_where_it_fits(ctx, new)
-    return _changed(ctx, found, new, restart)
+    return changed(ctx, found, new, restart)
 
 
 def _say_where_it_fits(ctx: Context, spec: VMSpec) -> None:

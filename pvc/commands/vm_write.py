@@ -15,7 +15,6 @@ from pvc.commands.context import Context
 from pvc.errors import Invalid, NotFound
 
 if TYPE_CHECKING:
-    from pvc.cluster import domainxml
     from pvc.cluster.view import VM
 
 
@@ -68,26 +67,20 @@ def members_of(spec: VMSpec | None) -> dict[int, Member]:
 
 
 def with_definition(spec: VMSpec, xml: str) -> VMSpec:
-    """The spec with another definition, and what lists need of it."""
+    """The spec with another definition, and what lists need of it.
+
+    Of the changes that were not to wait for a start, those stay that it still has.
+    """
     from pvc.cluster import domainxml
 
     facts = domainxml.parse(xml)
+    digests = {one.mac: one.digest for one in domainxml.shape(xml).interfaces} if spec.live else {}
     return replace(
         spec,
         definition=xml,
         name=facts.name,
         memory_mib=facts.memory_mib,
         vcpus=facts.vcpus,
-        networks=networks_of(facts),
+        networks=tuple(nic.network for nic in facts.nics),
+        live=tuple(one for one in spec.live if digests.get(one.mac, "") == one.digest),
     )
-
-
-def networks_of(facts: domainxml.Facts) -> tuple[str, ...]:
-    """A number is a network of the cluster, and nothing else is."""
-    return tuple(_network_of(nic) for nic in facts.nics)
-
-
-def _network_of(nic: domainxml.Nic) -> str:
-    if nic.vni is not None:
-        return str(nic.vni)
-    return f"{nic.type}:{nic.source}" if nic.source.isdigit() else nic.source or nic.type

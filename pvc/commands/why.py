@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pvc.cluster import domainxml, paths
 from pvc.cluster.network import Kind
 from pvc.cluster.node import DaemonState, Wanted
-from pvc.cluster.vm import Power, State, VMSpec, settled, shown_state
+from pvc.cluster.vm import Power, State, VMSpec, settled, shown_state, under_way
 from pvc.commands.context import Context
 from pvc.commands.network import NetworkInfo
 from pvc.commands.network import info as network_info
@@ -17,7 +18,16 @@ from pvc.commands.node import vms_of
 from pvc.commands.node_fence import newest, story, told
 from pvc.commands.registry import operation
 from pvc.commands.types import NetworkName, NodeName, VMName
-from pvc.commands.vm_info import activity, bridges_of, is_moving, is_pending
+from pvc.commands.vm_info import (
+    NicState,
+    activity,
+    bridges_of,
+    is_moving,
+    is_pending,
+    nics_of,
+    refusals,
+)
+from pvc.commands.vm_network import what_it_waits_for
 from pvc.commands.vm_place import placement_of
 from pvc.errors import Invalid
 
@@ -54,6 +64,7 @@ def _of_vm(ctx: Context, vm: VM) -> Iterator[str]:
         yield from _not_running(ctx, vm)
     if spec.home is not None:
         yield f"it is away from its home {spec.home} for now; pvc vm unmigrate {spec.name} brings it back"
+    yield from _interfaces(ctx, vm)
     yield from _definition(vm)
     if settled(spec, status) and shown_state(spec, status) != State.FAIL:
         yield "nothing is going on: it is as wanted"
@@ -107,6 +118,18 @@ def _not_running(ctx: Context, vm: VM) -> Iterator[str]:
     for name in sorted(placement.nodes):
         refused = placement.refusal(name, spec, bridges=bridges)
         yield f"{name} cannot take it: {refused}" if refused else f"{name} can take it"
+
+
+def _interfaces(ctx: Context, vm: VM) -> Iterator[str]:
+    """Those that are to come or go while it runs."""
+    yield from refusals(vm.spec, vm.status)
+    if not under_way(vm.spec, vm.status):
+        return
+    with suppress(Invalid):
+        for nic in nics_of(vm.spec, vm.status):
+            if nic.state in (NicState.COMES, NicState.GOES):
+                why = what_it_waits_for(ctx, vm, nic)
+                yield f"interface {nic.mac} in {nic.network} is {nic.state}{f': {why}' if why else ''}"
 
 
 def _definition(vm: VM) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pvc.cluster.view import VM
 from pvc.cluster.vm import State, Target, VMSpec, VMStatus
+from pvc.node.drivers import Domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,30 @@ class AbortJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Attach:
+    """Give the running VM the interface that its definition has by this MAC address."""
+
+    vm: VM
+    domain: Domain
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Ask the guest to give up the interface with this MAC address."""
+
+    vm: VM
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Write into the domain that it has become what the VM's definition says."""
+
+    vm: VM
+
+
+@dataclass(frozen=True, slots=True)
 class StopStray:
     """End a QEMU of ours that runs here and belongs elsewhere, or to nobody."""
 
@@ -76,7 +101,9 @@ class StopStray:
     why: str
 
 
-Action = Commit | Answer | Start | Shutdown | Destroy | Migrate | AbortJob | StopStray
+Action = (
+    Commit | Answer | Start | Shutdown | Destroy | Migrate | AbortJob | Attach | Detach | Mark | StopStray
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,14 @@ from pathlib import Path
 from pvc.clock import Clock
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
+from pvc.cluster.domainxml import Shape
 from pvc.cluster.membership import is_gone
 from pvc.cluster.node import NodeStatus, Stray
 from pvc.cluster.placement import Placement, explained
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Reader, Store
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import (
+    Change,
     Method,
     Migration,
     Owner,
@@ -37,10 +39,13 @@ from pvc.node.actions import (
     AbortJob,
     Action,
     Answer,
+    Attach,
     Commit,
     Destroy,
+    Detach,
     Evacuate,
     FetchBack,
+    Mark,
     Migrate,
     NodeAction,
     Shutdown,
@@ -59,7 +64,7 @@ from pvc.node.drivers import (
     Progress,
 )
 from pvc.node.lease import cut_off
-from pvc.node.plan import RETRY_S, Note, start_failed, stray, take_back
+from pvc.node.plan import RETRY_S, Note, refuse, start_failed, stray, take_back
 from pvc.proc import run
 
 log = logging.getLogger(__name__)
@@ -106,6 +111,13 @@ class Executor:
                 self.migrate(action)
             case AbortJob():
                 self.hypervisor.abort_job(action.vm.spec.uuid)
+            case Attach():
+                self.attach(action)
+            case Detach():
+                self.detach(action)
+            case Mark():
+                self.confirm(action.vm)
+                self.hypervisor.mark(action.vm.spec.uuid, domainxml.shape(action.vm.spec.definition))
             case StopStray():
                 self.stop_stray(action)
             case Evacuate():
@@ -174,7 +186,9 @@ class Executor:
         if not self.may_start():
             raise cut_off()
         self.write(vm, None, self._claimed(vm))
-        forget = partial(replace, running_since=None, gone_since=None, ended=None, cut_off=False)
+        forget = partial(
+            replace, running_since=None, gone_since=None, ended=None, cut_off=False, unplugging=""
+        )
         self.note(vm.spec.uuid, forget)  # of an earlier run
         try:
             self._start_domain(vm.spec)
@@ -189,6 +203,7 @@ class Executor:
     def _claimed(self, vm: VM) -> VMStatus:
         """A start is all that earlier requests to restart wanted; a new request forgives old failures."""
         is_new = vm.spec.attempts > vm.status.attempts
+        shape = domainxml.shape(vm.spec.definition)
         return replace(
             vm.status,
             owner=self.me,
@@ -198,7 +213,9 @@ class Executor:
             restarts=vm.spec.restarts,
             attempts=vm.spec.attempts,
             failures=0 if is_new else vm.status.failures,
-            digest=domainxml.digest(vm.spec.definition),
+            digest=shape.digest,
+            interfaces=shape.interfaces,
+            refused=(),
         )
 
     def _start_domain(self, spec: VMSpec) -> None:
@@ -272,6 +289,45 @@ class Executor:
         self.hypervisor.destroy(action.uuid)
         found = Stray(vm.spec.name if vm is not None else action.uuid, why, self.clock.wall())
         self.publish(lambda status: replace(status, strays=(*status.strays, found)[-STRAYS_KEPT:]))
+
+    # Interfaces
+
+    def attach(self, action: Attach) -> None:
+        """Noted before it is there: a daemon that finds it knows from what it was made."""
+        vm, domain, uuid = action.vm, action.domain, action.vm.spec.uuid
+        definition = vm.spec.definition
+        wanted = next(one for one in domainxml.shape(definition).interfaces if one.mac == action.mac)
+        self.confirm(vm)
+        try:
+            noted = Shape(domain.digest, domain.rest, (*domain.interfaces, wanted))
+            self.hypervisor.mark(uuid, noted)
+            self.hypervisor.attach(uuid, action.mac, domainxml.nic_device(definition, action.mac))
+        except DriverError as error:
+            self._not_changed(vm, Change(wanted.mac, wanted.digest), error)
+            raise
+        log.info("%s has the interface %s in %s", vm.spec.name, wanted.mac, wanted.network)
+
+    def detach(self, action: Detach) -> None:
+        vm, mac, now = action.vm, action.mac, self.clock.monotonic()
+        self.confirm(vm)
+
+        def asked(note: Note) -> Note:
+            first = note.unplug_first if note.unplugging == mac else now
+            return replace(note, unplugging=mac, unplug_first=first, unplug_last=now)
+
+        self.note(vm.spec.uuid, asked)
+        try:
+            self.hypervisor.detach(vm.spec.uuid, mac)
+        except DriverError as error:
+            change = next(one for one in vm.spec.live if one.mac == mac)
+            self._not_changed(vm, change, error)
+            raise
+        log.info("asked the guest of %s to give up the interface %s", vm.spec.name, mac)
+
+    def _not_changed(self, vm: VM, change: Change, error: DriverError) -> None:
+        """What may yet succeed is tried again; what does not, at the next start."""
+        if not error.retryable and not isinstance(error, NoSuchDomain):
+            self.commit(refuse(vm, change, error.message))
 
     # Migration
 
@@ -366,7 +422,13 @@ class Executor:
             node = View(self.store).node(action.target.node)
             owner = Owner(node.spec.name, node.status.incarnation)
             status = replace(
-                vm.status, owner=owner, state=State.START, migration=None, reason="", last_migration=told
+                vm.status,
+                owner=owner,
+                state=State.START,
+                migration=None,
+                reason="",
+                last_migration=told,
+                refused=(),
             )
             try:
                 self.write(vm, None, status, Check(paths.node_status(owner.node), node.status_version or 0))

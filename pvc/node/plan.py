@@ -18,16 +18,34 @@ from pvc.cluster import domainxml
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.node import NodeSpec, Wanted
 from pvc.cluster.view import VM
-from pvc.cluster.vm import Method, Migration, Owner, Power, State, Target, VMSpec, VMStatus, move, start_order
+from pvc.cluster.vm import (
+    Change,
+    Interface,
+    Method,
+    Migration,
+    Owner,
+    Power,
+    Refusal,
+    State,
+    Target,
+    VMSpec,
+    VMStatus,
+    move,
+    start_order,
+    under_way,
+)
 from pvc.errors import Invalid
 from pvc.node.actions import (
     AbortJob,
     Action,
     Answer,
+    Attach,
     Commit,
     Destroy,
+    Detach,
     Evacuate,
     FetchBack,
+    Mark,
     Migrate,
     NodeAction,
     Shutdown,
@@ -48,6 +66,8 @@ RETRY_S = 10.0
 """Between two tries to bring a VM away from a node that is flushed."""
 LONGEST_BACKOFF_S = 60.0
 LOOK_AGAIN_S = 1.0
+GIVE_UP_S = 30.0
+"""For a guest to let an interface go: one that boots, or has no driver for it, never does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +90,10 @@ class Note:
     not_before: float = 0.0
     stay_until: float = 0.0
     """It was to leave and did not: a flush lets it rest that long."""
+    unplugging: str = ""
+    """MAC address of the interface that its guest was asked to give up."""
+    unplug_first: float = 0.0
+    unplug_last: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +150,7 @@ def _remembered(picture: Picture, uuid: str, note: Note) -> Note:
         note = replace(note, failures=failures, not_before=now + pause)
     if vm is None or not _is_mine(vm, picture.me):
         return replace(note, asked_first=None, asked_last=None, waiting_since=None, waiting_for=-1)
+    note = _still_unplugging(vm, picture.domains.get(uuid), note)
     if _wanted_end(vm, picture.me) is None and not _leaves_by_shutdown(vm, picture.me):
         note = replace(note, asked_first=None, asked_last=None)
     if vm.spec.node in (None, picture.me.node):
@@ -134,6 +159,14 @@ def _remembered(picture: Picture, uuid: str, note: Note) -> Note:
     if note.waiting_since is None or note.waiting_for != vm.spec.moves:
         return replace(note, waiting_since=now, waiting_for=vm.spec.moves)
     return note
+
+
+def _still_unplugging(vm: VM, domain: Domain | None, note: Note) -> Note:
+    has = {one.mac for one in domain.interfaces} if domain is not None else set()
+    changing = {one.mac for one in under_way(vm.spec, vm.status)}
+    if not note.unplugging or note.unplugging in has & changing:
+        return note
+    return replace(note, unplugging="")
 
 
 def _seen(picture: Picture, uuid: str, vm: VM | None, note: Note) -> Note:
@@ -280,6 +313,8 @@ def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Acti
     if status.state is not State.START or status.attempts < vm.spec.attempts or status.migration is not None:
         running = replace(status, state=State.START, attempts=vm.spec.attempts, migration=None)
         return Commit(vm, None, running, "it runs")
+    if domain.digest and (change := _plan_interfaces(picture, vm, domain, result)):
+        return change
     if status.failures and note.running_since is not None:
         if picture.now >= note.running_since + GOOD_RUN_S:
             return Commit(
@@ -287,6 +322,81 @@ def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Acti
             )
         result.wake(note.running_since + GOOD_RUN_S)
     return _came_home(vm, picture.me)
+
+
+def _as_it_is(vm: VM, domain: Domain) -> VMStatus:
+    """With the definition and the interfaces of the domain; what was refused is told while it is wanted."""
+    refused = vm.status.refused and tuple(
+        one
+        for one in vm.status.refused
+        if one.change in vm.spec.live and not one.change.is_made(domain.interfaces)
+    )
+    return replace(vm.status, digest=domain.digest, interfaces=domain.interfaces, refused=refused)
+
+
+def _named(interfaces: tuple[Interface, ...]) -> str:
+    said = ", ".join(f"{one.mac} in {one.network}" for one in interfaces)
+    return f"the interfaces {said}" if said else "no interface"
+
+
+def _plan_interfaces(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Action | None:
+    """Publish which it has, and change what need not wait for the next start.
+
+    Not while it is paused; one that moves does it there. What it is known as comes before what is published
+    of it: that nothing waits for a start is said together with the change that made it so.
+    """
+    wanted = _wanted_now(vm, domain)
+    if wanted is not None and domain.digest != wanted.digest and _is_as_wanted(domain, wanted):
+        return Mark(vm)
+    known = _as_it_is(vm, domain)
+    if known != vm.status:
+        return Commit(vm, None, known, f"it has {_named(domain.interfaces)}")
+    if wanted is None:
+        return None
+    has = {one.mac for one in domain.interfaces}
+    bridges = {one.mac: one.bridge for one in wanted.interfaces}
+    for change in under_way(vm.spec, vm.status):
+        if change.mac in has:
+            if action := _plan_detach(picture, vm, change, result):
+                return action
+        elif bridges.get(change.mac) in picture.bridges:
+            return Attach(vm, domain, change.mac)
+    return None
+
+
+def _wanted_now(vm: VM, domain: Domain) -> domainxml.Shape | None:
+    if not vm.spec.live or domain.silent or domain.state is not DomainState.RUNNING:
+        return None
+    try:
+        return domainxml.shape(vm.spec.definition)
+    except Invalid:
+        return None
+
+
+def _is_as_wanted(domain: Domain, wanted: domainxml.Shape) -> bool:
+    return domain.rest == wanted.rest and {*domain.interfaces} == {*wanted.interfaces}
+
+
+def _plan_detach(picture: Picture, vm: VM, change: Change, result: Plan) -> Action | None:
+    """Ask the guest, ask it again, and after a while do not ask any more; one interface after the other."""
+    note, now = picture.note(vm.spec.uuid), picture.now
+    if not note.unplugging:
+        return Detach(vm, change.mac)
+    if note.unplugging != change.mac:
+        return None
+    if now >= note.unplug_first + GIVE_UP_S:
+        return refuse(vm, change, f"its guest has not given it up within {GIVE_UP_S:g} s")
+    if now >= note.unplug_last + ASK_AGAIN_S:
+        return Detach(vm, change.mac)
+    result.wake(min(note.unplug_first + GIVE_UP_S, note.unplug_last + ASK_AGAIN_S))
+    return None
+
+
+def refuse(vm: VM, change: Change, why: str) -> Commit:
+    """It waits for the next start."""
+    others = tuple(one for one in vm.status.refused if one.mac != change.mac)
+    refused = (*others, Refusal(change.mac, change.digest, why))
+    return Commit(vm, None, replace(vm.status, refused=refused), f"interface {change.mac}: {why}")
 
 
 def _came_home(vm: VM, me: Owner) -> Commit | None:
@@ -350,7 +460,7 @@ def release(picture: Picture, vm: VM, ended: Ended | None) -> Commit:
     """The transaction after a domain has been seen gone."""
     if vm.status.migration is not None and ended in (None, Ended.MIGRATED):
         return _left_to_target(picture, vm, vm.status.migration)
-    spec, status = vm.spec, replace(vm.status, owner=None, migration=None)
+    spec, status = vm.spec, replace(vm.status, owner=None, migration=None, interfaces=(), refused=())
     if spec.power is not Power.STARTED:
         return Commit(
             vm, None, replace(status, state=State.STOP, reason="", failures=0, digest=""), "it has stopped"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol
 import pytest
 
 from pvc.cluster import domainxml
-from pvc.cluster.domainxml import NewDisk
+from pvc.cluster.domainxml import NewDisk, NewNic, Shape
 from pvc.errors import PVCError, TimedOut, Unavailable
 from pvc.node.drivers import (
     Cancelled,
@@ -54,6 +54,10 @@ class Guest(Enum):
     LEAVES = bytes.fromhex("ba0406 b80020 ef")
     # mov dx, 0x505; mov al, 1; out dx, al: panic
     PANICS = bytes.fromhex("ba0505 b001 ee")
+    # sti; hlt; for each bus: select it (0xcd0), read what is to go (0xcc4), eject that (0xcc8); again
+    YIELDS = bytes.fromhex(
+        "fb f4 6631c9 bad00c 6689c8 66ef bac40c 66ed b2c8 66ef 41 80f920 72e9 ebe2".replace(" ", "")
+    )
 
     def boot_sector(self) -> bytes:
         """Its own part, then: wait for the timer, print a dot, power off once the power button is pressed."""
@@ -89,6 +93,7 @@ class FakeBench:
         ends = {Guest.LEAVES: Ended.SHUTDOWN, Guest.PANICS: Ended.CRASHED}
         self.world.guest(uuid).ignores_acpi = guest is Guest.DEAF
         self.world.guest(uuid).ends = ends.get(guest)
+        self.world.guest(uuid).keeps_devices = guest is not Guest.YIELDS
         return f"/{uuid}"
 
     def kill_emulator(self, number: int, uuid: str) -> None:
@@ -154,6 +159,8 @@ class LibvirtBench:
 @pytest.fixture(scope="module")
 def libvirts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
     with libvirt_hosts(tmp_path_factory.mktemp("libvirt")) as hosts:
+        for host in hosts:
+            host.run("ip", "link", "add", "br0", "up", "type", "bridge")
         yield hosts
 
 
@@ -179,9 +186,11 @@ def new_uuid() -> str:
     return f"0a1b2c3d-0000-4000-8000-{next(_numbers):012x}"
 
 
-def definition(bench: Bench, uuid: str, guest: Guest, memory_mib: int = 32) -> str:
+def definition(
+    bench: Bench, uuid: str, guest: Guest, memory_mib: int = 32, nics: Sequence[NewNic] = ()
+) -> str:
     disk = NewDisk(bench.image(uuid, guest), "raw")
-    return domainxml.create(name_of(uuid), uuid, memory_mib=memory_mib, vcpus=2, disks=[disk])
+    return domainxml.create(name_of(uuid), uuid, memory_mib=memory_mib, vcpus=2, disks=[disk], nics=nics)
 
 
 def render(xml: str) -> str:
@@ -362,6 +371,122 @@ def test_a_migrated_domain_runs_there_and_is_gone_here(bench: Bench) -> None:
         assert result.downtime_ms is not None
         assert eventually(lambda: endings(here, uuid), within=WITHIN_S) == [Ended.MIGRATED]
         eventually(lambda: DomainEvent(EventKind.STARTED, uuid) in there, within=WITHIN_S)
+
+
+MACS = tuple(f"52:54:00:00:00:0{number}" for number in (1, 2, 3))
+
+
+def with_nics(bench: Bench, guest: Guest, *macs: str) -> tuple[str, str]:
+    """A running domain with these interfaces: its UUID and its definition."""
+    uuid = new_uuid()
+    xml = definition(bench, uuid, guest, nics=[NewNic("br0", mac=mac) for mac in macs])
+    bench.hosts[0].start(render(xml))
+    return uuid, xml
+
+
+def macs_of(host: Hypervisor, uuid: str) -> list[str]:
+    return [one.mac for one in host.domains()[uuid].interfaces]
+
+
+def attach(host: Hypervisor, uuid: str, xml: str, mac: str) -> str:
+    """As a node does it: noted first. Returns the definition that the domain has after that."""
+    now = host.domains()[uuid]
+    new = domainxml.add_nic(xml, NewNic("br0", mac=mac))
+    host.mark(uuid, Shape(now.digest, now.rest, domainxml.shape(new).interfaces))
+    host.attach(uuid, mac, domainxml.nic_device(new, mac))
+    return new
+
+
+def test_a_domain_says_which_interfaces_it_has(bench: Bench) -> None:
+    uuid, xml = with_nics(bench, Guest.DEAF, *MACS)
+    shape, domain = domainxml.shape(xml), bench.hosts[0].domains()[uuid]
+    assert (domain.digest, domain.rest, domain.interfaces) == (shape.digest, shape.rest, shape.interfaces)
+    assert [one.mac for one in domain.interfaces] == list(MACS)
+
+
+def test_interfaces_come_while_it_runs_and_an_event_tells(bench: Bench) -> None:
+    uuid, xml = with_nics(bench, Guest.DEAF, MACS[0])
+    with events_of(bench.hosts[0]) as events:
+        before = bench.hosts[0].domains()[uuid]
+        for mac in MACS[1:]:
+            xml = attach(bench.hosts[0], uuid, xml, mac)
+        domain = bench.hosts[0].domains()[uuid]
+        assert domain.interfaces == domainxml.shape(xml).interfaces, "known as the definition has them"
+        assert (domain.digest, domain.rest) == (before.digest, domainxml.shape(xml).rest)
+        eventually(lambda: DomainEvent(EventKind.CHANGED, uuid) in events, within=WITHIN_S)
+    bench.hosts[0].mark(uuid, domainxml.shape(xml))
+    assert bench.hosts[0].domains()[uuid].digest == domainxml.digest(xml)
+    assert bench.another(0).domains()[uuid] == bench.hosts[0].domains()[uuid], "for another daemon too"
+
+
+def test_an_interface_that_is_there_does_not_come_twice(bench: Bench) -> None:
+    uuid, xml = with_nics(bench, Guest.DEAF, MACS[0])
+    new = attach(bench.hosts[0], uuid, xml, MACS[1])
+    bench.hosts[0].attach(uuid, MACS[1], domainxml.nic_device(new, MACS[1]))
+    bench.hosts[0].attach(uuid, MACS[0], domainxml.nic_device(new, MACS[0]))
+    assert macs_of(bench.another(0), uuid) == list(MACS[:2])
+
+
+def test_exactly_the_interface_that_is_meant_goes(bench: Bench) -> None:
+    """Client line 11: of three, the first."""
+    uuid, xml = with_nics(bench, Guest.YIELDS, *MACS)
+    host = bench.hosts[0]
+    with events_of(host) as events:
+        eventually(lambda: _asked(host, uuid, MACS[0]), within=WITHIN_S)
+        assert host.domains()[uuid].interfaces == domainxml.shape(xml).interfaces[1:]
+        eventually(lambda: DomainEvent(EventKind.CHANGED, uuid) in events, within=WITHIN_S)
+    host.detach(uuid, MACS[0])
+    assert macs_of(host, uuid) == list(MACS[1:])
+    # What went may come again, and one that came may go.
+    attach(host, uuid, domainxml.remove_nic(xml, MACS[0]), MACS[0])
+    assert macs_of(host, uuid) == [*MACS[1:], MACS[0]]
+    eventually(lambda: _asked(host, uuid, MACS[0]), within=WITHIN_S)
+    assert macs_of(host, uuid) == list(MACS[1:])
+
+
+def _asked(host: Hypervisor, uuid: str, mac: str) -> bool:
+    host.detach(uuid, mac)
+    return mac not in macs_of(host, uuid)
+
+
+def test_a_guest_that_does_not_listen_keeps_its_interface(bench: Bench) -> None:
+    uuid, _ = with_nics(bench, Guest.DEAF, *MACS[:2])
+    bench.hosts[0].detach(uuid, MACS[0])
+    bench.hosts[0].detach(uuid, MACS[0])
+    assert macs_of(bench.hosts[0], uuid) == list(MACS[:2])
+    assert is_running(bench.hosts[0], uuid)
+
+
+def test_interfaces_that_came_and_went_migrate(bench: Bench) -> None:
+    uuid, xml = with_nics(bench, Guest.YIELDS, *MACS[:2])
+    new = domainxml.remove_nic(attach(bench.hosts[0], uuid, xml, MACS[2]), MACS[0])
+    eventually(lambda: _asked(bench.hosts[0], uuid, MACS[0]), within=WITHIN_S)
+    bench.hosts[0].mark(uuid, domainxml.shape(new))
+    migrate(bench, uuid)
+    arrived = bench.hosts[1].domains()[uuid]
+    assert (arrived.interfaces, arrived.digest) == (
+        domainxml.shape(new).interfaces,
+        domainxml.digest(new),
+    )
+    eventually(lambda: _asked(bench.hosts[1], uuid, MACS[2]), within=WITHIN_S)
+    assert macs_of(bench.hosts[1], uuid) == [MACS[1]]
+
+
+def test_what_libvirt_refuses_to_attach_leaves_nothing(bench: Bench) -> None:
+    uuid, _ = with_nics(bench, Guest.DEAF, MACS[0])
+    with pytest.raises(DriverError) as refused:
+        bench.hosts[0].attach(
+            uuid, MACS[1], f"<interface type='nonsense'><mac address='{MACS[1]}'/></interface>"
+        )
+    assert not refused.value.retryable
+    assert macs_of(bench.hosts[0], uuid) == [MACS[0]]
+
+
+@pytest.mark.parametrize("call", ["attach", "detach", "mark"])
+def test_interfaces_of_no_such_domain(bench: Bench, call: str) -> None:
+    arguments = {"attach": (MACS[0], "<interface/>"), "detach": (MACS[0],), "mark": (Shape("d"),)}
+    with pytest.raises(NoSuchDomain):
+        getattr(bench.hosts[0], call)(NOWHERE, *arguments[call])
 
 
 def test_both_sides_show_a_migration_under_way(bench: Bench) -> None:

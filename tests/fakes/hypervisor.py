@@ -6,11 +6,13 @@ It keeps the promises of the real driver (tests/contract/test_hypervisor.py) and
 from __future__ import annotations
 
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pvc.cluster import domainxml
+from pvc.cluster.domainxml import Shape
 from pvc.errors import Invalid, PVCError, TimedOut
 from pvc.node.drivers import (
     Cancelled,
@@ -30,8 +32,48 @@ from pvc.node.drivers import (
     Progress,
 )
 
+ET.register_namespace("pvc", domainxml.NAMESPACE)
+
 STEP_S = 0.2
 MIB_PER_S_OF_BANDWIDTH = 400  # an idle guest's memory is mostly empty pages
+
+
+def with_aliases(xml: str) -> str:
+    """As libvirt shows a domain that runs: each device has one."""
+    root = ET.fromstring(xml)
+    for number, device in enumerate(root.findall("devices/interface")):
+        if device.find("alias") is None:
+            ET.SubElement(device, "alias", name=f"net{number}")
+    return _text(root)
+
+
+def with_device(xml: str, device: str) -> str:
+    root = ET.fromstring(xml)
+    devices = root.find("devices")
+    assert devices is not None
+    devices.append(ET.fromstring(device))
+    return _text(root)
+
+
+def marked(xml: str, shape: Shape) -> str:
+    """The element gets its namespace from libvirt."""
+    root = ET.fromstring(xml)
+    metadata = root.find("metadata")
+    assert metadata is not None
+    for own in metadata.findall(f"{{{domainxml.NAMESPACE}}}vm"):
+        metadata.remove(own)
+    own = ET.fromstring(domainxml.mark(shape))
+    own.tag = f"{{{domainxml.NAMESPACE}}}vm"
+    metadata.append(own)
+    return _text(root)
+
+
+def _text(root: ET.Element) -> str:
+    """libvirt declares our prefix where it is used."""
+    declared = f' xmlns:pvc="{domainxml.NAMESPACE}"'
+    return (
+        ET.tostring(root, encoding="unicode").replace(declared, "").replace("<pvc:vm", f"<pvc:vm{declared}")
+    )
 
 
 @dataclass(slots=True)
@@ -39,6 +81,7 @@ class Guest:
     """What runs inside, wherever it runs."""
 
     ignores_acpi: bool = False
+    keeps_devices: bool = True  # no system runs in it that gives one up
     shutdown_takes_s: float = 0.0
     ends: Ended | None = None  # right after its start: it panics, or powers itself off
 
@@ -46,6 +89,7 @@ class Guest:
 @dataclass(slots=True)
 class _Machine:
     domain: Domain
+    xml: str
     off_at: float | None = None  # the guest is shutting down
 
 
@@ -173,6 +217,7 @@ class FakeHypervisor:
         self._connect("start", facts.uuid)
         if facts.uuid in self.machines:
             raise DriverError(f"domain '{facts.name}' is already active")
+        shape = domainxml.running(xml)
         self.machines[facts.uuid] = _Machine(
             Domain(
                 uuid=facts.uuid,
@@ -180,10 +225,13 @@ class FakeHypervisor:
                 state=DomainState.RUNNING,
                 reason="booted",
                 migrating=False,
-                digest=domainxml.running_digest(xml),
+                digest=shape.digest,
                 memory_mib=facts.memory_mib,
                 vcpus=facts.vcpus,
-            )
+                rest=shape.rest,
+                interfaces=shape.interfaces,
+            ),
+            with_aliases(xml),
         )
         self._tell(DomainEvent(EventKind.STARTED, facts.uuid))
         ends = self.world.guest(facts.uuid).ends
@@ -207,6 +255,38 @@ class FakeHypervisor:
         machine = self._machine(uuid)
         machine.domain = replace(machine.domain, state=DomainState.RUNNING, reason="unpaused")
         self._tell(DomainEvent(EventKind.RESUMED, uuid))
+
+    def mark(self, uuid: str, shape: Shape) -> None:
+        self._connect("mark", uuid)
+        self._change(uuid, marked(self._machine(uuid).xml, shape))
+
+    def attach(self, uuid: str, mac: str, device: str) -> None:
+        self._connect("attach", uuid)
+        xml = self._machine(uuid).xml
+        if "nonsense" in device:
+            raise DriverError("unsupported configuration: unknown interface type nonsense")
+        if not domainxml.nic_alias(xml, mac):
+            self._change(uuid, with_device(xml, device))
+
+    def detach(self, uuid: str, mac: str) -> None:
+        self._connect("detach", uuid)
+        self._machine(uuid)
+        if not self.world.guest(uuid).keeps_devices:
+            self.give_up(uuid, mac)
+
+    def give_up(self, uuid: str, mac: str) -> None:
+        """The guest lets an interface go."""
+        xml = self._machine(uuid).xml
+        if domainxml.nic_alias(xml, mac):
+            self._change(uuid, domainxml.remove_nic(xml, mac))
+
+    def _change(self, uuid: str, xml: str) -> None:
+        machine, shape = self._machine(uuid), domainxml.running(xml)
+        machine.xml = xml
+        machine.domain = replace(
+            machine.domain, digest=shape.digest, rest=shape.rest, interfaces=shape.interfaces
+        )
+        self._tell(DomainEvent(EventKind.CHANGED, uuid))
 
     def migrate(
         self,
@@ -287,7 +367,7 @@ class FakeHypervisor:
     def _begin_move(self, machine: _Machine, other: FakeHypervisor) -> None:
         incoming = replace(machine.domain, state=DomainState.INCOMING, reason="migration", migrating=True)
         machine.domain = replace(machine.domain, migrating=True)
-        other.machines[machine.domain.uuid] = _Machine(incoming)
+        other.machines[machine.domain.uuid] = _Machine(incoming, machine.xml)
         other._tell(DomainEvent(EventKind.STARTED, machine.domain.uuid))
 
     def _take_back(self, uuid: str, other: FakeHypervisor) -> None:

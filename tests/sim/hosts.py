@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pvc.cluster import domainxml
+from pvc.cluster.domainxml import Shape
+from pvc.cluster.vm import Interface
 from pvc.errors import TimedOut
 from pvc.node.drivers import (
     Cancelled,
@@ -85,6 +87,8 @@ class Host:
     watchers: dict[Life, Callable[[DomainEvent], None]] = field(default_factory=dict)
     deaf: set[str] = field(default_factory=set)
     """VMs whose guest ignores ACPI."""
+    noted: dict[str, dict[str, Interface]] = field(default_factory=dict)
+    """In a domain: as what an interface is known if it is there, by its MAC address."""
     by_hand: set[str] = field(default_factory=set)
     """Domains that an administrator started behind the cluster's back."""
 
@@ -154,6 +158,15 @@ class Host:
             job.ended = "the domain ended"
             if not job.switched:
                 self.world.later(self.world.rng.random(), lambda: job.target.drop_incoming(uuid))
+
+    def has(self, uuid: str, interfaces: tuple[Interface, ...], known: Shape | None = None) -> None:
+        """Its interfaces come and go."""
+        domain = self.domains.get(uuid)
+        if domain is not None:
+            of = known or Shape(domain.digest, domain.rest)
+            self.put(
+                replace(domain, digest=of.digest, rest=of.rest, interfaces=interfaces), EventKind.CHANGED
+            )
 
     def drop_incoming(self, uuid: str) -> None:
         domain = self.domains.get(uuid)
@@ -413,7 +426,7 @@ class SimHypervisor:
             raise DriverError("QEMU did not start", retryable=rng.random() < 0.7)
         if facts.uuid in self.host.domains:
             raise DriverError(f"{facts.name} runs already")
-        digest = domainxml.running_digest(xml)
+        shape = domainxml.running(xml)
         self.world.trace(f"{self.host.name}: {facts.uuid[:2]} started")
         self.host.put(
             Domain(
@@ -422,9 +435,11 @@ class SimHypervisor:
                 DomainState.RUNNING,
                 "booted",
                 migrating=False,
-                digest=digest,
+                digest=shape.digest,
                 memory_mib=facts.memory_mib,
                 vcpus=facts.vcpus,
+                rest=shape.rest,
+                interfaces=shape.interfaces,
             ),
             EventKind.STARTED,
         )
@@ -450,6 +465,35 @@ class SimHypervisor:
         self._reach()
 
     def resume(self, uuid: str) -> None:
+        self._reach()
+
+    def mark(self, uuid: str, shape: Shape) -> None:
+        self._reach()
+        domain = self.host._domain(uuid)
+        noted = self.host.noted[uuid] = {one.mac: one for one in shape.interfaces}
+        self.host.has(uuid, tuple(noted.get(one.mac, one) for one in domain.interfaces), shape)
+        self._reach()
+
+    def attach(self, uuid: str, mac: str, device: str) -> None:
+        self._reach(least=self.world.rng.choice((0.0, 0.3, 3.0)))
+        domain = self.host._domain(uuid)
+        if self.world.faulty and self.world.rng.random() < 0.05:
+            raise DriverError("no device now", retryable=True)
+        if all(one.mac != mac for one in domain.interfaces):
+            self.host.has(uuid, (*domain.interfaces, self.host.noted[uuid][mac]))
+        self._reach()
+
+    def detach(self, uuid: str, mac: str) -> None:
+        self._reach()
+        run = self.host._domain(uuid).interfaces
+
+        def goes() -> None:
+            now = self.host.domains.get(uuid)
+            if now is not None and uuid not in self.host.jobs and mac in {one.mac for one in run}:
+                self.host.has(uuid, tuple(one for one in now.interfaces if one.mac != mac))
+
+        if uuid not in self.host.deaf:
+            self.host.later(self.world.rng.choice((0.1, 2.0, 15.0)), goes)
         self._reach()
 
     def migrate(

@@ -20,7 +20,7 @@ SELDOM = (50_000, 20, 50)
 """Garbage is collected: of a history, nearly all goes with its world."""
 PURE: tuple[tuple[ModuleType, str], ...] = (
     (view, "loads"),
-    *((domainxml, name) for name in ("parse", "render", "digest", "running_digest")),
+    *((domainxml, name) for name in ("parse", "render", "digest", "running")),
 )
 _slow = [getattr(module, name) for module, name in PURE]
 _quick = [lru_cache(KEPT)(function) for function in _slow]

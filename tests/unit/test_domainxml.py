@@ -372,10 +372,10 @@ def test_render_logs_one_console(devices: str, logged: str) -> None:
 def test_render_carries_the_digest_of_the_definition() -> None:
     for xml in (FOREIGN, MINIMAL, created()):
         text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l")
-        assert domainxml.running_digest(text) == domainxml.digest(xml)
+        assert domainxml.running(text).digest == domainxml.digest(xml)
         again = domainxml.render(text, emulation="kvm", emulator="/q", console_log="/l")
         assert len(ET.fromstring(again).findall("metadata/{urn:pvc:vm}vm")) == 1
-        assert domainxml.running_digest(xml) == ""
+        assert domainxml.running(xml).digest == ""
     assert (
         rendered(FOREIGN).find("metadata/{http://libosinfo.org/xmlns/libvirt/domain/1.0}libosinfo")
         is not None

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pvc.cluster.filters import Key, Number
 from pvc.cluster.zones import Zone
 from pvc.errors import Failed
+
+if TYPE_CHECKING:
+    from pvc.cluster.domainxml import Shape
+    from pvc.cluster.vm import Interface
 
 
 class DriverError(Failed):
@@ -55,6 +59,7 @@ class EventKind(StrEnum):
     STARTED = "started"  # also: arrived by migration
     PAUSED = "paused"
     RESUMED = "resumed"
+    CHANGED = "changed"  # a device came or went
     ENDED = "ended"
     CONNECTED = "connected"  # to libvirt, first or again: look at everything
     DISCONNECTED = "disconnected"
@@ -76,10 +81,12 @@ class Domain:
     state: DomainState
     reason: str  # libvirt's word: booted, migrated, ioerror, …
     migrating: bool  # a live migration, in or out, is going on
-    digest: str  # of the definition QEMU was started with; "" when the domain is not ours
+    digest: str  # of the definition QEMU was started with, or has become; "" when the domain is not ours
     memory_mib: int
     vcpus: int
     silent: bool = False  # libvirt cannot say whether it migrates: QEMU starts, or hangs
+    rest: str = ""  # of that definition without its interfaces
+    interfaces: tuple[Interface, ...] = ()  # that it has now
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,25 @@ class Hypervisor(Protocol):
         ...
 
     def resume(self, uuid: str) -> None: ...
+
+    def mark(self, uuid: str, shape: Shape) -> None:
+        """Write into a running domain what it is to be known as: digests, and of each interface that it has
+        or is about to get, how the definition has it."""
+        ...
+
+    def attach(self, uuid: str, mac: str, device: str) -> None:
+        """Give a running domain an interface (domainxml.nic_device); returns when it has it.
+
+        Done already when it has one with that MAC address.
+        """
+        ...
+
+    def detach(self, uuid: str, mac: str) -> None:
+        """Ask the guest to give up exactly that interface; returns at once, and an event tells when it has.
+
+        Done already when there is none with that MAC address, and while the guest is at it.
+        """
+        ...
 
     def migrate(
         self,

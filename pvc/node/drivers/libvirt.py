@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import libvirt
 
 from pvc.cluster import domainxml
+from pvc.cluster.domainxml import Shape
 from pvc.errors import Invalid, PVCError, TimedOut
 from pvc.node.drivers import (
     Cancelled,
@@ -42,6 +43,8 @@ KEEPALIVE_S, KEEPALIVE_MISSES = 5, 3
 POLL_S = 0.2
 CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 3.0  # by QEMU, to a request of ours
+CHANGES_WITHIN_S = 10.0  # a device: the host's part of it takes time, too
+UNPLUGGING = ("already in the process of unplug", "no device found with alias")
 LIST_WITHIN_S = 0.3  # by each QEMU that has to be asked for a list of domains
 STATISTICS_WITHIN_S = 0.5  # a migration's last statistics come as an event of their own
 MIB = 1024 * 1024
@@ -88,11 +91,11 @@ ENDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """What cannot change while a QEMU runs, read once."""
+    """What changes while a QEMU runs only with an event that tells of it."""
 
     run: int  # libvirt's number of this run of the domain
     name: str
-    digest: str
+    shape: Shape
     memory_mib: int
     vcpus: int
 
@@ -237,6 +240,43 @@ class LibvirtHypervisor:
     def resume(self, uuid: str) -> None:
         self._request(uuid, "resume", lambda domain: domain.resume())
 
+    # Interfaces that come and go
+
+    def mark(self, uuid: str, shape: Shape) -> None:
+        kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        text = domainxml.mark(shape)
+        self._change(
+            uuid,
+            "take a note",
+            lambda domain: domain.setMetadata(kind, text, "pvc", domainxml.NAMESPACE, live),
+        )
+
+    def attach(self, uuid: str, mac: str, device: str) -> None:
+        def add(domain: libvirt.virDomain) -> None:
+            if not domainxml.nic_alias(domain.XMLDesc(), mac):
+                domain.attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+        self._change(uuid, f"take the interface {mac}", add)
+
+    def detach(self, uuid: str, mac: str) -> None:
+        def ask(domain: libvirt.virDomain) -> None:
+            alias = domainxml.nic_alias(domain.XMLDesc(), mac)
+            if not alias:
+                return
+            try:
+                domain.detachDeviceAlias(alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            except libvirt.libvirtError as error:
+                if not any(words in (error.get_error_message() or "") for words in UNPLUGGING):
+                    raise
+
+        self._change(uuid, f"give up the interface {mac}", ask)
+
+    def _change(self, uuid: str, what: str, call: Callable[[libvirt.virDomain], object]) -> None:
+        try:
+            self._request(uuid, what, call, CHANGES_WITHIN_S)
+        finally:
+            self._started.pop(uuid, None)  # its event may come later than the next look
+
     def _look_at(self, domain: libvirt.virDomain, state: int, reason: int) -> Domain:
         uuid, run = domain.UUIDString(), domain.ID()
         started = self._started.get(uuid)
@@ -256,10 +296,12 @@ class LibvirtHypervisor:
             state=moving if moving is not None and shown is DomainState.PAUSED else shown,
             reason=names[reason] if reason < len(names) else str(reason),
             migrating=moving is not None,
-            digest=started.digest,
+            digest=started.shape.digest,
             memory_mib=started.memory_mib,
             vcpus=started.vcpus,
             silent=silent,
+            rest=started.shape.rest,
+            interfaces=started.shape.interfaces,
         )
 
     def _moving(self, uuid: str, run: int, state: int) -> DomainState | None:
@@ -386,6 +428,11 @@ class LibvirtHypervisor:
             self._told_to_end.discard(uuid)
         self._tell(DomainEvent(kind, uuid, ended))
 
+    def _changed(self, _: object, domain: libvirt.virDomain, *__: object) -> None:
+        uuid = domain.UUIDString()
+        self._started.pop(uuid, None)
+        self._tell(DomainEvent(EventKind.CHANGED, uuid))
+
     def _job_completed(
         self, _: object, domain: libvirt.virDomain, statistics: Mapping[str, Any], *__: object
     ) -> None:
@@ -418,6 +465,7 @@ class LibvirtHypervisor:
                 return self._open
             self._open = connection = self._connect()
         self._quiet.clear()
+        self._started.clear()
         log.info("connected to libvirt at %s", self._uri)
         self._tell(DomainEvent(EventKind.CONNECTED))
         return connection
@@ -430,6 +478,9 @@ class LibvirtHypervisor:
         for event, callback in (
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
             (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._job_completed),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._changed),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._changed),
+            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._changed),
         ):
             connection.domainEventRegisterAny(None, event, callback, None)
         return connection
@@ -459,9 +510,15 @@ class LibvirtHypervisor:
             within_s,
         )
 
-    def _request(self, uuid: str, what: str, call: Callable[[libvirt.virDomain], object]) -> None:
+    def _request(
+        self,
+        uuid: str,
+        what: str,
+        call: Callable[[libvirt.virDomain], object],
+        within_s: float = ANSWER_WITHIN_S,
+    ) -> None:
         try:
-            self._ask(uuid, what, call, ANSWER_WITHIN_S)
+            self._ask(uuid, what, call, within_s)
         except libvirt.libvirtError as error:
             raise _error(error) from error
 
@@ -523,8 +580,8 @@ def _read_started(domain: libvirt.virDomain, run: int) -> _Started:
         facts = domainxml.parse(xml)
     except Invalid as error:  # started by somebody else, and beyond us
         log.warning("domain %s: %s", domain.name(), error.message)
-        return _Started(run, domain.name(), "", 0, 0)
-    return _Started(run, facts.name, domainxml.running_digest(xml), facts.memory_mib, facts.vcpus)
+        return _Started(run, domain.name(), Shape(), 0, 0)
+    return _Started(run, facts.name, domainxml.running(xml), facts.memory_mib, facts.vcpus)
 
 
 def _migrate(

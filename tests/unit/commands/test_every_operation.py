@@ -24,6 +24,8 @@ Make = Callable[[], World]
 
 BMC = {"node": "n1", "address": "10.0.0.201", "user": "admin", "password": "secret1\n"}
 
+MAC = "52:54:00:00:00:09"
+
 NETWORK = {"vni": 103, "description": "shop", "kind": "managed"}
 ROUTED = {**NETWORK, "ipnet": "10.3.0.0/24", "gateway": "10.3.0.1"}
 
@@ -157,6 +159,8 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "vm.memory-set": (running, {"vm": "web1", "memory": "1G", "restart": True}),
     "vm.user-data-set": (with_vm, {"vm": "web1", "text": "#cloud-config\n"}),
     "vm.user-data-remove": (with_user_data, {"vm": "web1"}),
+    "vm.network-add": (networked, {"vm": "web1", "network": "102", "mac": "52:54:00:00:00:07"}),
+    "vm.network-remove": (networked, {"vm": "web1", "network": "net101"}),
     "vm.tag-add": (with_vm, {"vm": "web1", "tag": "blue", "protected": True}),
     "vm.tag-remove": (tagged, {"vm": "web1", "tag": "blue"}),
 }
@@ -463,6 +467,16 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("vm.log-text", with_vm, {"vm": "web1"}, Unavailable, "come through the API"),
     ("why.vm", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
     ("why.fence", a_world, {"node": "n3"}, NotFound, "no fence of n3 is known"),
+    ("vm.network-get", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.network-add", networked, {"vm": "web1", "network": "103"}, NotFound, "no network 103"),
+    ("vm.network-add", networked, {"vm": "web1", "network": "nat:x"}, Invalid, "bridge:NAME"),
+    ("vm.network-add", networked, {"vm": "web1", "network": "101", "mac": "1"}, Invalid, "like 52:54"),
+    ("vm.network-add", networked, {"vm": "web1", "network": "101", "mac": f"01{MAC[2:]}"}, Invalid, "of one"),
+    ("vm.network-add", networked, {"vm": "web1", "network": "101", "model": "x"}, Invalid, "cannot be 'x'"),
+    ("vm.network-add", running, {"vm": "web1", "network": "bridge:br9"}, Conflict, "it has no bridge br9"),
+    ("vm.network-remove", networked, {"vm": "web1", "network": "102"}, NotFound, "no interface in 102"),
+    ("vm.network-remove", networked, {"vm": "web1", "network": "x y"}, Invalid, "network's number"),
+    ("vm.network-remove", networked, {"vm": "web1", "network": "101", "mac": MAC}, NotFound, f"{MAC} in 101"),
     ("why.network", a_world, {"network": "101"}, NotFound, "no network 101"),
     ("node.network-up", a_world, {"now": "1"}, Invalid, "no parameter now"),
     ("node.network-apply", a_world, {"force": "1"}, Invalid, "no parameter force"),

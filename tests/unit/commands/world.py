@@ -115,12 +115,13 @@ class World:
         """Its node has started it."""
         spec = View(self.store).vm(vm).spec
         owner = Owner(node or spec.node or "", 1)
-        digest = domainxml.digest(spec.definition)
-        done = {"attempts": spec.attempts, "restarts": spec.restarts, "digest": digest, "state": State.START}
+        shape = domainxml.shape(spec.definition)
+        now = {"digest": shape.digest, "interfaces": shape.interfaces, "state": State.START}
+        done = {"attempts": spec.attempts, "restarts": spec.restarts, **now}
         self.status_is(vm, **{"owner": owner, **done, **fields})
 
     def ended(self, vm: str, **fields: Any) -> None:
-        self.status_is(vm, **{"owner": None, "state": State.STOP, "digest": "", **fields})
+        self.status_is(vm, **{"owner": None, "state": State.STOP, "digest": "", "interfaces": (), **fields})
 
     # Looking
 

@@ -13,10 +13,13 @@ from pvc.node.actions import (
     AbortJob,
     Action,
     Answer,
+    Attach,
     Commit,
     Destroy,
+    Detach,
     Evacuate,
     FetchBack,
+    Mark,
     Migrate,
     NodeAction,
     Shutdown,
@@ -48,7 +51,7 @@ def spec(**changes: Any) -> VMSpec:
 
 
 def status(owner: Owner | None = ME, state: State = State.START, **changes: Any) -> VMStatus:
-    return VMStatus(owner=owner, state=state, **changes)
+    return VMStatus(owner=owner, state=state, **{"digest": "d", **changes})
 
 
 def vm(spec: VMSpec, status: VMStatus) -> VM:
@@ -117,6 +120,12 @@ def told(action: Action | NodeAction) -> str:
             return "start"
         case AbortJob():
             return "abort"
+        case Attach(_, _, mac):
+            return f"attach {mac}"
+        case Detach(_, mac):
+            return f"detach {mac}"
+        case Mark():
+            return "mark"
         case StopStray():
             return "stray"
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pvc.cluster import domainxml
 from pvc.cluster.node import Wanted
 from pvc.cluster.view import VM
 from pvc.cluster.vm import (
+    Change,
+    Interface,
     Method,
     Migration,
     Owner,
@@ -20,15 +24,19 @@ from pvc.cluster.vm import (
     VMStatus,
     move,
     settled,
+    under_way,
 )
 from pvc.node.actions import (
     AbortJob,
     Action,
     Answer,
+    Attach,
     Commit,
     Destroy,
+    Detach,
     Evacuate,
     FetchBack,
+    Mark,
     Migrate,
     NodeAction,
     Shutdown,
@@ -37,9 +45,11 @@ from pvc.node.actions import (
 )
 from pvc.node.drivers import Domain, DomainState, Ended
 from pvc.node.plan import Note, Picture, plan, remember, start_failed, take_back
-from tests.unit.node.pictures import EARLIER_ME, ME, NOW, OTHER, domain, picture, spec, vm
+from tests.unit.node.pictures import EARLIER_ME, ME, NOW, OTHER, XML, domain, picture, spec, vm
 
 UUIDS = [f"{number:08d}-0000-4000-8000-000000000000" for number in range(3)]
+(DEFINED,) = domainxml.shape(XML).interfaces
+OLD = Interface("52:54:00:00:00:01", "br0", "virtio", "old")
 ROUNDS = 150
 """More than any chain of back-offs, refusals and fallbacks needs."""
 
@@ -79,6 +89,9 @@ def specs(uuid: str) -> st.SearchStrategy[VMSpec]:
         restarts=st.integers(0, 2),
         attempts=st.integers(0, 2),
         autostart=st.booleans(),
+        live=st.lists(
+            st.sampled_from([Change(DEFINED.mac, DEFINED.digest), Change(OLD.mac)]), max_size=2, unique=True
+        ).map(tuple),
     )
 
 
@@ -95,10 +108,13 @@ statuses = st.builds(
 
 def domains(uuid: str) -> st.SearchStrategy[Domain]:
     return st.builds(
-        lambda state, migrating, digest: domain(state, uuid=uuid, migrating=migrating, digest=digest),
+        lambda state, migrating, digest, has: domain(
+            state, uuid=uuid, migrating=migrating, digest=digest, interfaces=has
+        ),
         st.sampled_from(DomainState),
         st.booleans(),
         st.sampled_from(["d", "d", ""]),
+        st.sampled_from([(), (DEFINED,), (OLD,), (DEFINED, OLD), (replace(DEFINED, digest="older"),)]),
     )
 
 
@@ -160,6 +176,14 @@ def check_safe(seen: Picture, actions: list[Action | NodeAction]) -> None:
                         assert found.status.migration is None or ended not in (None, Ended.MIGRATED)
                     elif is_now.node != ME.node:
                         assert found.status.migration == Migration(is_now.node)
+            case Attach(found) | Detach(found) | Mark(found):
+                assert found.status.owner == ME
+                assert found.spec.node in (None, ME.node)
+                assert found.spec.power is Power.STARTED
+                here_now = seen.domains[found.spec.uuid]
+                assert (here_now.state, here_now.migrating) == (DomainState.RUNNING, False)
+                if isinstance(action, Attach):
+                    assert action.mac not in {one.mac for one in here_now.interfaces}
             case StopStray(uuid, found, _) if found is not None:
                 assert found.status.owner is None or found.status.owner.node != ME.node
                 assert seen.domains[uuid].state is not DomainState.INCOMING
@@ -216,7 +240,9 @@ def check_rest(seen: Picture, world: World, found: VM) -> None:
         assert here is not None
         assert found.spec.node in (None, ME.node)
         assert found.spec.power is Power.STARTED
-        assert found.spec.node is None or settled(found.spec, found.status)
+        can_change = here.state is DomainState.RUNNING and here.digest
+        waits = not can_change and under_way(found.spec, found.status)
+        assert found.spec.node is None or waits or settled(found.spec, found.status)
     elif owner is None:
         assert here is None or here.state is DomainState.INCOMING
         wanted = found.spec.node == ME.node and found.spec.power is Power.STARTED
@@ -244,6 +270,17 @@ def acted(seen: Picture, world: World, action: Action | NodeAction) -> Picture:
         case AbortJob(found):
             uuid = found.spec.uuid
             return replace(seen, domains={**seen.domains, uuid: replace(seen.domains[uuid], migrating=False)})
+        case Attach(found, _, mac):
+            return has(seen, found, lambda now: (*now, *(one for one in wanted(found) if one.mac == mac)))
+        case Detach(found, mac):
+            note = replace(seen.note(found.spec.uuid), unplugging=mac, unplug_last=seen.now)
+            if seen.note(found.spec.uuid).unplugging != mac:
+                note = replace(note, unplug_first=seen.now)
+            seen = replace(seen, notes={**seen.notes, found.spec.uuid: note})
+            gone = world.obeys
+            return has(seen, found, lambda now: tuple(one for one in now if one.mac != mac or not gone))
+        case Mark(found):
+            return has(seen, found, lambda _: wanted(found))
         case Migrate(found, target):
             return migrated(seen, world, found, target)
         case Evacuate(found_vms):
@@ -254,6 +291,20 @@ def acted(seen: Picture, world: World, action: Action | NodeAction) -> Picture:
             for found in found_vms:
                 seen = with_vm(seen, found, fetched(found.spec), None)
             return replace(seen, flushed=False)
+
+
+def wanted(found: VM) -> tuple[Interface, ...]:
+    return domainxml.shape(found.spec.definition).interfaces
+
+
+def has(
+    seen: Picture, found: VM, change: Callable[[tuple[Interface, ...]], tuple[Interface, ...]]
+) -> Picture:
+    uuid = found.spec.uuid
+    now = change(seen.domains[uuid].interfaces)
+    digest = domainxml.digest(found.spec.definition) if now == wanted(found) else seen.domains[uuid].digest
+    changed = replace(seen.domains[uuid], interfaces=now, digest=digest)
+    return replace(seen, domains={**seen.domains, uuid: changed})
 
 
 def fetched(wanted: VMSpec) -> VMSpec:
