@@ -1,13 +1,15 @@
-"""Floating addresses: how they are written, and on which device of a host each belongs. Pure."""
+"""Floating addresses, and routers: how they are written, and on which device of a host each belongs. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
 from pvc.errors import Invalid
 
 Interface = IPv4Interface | IPv6Interface
+GREATEST_AS = 2**32 - 2
 
 
 def parse(text: str) -> Interface:
@@ -34,6 +36,33 @@ def _is_reserved(address: Interface) -> bool:
     return address.ip == network.network_address or (
         address.version == 4 and address.ip == network.broadcast_address
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """One upstream, with which the coordinators speak BGP."""
+
+    address: str
+    as_number: int
+
+    def __str__(self) -> str:
+        return f"{self.address}@{self.as_number}"
+
+
+def parse_router(text: str) -> Router:
+    """Of "10.0.0.254@64512". Raises Invalid."""
+    address, _, number = text.partition("@")
+    try:
+        found = ip_address(address)
+    except ValueError:
+        raise Invalid(
+            f"{text!r} is no router", hint="like 10.0.0.254@64512: its address and its AS"
+        ) from None
+    if found.is_multicast or found.is_loopback or found.is_unspecified or found.is_link_local:
+        raise Invalid(f"{found} cannot be a router: no node could speak with it")
+    if not number.isdigit() or not 1 <= int(number) <= GREATEST_AS:
+        raise Invalid(f"{text!r} has no AS number between 1 and {GREATEST_AS}", hint="like 10.0.0.254@64512")
+    return Router(str(found), int(number))
 
 
 def device_for(wanted: Interface, own: Iterable[tuple[str, Interface]]) -> str | None:

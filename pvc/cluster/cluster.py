@@ -41,6 +41,10 @@ class ClusterSpec:
     """Floating, as 10.0.0.250/24: whoever is primary answers for it. Empty: there is none."""
     cluster_address: str = ""
     """The same on the cluster network."""
+    as_number: int = 65000
+    """Of BGP: between the nodes, and towards routers upstream."""
+    routers: tuple[str, ...] = ()
+    """Upstream, as 10.0.0.254@64512: with each, coordinators speak BGP."""
     dns_domain: str = ""
     """Of the names of nodes and floating addresses; empty: they have none."""
     dns_secondaries: tuple[str, ...] = ()

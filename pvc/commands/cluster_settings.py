@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pvc.cluster import paths
+from pvc.cluster.addresses import GREATEST_AS, parse_router
 from pvc.cluster.cluster import ClusterSpec, FencePolicy
 from pvc.cluster.codec import dumps
 from pvc.cluster.store import Put
@@ -25,6 +26,10 @@ class ClusterInfo:
     """Floating: whoever is primary answers for it. Empty: there is none."""
     cluster_address: str
     """The same on the cluster network."""
+    as_number: int
+    """Of BGP: between the nodes, and towards routers upstream."""
+    routers: tuple[str, ...]
+    """Upstream, each with its AS number: coordinators speak BGP with them."""
     dns_domain: str
     """Of the names of nodes and floating addresses. Empty: they have none."""
     dns_secondaries: tuple[str, ...]
@@ -55,6 +60,8 @@ def describe(spec: ClusterSpec) -> ClusterInfo:
         autoready=spec.autoready,
         upstream_address=spec.upstream_address,
         cluster_address=spec.cluster_address,
+        as_number=spec.as_number,
+        routers=spec.routers,
         dns_domain=spec.dns_domain,
         dns_secondaries=spec.dns_secondaries,
         dns_transfers=spec.dns_transfers,
@@ -100,6 +107,15 @@ Secondary = Annotated[
         what="an address, or none",
     ),
 ]
+RouterText = Annotated[
+    str,
+    Arg(
+        "router upstream and its AS number, with which coordinators speak BGP; none: there is none",
+        metavar="ADDRESS@AS",
+        pattern=r"[0-9A-Fa-f.:]{2,45}@\d{1,10}|none",
+        what="a router's address and AS number like 10.0.0.254@64512, or none",
+    ),
+]
 Transfer = Annotated[
     str,
     Arg(
@@ -130,6 +146,17 @@ def set_(
     *,
     upstream_address: Floating | None = None,
     cluster_address: Floating | None = None,
+    router: tuple[RouterText, ...] | None = None,
+    as_number: Annotated[
+        int,
+        Arg(
+            "the cluster's own AS number in BGP; 65000 unless told",
+            metavar="AS",
+            minimum=1,
+            maximum=GREATEST_AS,
+        ),
+    ]
+    | None = None,
     dns_domain: DNSDomain | None = None,
     dns_secondary: tuple[Secondary, ...] | None = None,
     dns_transfer: tuple[Transfer, ...] | None = None,
@@ -185,6 +212,8 @@ def set_(
     given = {
         "upstream_address": _floating(upstream_address),
         "cluster_address": _floating(cluster_address),
+        "routers": _routers(router),
+        "as_number": as_number,
         "dns_domain": "" if dns_domain == "none" else dns_domain,
         "dns_secondaries": _servers(dns_secondary),
         "dns_transfers": _sources(dns_transfer),
@@ -218,6 +247,15 @@ def _floating(text: str | None) -> str | None:
     from pvc.cluster.addresses import parse
 
     return str(parse(text))
+
+
+def _routers(given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if given is None or given == ("none",):
+        return None if given is None else ()
+    routers = {found.address: found for found in map(parse_router, given)}
+    if len(routers) < len(given):
+        raise Invalid("a router is named twice")
+    return tuple(map(str, routers.values()))
 
 
 def _told(value: object) -> str:
@@ -266,11 +304,17 @@ def _check_addresses(ctx: Context, spec: ClusterSpec) -> None:
     wanted = [one.partition("/")[0] for one in spec.floating_addresses]
     if len(wanted) > len(set(wanted)):
         raise Invalid(f"{wanted[0]} cannot be upstream and cluster address at the same time")
-    for name, node in ctx.view.nodes().items() if wanted else ():
-        for taken in {node.spec.address, node.spec.storage_address} & {*wanted}:
+    routers = {parse_router(text).address for text in spec.routers}
+    if taken := routers & {*wanted}:
+        raise Invalid(f"{min(taken)} cannot be a router: it is a floating address of the cluster")
+    for name, node in ctx.view.nodes().items() if wanted or routers else ():
+        own = {node.spec.address, node.spec.storage_address}
+        for taken_address in own & {*wanted}:
             raise Invalid(
-                f"{taken} is the address of {name}", hint="a floating address is one that nobody has"
+                f"{taken_address} is the address of {name}", hint="a floating address is one that nobody has"
             )
+        for taken_address in own & routers:
+            raise Invalid(f"{taken_address} cannot be a router: it is the address of {name}")
 
 
 def _check_networks(ctx: Context, before: ClusterSpec, after: ClusterSpec) -> None:

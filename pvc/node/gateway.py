@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from pvc.clock import Clock
+from pvc.cluster.addresses import parse_router
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import NetworkProblem
 from pvc.errors import PVCError
@@ -157,5 +158,6 @@ def _done(gateway: Gateway, found: Mapping[int, Gateway]) -> str:
 
 
 def outside(scene: Scene) -> tuple[str, ...]:
-    """Addresses of the networks outside, between which and the gateways packets pass."""
-    return (scene.cluster.upstream_address,) if scene.cluster.upstream_address else ()
+    """Addresses in the networks outside, between which and the gateways packets pass."""
+    routers = (parse_router(text).address for text in scene.cluster.routers)
+    return tuple(one for one in (scene.cluster.upstream_address, *routers) if one)

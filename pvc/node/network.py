@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from pvc.clock import Clock
 from pvc.cluster import paths
+from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import Unreadable
+from pvc.cluster.filters import Route
 from pvc.cluster.mirror import Follow, Mirror
 from pvc.cluster.network import Kind, NetworkSpec
 from pvc.cluster.node import NetworkProblem, NodeSpec
@@ -17,7 +19,7 @@ from pvc.cluster.store import SessionState, Store
 from pvc.cluster.view import View
 from pvc.errors import PVCError
 from pvc.node import routing
-from pvc.node.drivers import HostLinks, Routing
+from pvc.node.drivers import HostLinks, Routing, Speaker
 from pvc.node.path_mtu import PathMTU, Paths
 from pvc.node.plan_network import Add, Change, Host, Remove, Step, plan, vni_of
 
@@ -56,6 +58,7 @@ class Networks:
         publish: Callable[[Found], None],
         wake: Callable[[], None],
         paths: PathMTU,
+        routes: Callable[[], Iterable[Route]] = tuple,
     ) -> None:
         self.address = address
         self.bridge_device = bridge_device
@@ -65,6 +68,9 @@ class Networks:
         self.speaking = routing.Speaking(speakers)
         self.publish = publish
         self.path_mtu = paths
+        self.routes = routes
+        self.own: tuple[str, ...] = ()
+        """Networks of the node itself."""
         self.mirror = Mirror(store, _FOLLOWED, _expand, wake)
         self.view = View(self.mirror)
         self.published: Found | None = None
@@ -88,10 +94,15 @@ class Networks:
             self._see_to_links(specs, unreadable)
         self.linked.set()
         is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
-        speech = self.speaking.step(routing.speaker(self.address, self._nodes()) if is_managed else None)
+        speech = self.speaking.step(self._speaker(specs) if is_managed else None)
         self._publish(speech)
         left = self.links_due - self.clock.monotonic()
         return max(0.0, min(left, routing.LOOK_S) if is_managed else left)
+
+    def _speaker(self, specs: Iterable[NetworkSpec]) -> Speaker:
+        stored = self.mirror.get(paths.CLUSTER)
+        cluster = self.view.decode(ClusterSpec, stored) if stored else ClusterSpec("")
+        return routing.speaker(self.address, self._nodes(), cluster, specs, self.own)
 
     def _see_to_links(self, specs: list[NetworkSpec], unreadable: dict[int, str]) -> None:
         host = self._host()
@@ -100,6 +111,7 @@ class Networks:
         if planned.steps:
             self.published = None  # the node's list of bridges may be another
         self.mtus = (host.managed_mtu, host.bridged_mtu)
+        self.own = routing.own_networks(self.routes())
         is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
         self.path_mtu.look_at(self._paths(host) if is_managed else Paths(0))
         self.link_problems = (*planned.problems, *failed)
@@ -180,7 +192,11 @@ class Networks:
         self.said = found.problems
 
 
-_FOLLOWED = (Follow(paths.NETWORKS, children=True), Follow(paths.NODES, children=True))
+_FOLLOWED = (
+    Follow(paths.CLUSTER),
+    Follow(paths.NETWORKS, children=True),
+    Follow(paths.NODES, children=True),
+)
 
 
 def _expand(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:

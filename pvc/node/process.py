@@ -172,6 +172,7 @@ def main(config: Config) -> None:
     from pvc.node.drivers.frr import FRR
     from pvc.node.drivers.links import NetlinkLinks
     from pvc.node.drivers.netlink import NetlinkAddresses
+    from pvc.node.drivers.nft import routes
     from pvc.node.drivers.ping import ping
     from pvc.node.network import Networks
     from pvc.node.path_mtu import PathMTU
@@ -233,6 +234,7 @@ def main(config: Config) -> None:
             daemon.networks_are,
             networking.wake,
             path_mtu,
+            routes,
         )
         networking.start(networks.step)
         probing.start(path_mtu.step)

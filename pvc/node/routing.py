@@ -3,26 +3,73 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 
+from pvc.cluster.addresses import parse_router
+from pvc.cluster.cluster import ClusterSpec
+from pvc.cluster.filters import Route
+from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.errors import PVCError
-from pvc.node.drivers import Routing, Speaker
+from pvc.node.drivers import Routing, Speaker, Upstream
 
 log = logging.getLogger(__name__)
 
+OF_VMS = re.compile(r"(gw|gp|br|vx|vl)[0-9]+")
+"""Devices of networks of VMs."""
 LOOK_S = 5.0
 """Between two looks at the daemons."""
 
 
-def speaker(me: str, nodes: Iterable[NodeSpec]) -> Speaker:
-    """Coordinators reflect what they hear from hypervisors; these speak with coordinators only."""
-    others = {node.address: node.role for node in nodes if node.address != me}
-    roles = {node.address: node.role for node in nodes}
+def speaker(
+    me: str,
+    nodes: Iterable[NodeSpec],
+    cluster: ClusterSpec = ClusterSpec(""),  # noqa: B008  frozen
+    networks: Iterable[NetworkSpec] = (),
+    own: tuple[str, ...] = (),
+) -> Speaker:
+    """Coordinators reflect what they hear from hypervisors; these speak with coordinators only.
+
+    Coordinators speak with routers upstream too, each as if it were primary: who is has something to tell.
+    """
+    every = list(nodes)
+    others = {node.address: node.role for node in every if node.address != me}
+    roles = {node.address: node.role for node in every}
     is_reflector = roles.get(me) is NodeRole.COORDINATOR
     reflectors = {address for address, role in others.items() if role is NodeRole.COORDINATOR}
     clients = others.keys() - reflectors if is_reflector else set()
-    return Speaker(me, is_reflector, tuple(sorted(reflectors)), tuple(sorted(clients)))
+    upstream = None
+    if is_reflector and cluster.routers:
+        announced = {spec.vni: _behind(spec) for spec in networks if spec.gateways}
+        upstream = Upstream(tuple(map(parse_router, cluster.routers)), announced, own)
+    return Speaker(
+        me,
+        is_reflector,
+        tuple(sorted(reflectors)),
+        tuple(sorted(clients)),
+        cluster.as_number,
+        upstream,
+    )
+
+
+def _behind(spec: NetworkSpec) -> tuple[str, ...]:
+    """What is routed through its gateways."""
+    families = (spec.ipv4, spec.ipv6)
+    return tuple(one.network for one in families if one.gateway)
+
+
+def own_networks(routes: Iterable[Route]) -> tuple[str, ...]:
+    """Of the node, as its routes tell: those on its devices that are not of networks of VMs."""
+    found = {
+        route.prefix
+        for route in routes
+        if route.is_direct
+        and 0 < route.prefix.prefixlen < route.prefix.max_prefixlen
+        and not (route.prefix.is_link_local or route.prefix.is_multicast)
+        and not OF_VMS.fullmatch(route.device)
+    }
+    return tuple(str(one) for one in sorted(found, key=lambda one: (one.version, one)))
 
 
 class Speaking:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from pvc.cluster.addresses import Router
 from pvc.cluster.filters import Key, Number
 from pvc.cluster.zones import Zone
 from pvc.errors import Failed
@@ -388,6 +389,17 @@ class HostGateways(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Upstream:
+    """What a coordinator exchanges with routers upstream."""
+
+    routers: tuple[Router, ...]
+    announced: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """By network, what is behind its gateway: told by who has it, and nothing but these."""
+    own: tuple[str, ...] = ()
+    """Networks of the node's own, about which it believes nobody else."""
+
+
+@dataclass(frozen=True, slots=True)
 class Speaker:
     """A node as it exchanges with others where guests are."""
 
@@ -397,6 +409,8 @@ class Speaker:
     reflectors: tuple[str, ...]
     """The others."""
     clients: tuple[str, ...] = ()
+    as_number: int = 65000
+    upstream: Upstream | None = None
 
 
 class Routing(Protocol):

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from pvc.errors import PVCError
-from pvc.node.drivers import DriverError, Speaker
+from pvc.node.drivers import DriverError, Speaker, Upstream
 from pvc.proc import Completed, run
 
-AS_NUMBER = 65000
-"""Private; the same on all nodes."""
+GREATEST_VNI = 2**24
+LAST = 2**32 - 1
+"""Of the numbers that the entries of a prefix list have."""
 OURS = "! Written by pvc, which overwrites every change."
 UNIT = "frr.service"
 DAEMONS = ("watchfrr", "zebra", "bgpd")
@@ -31,12 +32,16 @@ def router_id(address: str) -> str:
 
 
 def render(speaker: Speaker) -> str:
-    """frr.conf. Nothing is redistributed: of a node only its VXLANs and who is behind them are told."""
+    """frr.conf. Nothing is redistributed.
+
+    The nodes tell each other of their VXLANs and who is behind them, and routers of networks behind gateways.
+    """
     return "".join(f"{line}\n" for line in _lines(speaker))
 
 
 def _lines(speaker: Speaker) -> Iterator[str]:
     groups = {"reflectors": speaker.reflectors, "clients": speaker.clients}
+    upstream = speaker.upstream
     yield from (
         OURS,
         "frr defaults datacenter",
@@ -44,14 +49,19 @@ def _lines(speaker: Speaker) -> Iterator[str]:
         "service integrated-vtysh-config",
         "!",
     )
-    yield f"router bgp {AS_NUMBER}"
+    if upstream is not None:
+        yield from _prefix_lists(upstream)
+    yield f"router bgp {speaker.as_number}"
     yield f" bgp router-id {router_id(speaker.address)}"
     yield " no bgp default ipv4-unicast"
     for name, members in groups.items():
         if members:
-            yield from _group(name, speaker.address)
+            yield from _group(name, speaker)
     for name, members in groups.items():
         yield from (f" neighbor {member} peer-group {name}" for member in sorted(members, key=ip_address))
+    if upstream is not None:
+        yield from _routers(upstream)
+        yield from _families(upstream)
     yield " !"
     yield " address-family l2vpn evpn"
     for name, members in groups.items():
@@ -62,13 +72,72 @@ def _lines(speaker: Speaker) -> Iterator[str]:
     yield from ("  advertise-all-vni", " exit-address-family", "exit", "!")
 
 
-def _group(name: str, address: str) -> Iterator[str]:
+def _group(name: str, speaker: Speaker) -> Iterator[str]:
     yield f" neighbor {name} peer-group"
-    yield f" neighbor {name} remote-as {AS_NUMBER}"
+    yield f" neighbor {name} remote-as {speaker.as_number}"
     # A node may have floating addresses on the same device: others know it by this one.
-    yield f" neighbor {name} update-source {address}"
+    yield f" neighbor {name} update-source {speaker.address}"
     yield f" neighbor {name} timers 1 3"
     yield f" neighbor {name} timers connect 1"
+
+
+def _routers(upstream: Upstream) -> Iterator[str]:
+    for router in upstream.routers:
+        yield f" neighbor {router.address} remote-as {router.as_number}"
+        yield f" neighbor {router.address} timers 3 9"
+        yield f" neighbor {router.address} timers connect 3"
+
+
+def _families(upstream: Upstream) -> Iterator[str]:
+    """A router is told of the networks of its address's family.
+
+    A network is told of only while this node has a route to exactly it, as it has while it has its gateway.
+    Whoever takes that over tells of it at once, with no change of this file.
+    """
+    for version in (4, 6):
+        routers = [one.address for one in upstream.routers if _version(one.address) == version]
+        if not routers:
+            continue
+        yield " !"
+        yield f" address-family ipv{version} unicast"
+        yield from (f"  network {prefix}" for _, prefix in _announced(upstream, version))
+        for address in routers:
+            yield f"  neighbor {address} activate"
+            yield f"  neighbor {address} prefix-list pvc-told-{version} in"
+            yield f"  neighbor {address} prefix-list pvc-tells-{version} out"
+        yield " exit-address-family"
+
+
+def _prefix_lists(upstream: Upstream) -> Iterator[str]:
+    """Numbered by network, so that one more or less changes one line of each list.
+
+    Of a default route and of all that is elsewhere a router is believed. Routes that the node has otherwise, its
+    own default route among them, come before what routers say.
+    """
+    for version, command, longest in ((4, "ip", 32), (6, "ipv6", 128)):
+        if not any(_version(one.address) == version for one in upstream.routers):
+            continue
+        tells, told = (
+            f"{command} prefix-list pvc-tells-{version}",
+            f"{command} prefix-list pvc-told-{version}",
+        )
+        announced = list(_announced(upstream, version))
+        yield from (f"{tells} seq {vni} permit {prefix}" for vni, prefix in announced)
+        yield f"{tells} seq {LAST} deny any"
+        own = [one for one in upstream.own if _version(one) == version]
+        denied = [*announced, *enumerate(own, GREATEST_VNI)]
+        yield from (f"{told} seq {number} deny {prefix} le {longest}" for number, prefix in denied)
+        yield f"{told} seq {LAST} permit any"
+        yield "!"
+
+
+def _announced(upstream: Upstream, version: int) -> Iterator[tuple[int, str]]:
+    for vni, prefixes in sorted(upstream.announced.items()):
+        yield from ((vni, prefix) for prefix in prefixes if _version(prefix) == version)
+
+
+def _version(text: str) -> int:
+    return 6 if ":" in text else 4
 
 
 class Run(Protocol):

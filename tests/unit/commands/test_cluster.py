@@ -359,3 +359,12 @@ def test_why_a_node_is_dead() -> None:
 
 def test_why_takes_a_uuid() -> None:
     assert with_vm().call("why.vm", vm=UUID)["name"] == "web1"
+
+
+def test_routers_are_named_and_forgotten() -> None:
+    world = a_world()
+    shown = world.call("cluster.set", router=["192.0.2.1@64512", "FD00:9::1@4200000000"], as_number=64600)
+    assert shown["routers"] == ["192.0.2.1@64512", "fd00:9::1@4200000000"]
+    assert world.call("cluster.info")["as_number"] == 64600
+    assert world.call("cluster.set", as_number=65000)["routers"] == shown["routers"]
+    assert world.call("cluster.set", router=["none"])["routers"] == []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from pvc.node.drivers import DriverError, Speaker
+from pvc.cluster.addresses import Router
+from pvc.node.drivers import DriverError, Speaker, Upstream
 from pvc.node.drivers.frr import FRR, OURS, RELOAD, render, router_id
 from pvc.proc import CommandFailed, Completed
 
@@ -16,11 +17,25 @@ REFLECTOR = Speaker("10.251.1.1", True, ("10.251.1.2", "10.251.1.3"), ("10.251.1
 CLIENT = Speaker("10.251.1.4", False, ("10.251.1.1", "10.251.1.2", "10.251.1.3"))
 OVER_IPV6 = Speaker("fd00:1::1", True, (), ("fd00:1::2",))
 ALONE = Speaker("10.251.1.1", True, ())
+UPSTREAM = Upstream(
+    (Router("10.251.0.254", 64512), Router("10.251.0.253", 64513), Router("fd00:251::254", 64512)),
+    {101: ("10.1.0.0/24", "fd00:1::/64"), 7: ("10.7.0.0/16",), 102: ("fd00:2::/64",)},
+    ("10.251.0.0/24", "10.251.1.0/24", "fd00:251::/64"),
+)
+ROUTED = Speaker("10.251.1.1", True, ("10.251.1.2", "10.251.1.3"), (), 64600, UPSTREAM)
+NOTHING_TO_TELL = replace(ROUTED, upstream=Upstream((Router("10.251.0.254", 64512),)))
 
 
 @pytest.mark.parametrize(
     ("name", "speaker"),
-    [("reflector", REFLECTOR), ("client", CLIENT), ("ipv6", OVER_IPV6), ("alone", ALONE)],
+    [
+        ("reflector", REFLECTOR),
+        ("client", CLIENT),
+        ("ipv6", OVER_IPV6),
+        ("alone", ALONE),
+        ("routed", ROUTED),
+        ("nothing-to-tell", NOTHING_TO_TELL),
+    ],
 )
 def test_rendered_as_in_the_golden_file(name: str, speaker: Speaker) -> None:
     assert render(speaker) == (GOLDEN / f"frr-{name}.conf").read_text()
@@ -36,6 +51,25 @@ def test_nothing_is_redistributed_nor_announced_but_vxlans() -> None:
     assert "redistribute" not in text
     assert "network " not in text
     assert "advertise ipv" not in text
+
+
+def test_routers_are_told_of_what_is_behind_gateways_and_of_nothing_else() -> None:
+    lines = [line.strip() for line in render(ROUTED).splitlines()]
+    assert not [line for line in lines if "redistribute" in line]
+    told = {line.split()[1] for line in lines if line.startswith("network ")}
+    allowed = {line.split()[-1] for line in lines if "pvc-tells" in line and " permit " in line}
+    assert told == allowed == {"10.1.0.0/24", "10.7.0.0/16", "fd00:1::/64", "fd00:2::/64"}
+    for router in UPSTREAM.routers:
+        about = [line for line in lines if line.startswith(f"neighbor {router.address} ")]
+        assert len([line for line in about if line.endswith("out") and "prefix-list" in line]) == 1
+        assert len([line for line in about if line.endswith("in") and "prefix-list" in line]) == 1
+
+
+def test_one_network_more_changes_nothing_about_the_others() -> None:
+    more = replace(UPSTREAM, announced={**UPSTREAM.announced, 50: ("10.50.0.0/24",)})
+    before, after = ({*render(replace(ROUTED, upstream=one)).splitlines()} for one in (UPSTREAM, more))
+    assert before < after
+    assert len(after - before) == 3
 
 
 def test_only_a_reflector_reflects() -> None:

@@ -99,6 +99,12 @@ def test_gateways_come_and_packets_are_passed_on(bench: Bench) -> None:
     assert bench.host.forwarding == (("192.0.2.9/24",), True)
 
 
+def test_packets_are_passed_on_towards_routers(bench: Bench) -> None:
+    bench.cluster = ClusterSpec("test", routers=("192.0.2.1@64512", "fd00:9::1@64512"))
+    bench.serve()
+    assert bench.host.forwarding == (("192.0.2.1", "fd00:9::1"), True)
+
+
 def test_rounds_in_which_nothing_changed_do_not_even_look(bench: Bench) -> None:
     bench.serve()
     bench.host.calls.clear()

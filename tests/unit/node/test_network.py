@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from pvc.cluster import paths
+from pvc.cluster.addresses import Router
+from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
+from pvc.cluster.filters import Route
+from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec
 from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.cluster.store import Put
 from pvc.node import routing
-from pvc.node.drivers import Link, Speaker
+from pvc.node.drivers import Link, Speaker, Upstream
 from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Networks
 from pvc.node.path_mtu import PathMTU
 from pvc.node.routing import speaker
@@ -304,3 +309,52 @@ def test_paths_that_carry_less_are_published_with_the_rest(bench: Bench) -> None
     assert problem.vni == 0
     assert "packets of 9000 bytes" in problem.why
     assert "n2, n3" in problem.why
+
+
+def test_coordinators_speak_with_routers_of_what_is_behind_gateways() -> None:
+    nodes = [
+        NodeSpec("n1", "10.0.0.1", "", NodeRole.COORDINATOR),
+        NodeSpec("n2", "10.0.0.2", "", NodeRole.HYPERVISOR),
+    ]
+    networks = [
+        NetworkSpec(101, "a", Kind.MANAGED, ipv4=IPv4("10.1.0.0/24", "10.1.0.1"), ipv6=IPv6("fd00:1::/64")),
+        NetworkSpec(102, "b", Kind.MANAGED, ipv4=IPv4("10.2.0.0/24")),
+        NetworkSpec(103, "c", Kind.MANAGED, ipv6=IPv6("fd00:3::/64", "fd00:3::1")),
+    ]
+    cluster = ClusterSpec("test", as_number=64600, routers=("192.0.2.1@64512",))
+    announced = {101: ("10.1.0.0/24",), 103: ("fd00:3::/64",)}
+    found = speaker("10.0.0.1", nodes, cluster, networks, ("10.0.0.0/24",))
+    assert found.upstream == Upstream((Router("192.0.2.1", 64512),), announced, ("10.0.0.0/24",))
+    assert found.as_number == 64600
+    hypervisor = speaker("10.0.0.2", nodes, cluster, networks)
+    assert (hypervisor.upstream, hypervisor.as_number) == (None, 64600)
+    assert speaker("10.0.0.1", nodes, replace(cluster, routers=()), networks).upstream is None
+
+
+def test_a_node_s_own_networks_are_those_on_its_devices() -> None:
+    def route(device: str, prefix: str, *, is_direct: bool = True) -> Route:
+        return Route(device, ip_network(prefix), is_direct)
+
+    routes = [
+        route("ups", "0.0.0.0/0", is_direct=False),
+        route("ups", "203.0.113.0/24", is_direct=False),
+        route("ups", "10.0.0.0/24"),
+        route("clu", "fd00:1::/64"),
+        route("clu", "fe80::/64"),
+        route("clu", "ff00::/8"),
+        route("clu", "fd00:1::7/128"),
+        route("gw101", "10.1.0.0/24"),
+    ]
+    assert routing.own_networks(routes) == ("10.0.0.0/24", "fd00:1::/64")
+
+
+def test_a_router_that_is_named_is_spoken_with(bench: Bench) -> None:
+    bench.world.edit(paths.node("n1"), role="coordinator", address="10.0.0.1")
+    for name in ("n2", "n3"):
+        bench.world.edit(paths.node(name), address=f"10.0.0.{name[1]}")
+    bench.add(101, ipnet="10.1.0.0/24", gateway="10.1.0.1")
+    bench.networks.step()
+    bench.world.call("cluster.set", router=["192.0.2.1@64512"])
+    bench.networks.step()
+    assert bench.routing.speaker is not None
+    assert bench.routing.speaker.upstream == Upstream((Router("192.0.2.1", 64512),), {101: ("10.1.0.0/24",)})
