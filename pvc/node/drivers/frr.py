@@ -111,7 +111,7 @@ def _families(upstream: Upstream) -> Iterator[str]:
 def _prefix_lists(upstream: Upstream) -> Iterator[str]:
     """Numbered by network, so that one more or less changes one line of each list.
 
-    Of a default route and of all that is elsewhere a router is believed. Routes that the node has otherwise, its
+    Of a default route and of all that is elsewhere a router is believed. What the node has otherwise, its
     own default route among them, come before what routers say.
     """
     for version, command, longest in ((4, "ip", 32), (6, "ipv6", 128)):
