@@ -18,6 +18,9 @@ GREATEST_VNI, GREATEST_VLAN = 2**24 - 1, 4094
 VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6 = 50, 70
 """Of the inner Ethernet header and the outer IP, UDP and VXLAN headers."""
 
+GATEWAY_MAC = "02:00:5e:00:01:01"
+"""Of every gateway on every node: each network is its own Ethernet, in which only one is primary."""
+
 LONGEST_DOMAIN = 253
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -170,13 +173,17 @@ def check(
     _check_ipv6(spec.ipv6, what)
     check_domain(spec.domain, what)
     for server in spec.dns_servers:
-        _check_dns_server(server, what)
+        _check_server(server, "DNS server", what)
+    for server in spec.ntp_servers:
+        _check_server(server, "NTP server", what)
     _check_against(spec, others, taken)
 
 
 def has_addresses(spec: NetworkSpec) -> bool:
     """Or names: what concerns other networks."""
-    return bool(spec.ipv4 != IPv4() or spec.ipv6 != IPv6() or spec.domain or spec.dns_servers)
+    return bool(
+        spec.ipv4 != IPv4() or spec.ipv6 != IPv6() or spec.domain or spec.dns_servers or spec.ntp_servers
+    )
 
 
 def _check_mtu(spec: NetworkSpec, carries: int) -> None:
@@ -254,10 +261,10 @@ def check_domain(domain: str, what: str) -> None:
         raise Invalid(f"{domain}, the domain of {what}, is for the names of addresses")
 
 
-def _check_dns_server(text: str, what: str) -> None:
-    server = _address(text, "DNS server", what)
+def _check_server(text: str, role: str, what: str) -> None:
+    server = _address(text, role, what)
     if server.is_unspecified or server.is_loopback or server.is_link_local or server.is_multicast:
-        raise Invalid(f"{server}, the DNS server of {what}, is no server that others could ask")
+        raise Invalid(f"{server}, the {role} of {what}, is no server that others could ask")
 
 
 def _prefix(text: str, version: int, what: str) -> Prefix:

@@ -44,6 +44,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     "network": {
         "pvc.commands.network": ("add", "modify", "remove", "info", "list"),
         "pvc.commands.network_acl": ("acl add", "acl remove", "acl list"),
+        "pvc.commands.network_dhcp": ("dhcp add", "dhcp remove", "dhcp list"),
     },
     "why": {"pvc.commands.why": ("vm", "node", "fence", "network")},
     "connection": {"pvc.commands.connection": ("add", "remove", "list", "default", "detail")},

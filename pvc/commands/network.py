@@ -39,6 +39,7 @@ from pvc.commands.network_options import (
     Given,
     IPNet,
     IPNet6,
+    NTPServer,
     changed,
     differences,
 )
@@ -72,6 +73,7 @@ class NetworkInfo:
     """On every node."""
     domain: str
     dns_servers: tuple[str, ...]
+    ntp_servers: tuple[str, ...]
     ipnet: str
     gateway: str
     dhcp_start: str
@@ -134,6 +136,7 @@ def add(
     mtu: MTU = 0,
     domain: Domain = "",
     dns_server: tuple[DNSServer, ...] = (),
+    ntp_server: tuple[NTPServer, ...] = (),
     ipnet: IPNet = "",
     gateway: Gateway = "",
     ipnet6: IPNet6 = "",
@@ -152,6 +155,7 @@ def add(
     given = Given(
         domain=domain,
         dns_server=dns_server,
+        ntp_server=ntp_server,
         ipnet=ipnet,
         gateway=gateway,
         ipnet6=ipnet6,
@@ -196,6 +200,7 @@ def modify(
     mtu: MTU | None = None,
     domain: Domain | None = None,
     dns_server: tuple[DNSServer, ...] | None = None,
+    ntp_server: tuple[NTPServer, ...] | None = None,
     ipnet: IPNet | None = None,
     gateway: Gateway | None = None,
     ipnet6: IPNet6 | None = None,
@@ -212,6 +217,7 @@ def modify(
         mtu=mtu,
         domain=domain,
         dns_server=dns_server,
+        ntp_server=ntp_server,
         ipnet=ipnet,
         gateway=gateway,
         ipnet6=ipnet6,
@@ -469,6 +475,7 @@ def _described(
         bridge=bridge_name(spec.vni),
         domain=spec.domain,
         dns_servers=spec.dns_servers,
+        ntp_servers=spec.ntp_servers,
         ipnet=spec.ipv4.network,
         gateway=spec.ipv4.gateway,
         dhcp_start=dhcp.start if dhcp else "",

@@ -47,6 +47,7 @@ Domain = Annotated[
 DNSServer = Annotated[
     str, Arg("whom its gateway asks for names outside; those of the node unless told", metavar="IP")
 ]
+NTPServer = Annotated[str, Arg("whom its VMs are told to ask for the time", metavar="IP")]
 IPNet = Annotated[str, Arg("its IPv4 network, like 10.1.0.0/24", short="-i", metavar="CIDR4")]
 Gateway = Annotated[
     str, Arg("its IPv4 gateway: an address that the primary has in it", short="-g", metavar="IP4")
@@ -69,6 +70,7 @@ class Given:
     mtu: int | None = None
     domain: str | None = None
     dns_server: tuple[str, ...] | None = None
+    ntp_server: tuple[str, ...] | None = None
     ipnet: str | None = None
     gateway: str | None = None
     ipnet6: str | None = None
@@ -81,13 +83,13 @@ class Given:
 
 def changed(spec: NetworkSpec, given: Given) -> NetworkSpec:
     """What is not given stays. Whether it can be so, `network.check` says."""
-    servers = spec.dns_servers if given.dns_server is None else [one for one in given.dns_server if one]
     return replace(
         spec,
         description=_either(given.description, spec.description),
         mtu=spec.mtu if given.mtu is None else given.mtu,
         domain=_either(given.domain, spec.domain).lower(),
-        dns_servers=tuple(_address(one) for one in servers),
+        dns_servers=_servers(given.dns_server, spec.dns_servers),
+        ntp_servers=_servers(given.ntp_server, spec.ntp_servers),
         ipv4=_ipv4(spec.ipv4, given),
         ipv6=_ipv6(spec.ipv6, given),
     )
@@ -101,6 +103,7 @@ def shown(spec: NetworkSpec) -> dict[str, str]:
         "mtu": str(spec.mtu),
         "domain": spec.domain or NONE,
         "dns-server": ", ".join(spec.dns_servers) or NONE,
+        "ntp-server": ", ".join(spec.ntp_servers) or NONE,
         "ipnet": spec.ipv4.network or NONE,
         "gateway": spec.ipv4.gateway or NONE,
         "dhcp": f"{dhcp.start} to {dhcp.end}" if dhcp else NONE,
@@ -118,6 +121,10 @@ def differences(before: NetworkSpec, after: NetworkSpec) -> Iterator[tuple[str, 
 
 def _either(given: str | None, known: str) -> str:
     return known if given is None else given
+
+
+def _servers(given: tuple[str, ...] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    return known if given is None else tuple(_address(one) for one in given if one)
 
 
 def _ipv4(known: IPv4, given: Given) -> IPv4:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Address, ip_address, ip_network
 
 from pvc.cluster.clients import Clients, Lease, hostnames
-from pvc.cluster.network import DHCPRange, NetworkSpec
+from pvc.cluster.network import GATEWAY_MAC, DHCPRange, NetworkSpec
 from pvc.node.drivers import GatewayDevice, Place, Settings
 
 OURS = "# Written by pvc, which overwrites every change."
@@ -16,7 +16,7 @@ SLACK_S = LEASE_S / 8
 """So much later than the store says an address may still be in use: not each renewal is written there."""
 GUEST_MTU = 1500
 """What a guest takes for granted."""
-SERVER_DUID = "00:03:00:01:02:00:5e:00:01:01"
+SERVER_DUID = f"00:03:00:01:{GATEWAY_MAC}"
 """By it clients of DHCPv6 know their server: the gateway, whichever node that is now."""
 FIRST6, LAST6 = 0x1_0000, 0xFFFF_FFFF
 """Of a /64, what DHCPv6 gives; those before are for reservations, and those after for who chose their own."""

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import pytest
 
+from pvc.cluster.network import GATEWAY_MAC
 from pvc.node.drivers import DriverError, Gateway, HostGateways
-from pvc.node.drivers.gateways import MAC, NetlinkGateways
+from pvc.node.drivers.gateways import NetlinkGateways
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.gateways import FakeGateways
 
@@ -205,7 +206,7 @@ def link(name: str) -> dict[str, object]:
 
 def test_it_is_a_careful_port_with_the_one_mac_address(real: HostGateways) -> None:
     real.give(BOTH)
-    assert link("gw102")["address"] == MAC
+    assert link("gw102")["address"] == GATEWAY_MAC
     assert link("gp102")["master"] == "br102"
     wanted = {
         "ipv4/conf/gw102/forwarding": "1",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvc.cluster.addresses import device_for
-from pvc.cluster.network import bridge_name, gateway_name, gateway_port_name
+from pvc.cluster.network import GATEWAY_MAC, bridge_name, gateway_name, gateway_port_name
 from pvc.node.drivers import DriverError, Gateway, rtnetlink
 from pvc.node.drivers.links import GATEWAYS, OURS, SYSCTL
 from pvc.node.drivers.netlink import IFA_F_NODAD, IFF_LOOPBACK, IFF_UP, opened, tell, unsupported
@@ -18,8 +18,6 @@ from pvc.node.drivers.netlink import IFA_F_NODAD, IFF_LOOPBACK, IFF_UP, opened, 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-MAC = "02:00:5e:00:01:01"
-"""Of every gateway on every host: each is in a network of its own."""
 BEFORE = "/run/pvc/forwarding.json"
 """What a setting of the host was before we changed it: gone with the settings, when the host reboots."""
 FAR = "192.0.2.1"
@@ -80,7 +78,7 @@ class NetlinkGateways:
             here, there = _index(device), _index(port)
             _set_up(device, port, has_ipv6=any(":" in one for one in gateway.addresses))
             route.link("set", index=there, mtu=gateway.mtu, master=bridge, state="up")
-            route.link("set", index=here, mtu=gateway.mtu, address=MAC)
+            route.link("set", index=here, mtu=gateway.mtu, address=GATEWAY_MAC)
             # Up before it has addresses: those of IPv6 are of use only then.
             route.link("set", index=here, state="up")
             _address(route, here, gateway.addresses, is_new=known is None)
@@ -156,7 +154,7 @@ def _make(device: str, port: str, mtu: int, route: IPRoute) -> None:
             kind="veth",
             group=GATEWAYS,
             mtu=mtu,
-            address=MAC,
+            address=GATEWAY_MAC,
             peer={"ifname": port, "group": GATEWAYS, "mtu": mtu},
         )
 
@@ -215,7 +213,7 @@ def _is_well(
         return False
     settings6 = {**ROUTER6, "disable_ipv6": int(not has_ipv6)}
     return (
-        here.mac == MAC
+        here.mac == GATEWAY_MAC
         and there.mtu == here.mtu
         and names.get(there.master) == bridge_name(vni)
         and _holds(here.ipv4, NUMBERS4, ROUTER4)

@@ -90,6 +90,13 @@ def routed() -> World:
     return world
 
 
+def announced() -> World:
+    """Network 101 has IPv6 addresses that VMs give themselves."""
+    world = routed()
+    world.call("network.modify", network="101", ipnet6="fd00:1::/64", gateway6="fd00:1::1")
+    return world
+
+
 def bridged() -> World:
     world = a_world()
     world.call("network.add", vni=7, description="vlan7", kind="bridged")
@@ -104,6 +111,20 @@ def filtered() -> World:
     return world
 
 
+def reserved() -> World:
+    """10.1.0.9 is reserved for the printer; web1 is in the network."""
+    world = routed()
+    world.call("network.dhcp-add", network="101", **PRINTER)
+    return world
+
+
+PRINTER: dict[str, Any] = {"address": "10.1.0.9", "hostname": "printer", "mac": "52:54:00:00:00:99"}
+SCANNER: dict[str, Any] = {
+    "network": "101",
+    "address": "10.1.0.8",
+    "hostname": "scanner",
+    "mac": "52:54:00:00:00:98",
+}
 ACL = {"network": "101", "direction": "in", "description": "ssh", "rule": "tcp dport 22 drop"}
 COMPOSED = {name: value for name, value in ACL.items() if name != "rule"}
 
@@ -131,6 +152,8 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "network.add": (a_world, NETWORK),
     "network.modify": (networked, {"network": "net102", "description": "shop", "mtu": 1400}),
     "network.remove": (networked, {"network": "102"}),
+    "network.dhcp-add": (reserved, SCANNER),
+    "network.dhcp-remove": (reserved, {"network": "net101", "mac": "52:54:00:00:00:99"}),
     "network.acl-add": (filtered, {**ACL, "order": 1}),
     "network.acl-remove": (filtered, {"network": "net101", "description": "web", "direction": "out"}),
     "node.bmc": (a_world, BMC),
@@ -311,6 +334,39 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("network.modify", networked, {"network": "103", "mtu": 1500}, NotFound, "no network 103"),
     ("network.remove", networked, {"network": "net101"}, Conflict, "network 101 is used by web1"),
     ("network.remove", networked, {"network": "net103"}, NotFound, "no network described as net103"),
+    ("network.add", a_world, {**NETWORK, "ntp_server": ["time"]}, Invalid, "'time', the NTP server"),
+    ("network.add", a_world, {**NETWORK, "ntp_server": ["::1"]}, Invalid, "no server that others"),
+    ("network.dhcp-add", networked, {**SCANNER, "network": "103"}, NotFound, "no network 103"),
+    ("network.dhcp-add", bridged, {**SCANNER, "network": "7"}, Conflict, "network 7 is bridged"),
+    ("network.dhcp-add", networked, SCANNER, Invalid, "no IPv4 network"),
+    ("network.dhcp-add", routed, {**SCANNER, "address": "printer"}, Invalid, "'printer' is not an address"),
+    ("network.dhcp-add", routed, {**SCANNER, "address": "10.2.0.8"}, Invalid, "outside 10.1.0.0/24"),
+    ("network.dhcp-add", routed, {**SCANNER, "address": "10.1.0.1"}, Invalid, "the gateway of network 101"),
+    ("network.dhcp-add", routed, {**SCANNER, "address": "10.1.0.0"}, Invalid, "no host's address"),
+    ("network.dhcp-add", routed, {**SCANNER, "address": "10.1.0.255"}, Invalid, "no host's address"),
+    ("network.dhcp-add", routed, {**SCANNER, "address": "fd00:1::8"}, Invalid, "no IPv6 network"),
+    ("network.dhcp-add", announced, {**SCANNER, "address": "fd00:1::8"}, Conflict, "no IPv6 addresses by"),
+    ("network.dhcp-add", routed, {**SCANNER, "hostname": "a.b"}, Invalid, "not the name of a host"),
+    ("network.dhcp-add", routed, {**SCANNER, "hostname": ""}, Invalid, "not the name of a host"),
+    ("network.dhcp-add", routed, {**SCANNER, "hostname": "x" * 64}, Invalid, "not the name of a host"),
+    ("network.dhcp-add", routed, {**SCANNER, "hostname": "Gateway"}, Invalid, "the network's own"),
+    ("network.dhcp-add", routed, {**SCANNER, "mac": "52:54:00:00:00"}, Invalid, "is not a MAC address"),
+    ("network.dhcp-add", routed, {**SCANNER, "mac": "53:54:00:00:00:98"}, Invalid, "no interface's own"),
+    ("network.dhcp-add", routed, {**SCANNER, "mac": "00:00:00:00:00:00"}, Invalid, "no interface's own"),
+    ("network.dhcp-add", routed, {**SCANNER, "mac": "02:00:5E:00:01:01"}, Invalid, "of every gateway"),
+    ("network.dhcp-add", routed, {**SCANNER, "hostname": "WEB1"}, Conflict, "the VM web1 in network 101"),
+    ("network.dhcp-add", reserved, {**SCANNER, "address": "10.1.0.9"}, Conflict, "10.1.0.9 is reserved for"),
+    ("network.dhcp-add", reserved, {**SCANNER, "hostname": "Printer"}, Conflict, "is called printer already"),
+    ("network.dhcp-add", reserved, {**SCANNER, "mac": PRINTER["mac"]}, Conflict, "10.1.0.9 is reserved for"),
+    (
+        "network.dhcp-remove",
+        routed,
+        {"network": "101", "mac": PRINTER["mac"]},
+        NotFound,
+        "nothing is reserved",
+    ),
+    ("network.dhcp-remove", routed, {"network": "101", "mac": "web1"}, Invalid, "is not a MAC address"),
+    ("network.dhcp-list", bridged, {"network": "7"}, Conflict, "network 7 is bridged"),
     ("network.acl-add", networked, {**ACL, "network": "103"}, NotFound, "no network 103"),
     ("network.acl-add", bridged, {**ACL, "network": "7"}, Conflict, "network 7 is bridged"),
     ("network.acl-add", routed, COMPOSED, Invalid, "needs --rule"),
