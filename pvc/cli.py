@@ -146,24 +146,28 @@ def resolve(words: Sequence[str], rest: list[str]) -> tuple[Operation | None, li
     verbs = verbs_of(noun)
     between: list[str] = []
     while True:
-        for count in (2, 1):
+        for count in (3, 2, 1):
             named = " ".join(given[:count])
             if named in verbs and len(given) >= count:
                 return _by_option(noun, named, [*between, *given[count:], *rest])
-        prefixes = {verb.partition(" ")[0] for verb in verbs if " " in verb}
-        if given and given[0] not in prefixes:
-            hint = f"pvc {noun} --help lists them"
-            raise _unknown(f"pvc {noun} has no verb {given[0]}", given[0], {*verbs, *prefixes}, hint)
-        if len(given) > 1:
-            second = [verb.partition(" ")[2] for verb in verbs if verb.startswith(given[0] + " ")]
-            hint = f"one of: {', '.join(sorted(second))}"
-            raise _unknown(f"pvc {noun} {given[0]} has no verb {given[1]}", given[1], second, hint)
+        _check_group(noun, given)
         leading, more, after = split(rest)
         if not more:
             return None, [noun, *given], [*between, *leading, *after]
         between += leading
         given += more
         rest = after
+
+
+def _check_group(noun: str, given: Sequence[str]) -> None:
+    """Raises Invalid unless verbs begin with these words."""
+    for place, word in enumerate(given):
+        group = [noun, *given[:place]]
+        rest = _verbs(group)
+        known = {verb.partition(" ")[0] for verb in rest}
+        if word not in known:
+            hint = f"one of: {', '.join(sorted(rest))}" if place else f"pvc {noun} --help lists them"
+            raise _unknown(f"pvc {' '.join(group)} has no verb {word}", word, known, hint)
 
 
 def _by_option(noun: str, verb: str, rest: list[str]) -> tuple[Operation, list[str], list[str]]:
@@ -416,7 +420,7 @@ class Command:
     # Waiting
 
     def _waits(self) -> bool:
-        return bool(self.options.get("wait", "timeout" in self.options))
+        return bool(self.options.get("wait", "timeout" in self.options or self.found.is_task))
 
     def _wait(self, result: Any) -> int:
         from pvc.waiting import wait
@@ -441,7 +445,8 @@ class Command:
         except KeyboardInterrupt:
             output.error(f"pvc: no longer waiting, it goes on; to see how: {again}")
             return EXIT_INTERRUPTED
-        self._show({**result, **{key: last[key] for key in last if key in result}, "goal": goal})
+        left = None if self.found.done else goal
+        self._show({**result, **{key: last[key] for key in last if key in result}, "goal": left})
         return 0
 
     def _shown_by(self, result: Mapping[str, Any]) -> dict[str, Any]:

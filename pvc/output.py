@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+from pvc import sizes
 from pvc.errors import Failed, Invalid, PVCError
 
 TYPE_CHECKING = False  # importing typing is not worth its time in `pvc --help`
@@ -455,9 +456,9 @@ def _named(value: Any) -> str:
 def _number(name: str, value: float) -> str:
     last = name.rpartition(".")[2]
     if last.endswith("_mib"):
-        return size(value * 1024 * 1024)
+        return sizes.show(value * 1024 * 1024)
     if last.endswith("_bytes"):
-        return size(value)
+        return sizes.show(value)
     if last.endswith("percent"):
         return f"{value:g} %"
     if last.endswith("_ms"):
@@ -467,15 +468,6 @@ def _number(name: str, value: float) -> str:
     if last.endswith("_s"):
         return f"{value:g} s"
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
-def size(amount: float) -> str:
-    """Bytes with the unit that keeps it short: 4 GiB, 1.5 TiB."""
-    units = ["PiB", "TiB", "GiB", "MiB", "KiB", "B"]
-    while abs(amount) >= 1024 and len(units) > 1:
-        amount /= 1024
-        units.pop()
-    return f"{amount:.0f} {units[-1]}" if amount == int(amount) else f"{amount:.1f} {units[-1]}"
 
 
 def _when(seconds: float) -> str:

@@ -211,9 +211,10 @@ def automatic(found: Operation) -> Iterable[tuple[str, str, dict[str, Any]]]:
         text = "say what would happen and why; change nothing"
         yield "", "--plan", {"action": "store_true", "help": text}
     if found.waits:
-        text = "wait until it is done or has failed; the exit code tells which"
+        yes, no = (", which is the default", "") if found.is_task else ("", ", which is the default")
+        text = f"wait until it is done or has failed{yes}; the exit code tells which"
         yield "-w", "--wait", {"action": "store_true", "help": text}
-        yield "", "--no-wait", {"action": "store_false", "help": "do not wait, which is the default"}
+        yield "", "--no-wait", {"action": "store_false", "help": f"do not wait{no}"}
         text = "wait no longer than that, then exit with 7; it goes on all the same"
         yield "", "--timeout", {"type": _seconds, "metavar": "SECONDS", "help": text}
     if found.confirm:

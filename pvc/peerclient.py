@@ -48,7 +48,7 @@ def ask(config: Config, address: str, port: int, path: str, *, timeout_s: float 
     finally:
         connection.close()
     if response.status != 200:
-        raise from_code(answer.get("error", ""), answer.get("message", "no message"))
+        raise from_code(answer.get("error", ""), answer.get("message", "no message"), answer.get("hint", ""))
     return answer
 
 

@@ -13,7 +13,7 @@ from pvc import output
 from pvc.clock import Clock, SystemClock
 from pvc.cluster.codec import version_of
 from pvc.commands.context import Transport
-from pvc.errors import Failed, TimedOut, Unavailable
+from pvc.errors import Failed, TimedOut, Unavailable, from_code
 
 ASK_WITHIN_S = 20.0
 """A read answers after that even when nothing changed: below the usual timeouts of proxies."""
@@ -62,6 +62,8 @@ def _outcome(state: dict[str, Any], goal: Mapping[str, Any]) -> dict[str, Any]:
     missed = {field: state.get(field) for field, wanted in goal.items() if state.get(field) != wanted}
     if not missed:
         return state
+    if error := state.get("error"):
+        raise from_code(error["code"], error["message"], error["hint"])
     name = f"{state['name']}: " if state.get("name") else ""
     found = ", ".join(f"{field} is {value or 'none'}" for field, value in missed.items())
     wanted = ", ".join(f"{field} {goal[field] or 'none'}" for field in missed)

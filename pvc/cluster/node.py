@@ -106,6 +106,8 @@ class NodeStatus:
     """Of what the primary does for managed networks."""
     host_network_problems: tuple[str, ...] = ()
     """What of its own networks is not as its pvc.toml describes it."""
+    pool_problems: Mapping[str, str] = field(default_factory=dict)
+    """Pools that this node should reach and does not, and why."""
     console_port: int = 0
     flushed: bool = False
     """It was told to flush, and has not yet fetched its VMs back."""

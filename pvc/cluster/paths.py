@@ -15,6 +15,8 @@ VM_NAMES = f"{NAMES}/vm"
 NETWORKS = f"{ROOT}/networks"
 NETWORK_NAMES = f"{NAMES}/network"
 TOKENS = f"{ROOT}/tokens"
+TASKS = f"{ROOT}/tasks"
+POOLS = f"{ROOT}/pools"
 FENCES = f"{ROOT}/fences"
 VERIFIED = f"{ROOT}/verified"
 """Of each coordinator, whether it could fence every other node. Its own data: the newest wish to look now."""
@@ -27,7 +29,7 @@ TERM = f"{ROOT}/term"
 
 LAYOUT = (
     *(ROOT, NODES, ALIVE, LOAD, VMS, NETWORKS, NAMES, VM_NAMES, NETWORK_NAMES),
-    *(TOKENS, FENCES, VERIFIED, TERM, ZONES),
+    *(TOKENS, FENCES, VERIFIED, TERM, ZONES, TASKS, POOLS),
 )
 """Created once, parents first."""
 
@@ -47,6 +49,16 @@ def node_vms(name: str) -> str:
 def node_vm(name: str, uuid: str) -> str:
     """Index: the VM is assigned to the node, owned by it, or at home there."""
     return f"{NODES}/{name}/vms/{uuid}"
+
+
+def node_tasks(name: str) -> str:
+    """Made by the first daemon there that can do tasks."""
+    return f"{NODES}/{name}/tasks"
+
+
+def node_task(name: str, identity: str) -> str:
+    """Index: the node is to do the task, or has done it."""
+    return f"{NODES}/{name}/tasks/{identity}"
 
 
 def alive(name: str) -> str:
@@ -123,6 +135,27 @@ def token(identity: str) -> str:
 
 def zone(name: str) -> str:
     return f"{ZONES}/{name}"
+
+
+def task(identity: str) -> str:
+    return f"{TASKS}/{identity}"
+
+
+def task_status(identity: str) -> str:
+    return f"{TASKS}/{identity}/status"
+
+
+def pool(name: str) -> str:
+    return f"{POOLS}/{name}"
+
+
+def pool_claims(name: str) -> str:
+    return f"{POOLS}/{name}/claims"
+
+
+def pool_claim(name: str, volume: str) -> str:
+    """A task is changing the volume; its data says which."""
+    return f"{POOLS}/{name}/claims/{volume}"
 
 
 def verified(coordinator: str) -> str:

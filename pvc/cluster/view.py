@@ -13,7 +13,9 @@ from pvc.cluster.membership import Fence, FenceState, Primary
 from pvc.cluster.mirror import Follow
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
+from pvc.cluster.storage import PoolSpec
 from pvc.cluster.store import Reader, Stored
+from pvc.cluster.tasks import TaskSpec, TaskStatus
 from pvc.cluster.verification import Verification, Wish
 from pvc.cluster.vm import Target, VMSpec, VMStatus, shown_state
 from pvc.errors import NotFound, Unavailable
@@ -96,6 +98,24 @@ class Node:
 class Network:
     spec: NetworkSpec
     spec_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    spec: PoolSpec
+    spec_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    spec: TaskSpec
+    spec_version: int
+    status: TaskStatus
+    status_version: int | None
+
+    @property
+    def version(self) -> str:
+        return f"{self.spec_version}.{-1 if self.status_version is None else self.status_version}"
 
 
 class View:
@@ -283,6 +303,44 @@ class View:
             if one is not None
         }
 
+    # Pools
+
+    def pool(self, name: str) -> Pool:
+        found = self.pools([name]).get(name)
+        if found is None:
+            raise NotFound(f"no pool {name}", hint="pvc storage pool list shows them")
+        return found
+
+    def pools(self, names: Iterable[str] | None = None) -> dict[str, Pool]:
+        """By name; every pool unless told which. Those that do not exist are left out."""
+        wanted = self.reader.children(paths.POOLS) if names is None else names
+        stored = self.reader.get_many([paths.pool(name) for name in wanted])
+        found = (Pool(self.decode(PoolSpec, one), one.version) for one in stored if one is not None)
+        return {one.spec.name: one for one in found}
+
+    # Tasks
+
+    def task(self, identity: str) -> Task:
+        found = self.tasks([identity]).get(identity)
+        if found is None:
+            raise NotFound(f"no task {identity}", hint="pvc task list shows those of the last days")
+        return found
+
+    def tasks(self, identities: Iterable[str] | None = None) -> dict[str, Task]:
+        """By identity; all there are unless told which. Those that do not exist are left out."""
+        wanted = list(self.reader.children(paths.TASKS) if identities is None else identities)
+        documents = self.reader.get_many([where(one) for where in _OF_A_TASK for one in wanted])
+        found = {}
+        for identity, spec, status in zip(wanted, documents, documents[len(wanted) :], strict=False):
+            if spec is not None:
+                found[identity] = Task(
+                    self.decode(TaskSpec, spec),
+                    spec.version,
+                    self.decode(TaskStatus, status) if status else TaskStatus(),
+                    status.version if status else None,
+                )
+        return found
+
     # Whether nodes could be fenced
 
     def verifications(self) -> dict[str, Verification]:
@@ -301,6 +359,8 @@ class View:
         return self.decode(Wish, stored) if stored is not None and stored.data else Wish()
 
 
+_OF_A_TASK = (paths.task, paths.task_status)
+
 # What a mirror follows
 
 
@@ -310,6 +370,7 @@ def whole_cluster() -> tuple[Follow, ...]:
     listed = (
         *(paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.VM_NAMES),
         *(paths.NETWORKS, paths.NETWORK_NAMES, paths.TOKENS, paths.FENCES, paths.VERIFIED),
+        *(paths.TASKS, paths.POOLS),
     )
     return (*(Follow(path) for path in single), *(Follow(path, children=True) for path in listed))
 
@@ -327,6 +388,8 @@ def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follo
         paths.NETWORK_NAMES: (paths.network_name,),
         paths.TOKENS: (paths.token,),
         paths.VERIFIED: (paths.verified,),
+        paths.TASKS: _OF_A_TASK,
+        paths.POOLS: (paths.pool,),
     }[listing]
     return (Follow(where(name)) for name in names for where in followed)
 
@@ -345,3 +408,12 @@ def expand_one_node(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
     if listing == paths.NODES:
         return (Follow(paths.node(name)) for name in names)
     return (Follow(where(uuid)) for uuid in names for where in (paths.vm, paths.vm_status, paths.vm_target))
+
+
+def tasks_of(node: str) -> tuple[Follow, ...]:
+    """Roots of the mirror of whoever does the tasks of a node."""
+    return (Follow(paths.node_tasks(node), children=True),)
+
+
+def expand_tasks(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
+    return (Follow(where(name)) for name in names for where in _OF_A_TASK)

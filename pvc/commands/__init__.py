@@ -4,6 +4,8 @@ NOUNS: dict[str, str] = {
     "vm": "virtual machines",
     "node": "the machines of the cluster",
     "network": "networks of virtual machines",
+    "storage": "pools, volumes and their snapshots",
+    "task": "what nodes do in the background",
     "cluster": "the cluster as a whole",
     "status": "how the cluster is (cluster status)",
     "why": "why something is as it is",
@@ -40,12 +42,23 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     "cluster": {
         "pvc.commands.cluster": ("init", "status", "maintenance"),
         "pvc.commands.cluster_settings": ("info", "set", "autoready"),
+        "pvc.commands.task": ("task",),
     },
     "network": {
         "pvc.commands.network": ("add", "modify", "remove", "info", "list"),
         "pvc.commands.network_acl": ("acl add", "acl remove", "acl list"),
         "pvc.commands.network_dhcp": ("dhcp add", "dhcp remove", "dhcp list"),
     },
+    "storage": {
+        "pvc.commands.storage_pool": ("pool add", "pool remove", "pool info", "pool list"),
+        "pvc.commands.storage_volume": (
+            *("volume add", "volume remove", "volume resize", "volume rename", "volume clone"),
+            *("volume info", "volume list"),
+            *("volume snapshot add", "volume snapshot remove", "volume snapshot rename"),
+            *("volume snapshot rollback", "volume snapshot protect", "volume snapshot list"),
+        ),
+    },
+    "task": {"pvc.commands.task": ("list", "info", "wait", "cancel")},
     "why": {"pvc.commands.why": ("vm", "node", "fence", "network")},
     "connection": {"pvc.commands.connection": ("add", "remove", "list", "default", "detail")},
     "api": {"pvc.commands.api": ("token add", "token list", "token remove", "serve", "openapi")},

@@ -22,6 +22,7 @@ PLAIN = re.compile(r"[\w.:/=@,+~-]+")
 
 NAMES = {"vm": ("vm.list", "name"), "node": ("node.list", "name")}
 NAMES |= {"network": ("network.list", "vni"), "token": ("api.token-list", "name")}
+NAMES |= {"task": ("task.list", "name"), "pool": ("storage.pool-list", "name")}
 
 BASH = """\
 # completion of pvc for bash:  source <(pvc completion bash)
@@ -105,12 +106,12 @@ def _following(before: Sequence[str], current: str) -> Iterable[str]:
     if words[0] not in NOUNS:
         return ()
     verbs = verbs_of(words[0])
-    for count in (2, 1):
+    for count in (3, 2, 1):
         verb = " ".join(words[1 : 1 + count])
         if verb in verbs and len(words) > count:
             found = find(named(words[0], verb))
             return _of_verb(found, [*words[1 + count :], *rest], current, before)
-    if rest or len(words) > 2:
+    if rest:
         return ()
     start = "".join(f"{word} " for word in words[1:])
     if current.startswith("-"):

@@ -11,6 +11,7 @@ from pvc.cluster.node import DaemonState, NodeRole, Stray, Wanted
 from pvc.cluster.placement import explained
 from pvc.cluster.readiness import Fencing, fencing_of
 from pvc.cluster.store import Check, Delete, Op, Put
+from pvc.cluster.tasks import forget_ops, release_ops
 from pvc.cluster.vm import Power
 from pvc.commands import types
 from pvc.commands.context import Context, LocalContext
@@ -300,10 +301,23 @@ def remove(ctx: Context, node: NodeName) -> None:
         ops.append(Delete(load.path))
     if verified := ctx.reader.get(paths.verified(node)):
         ops.append(Delete(verified.path, verified.version))
+    ops += _tasks_of(ctx, node)
     if cluster.primary == node:
         ops.append(Put(paths.CLUSTER, dumps(replace(cluster, primary="")), version))
     ctx.say(f"{node} is forgotten; a daemon that starts there makes it known again")
     ctx.commit(Check(paths.node(node), found.spec_version), *ops, Delete(paths.node(node)))
+
+
+def _tasks_of(ctx: Context, node: str) -> list[Op]:
+    """What forgets them, with all that they claim."""
+    index = ctx.store.get(paths.node_tasks(node))
+    if index is None:
+        return []
+    ops: list[Op] = []
+    for task in ctx.view.tasks(ctx.store.children(index.path)).values():
+        ops += release_ops(task.spec, ctx.store)
+        ops += forget_ops(task.spec, has_status=task.status_version is not None)
+    return [*ops, Delete(index.path, index.version)]
 
 
 def _check_is_not_last(ctx: Context, node: str) -> None:

@@ -119,6 +119,11 @@ class Operation:
         return named(self.noun, self.verb)
 
     @property
+    def is_task(self) -> bool:
+        """It begins one, which clients follow to its end unless told not to: the rest may depend on it."""
+        return self.waits == "task.info"
+
+    @property
     def is_local(self) -> bool:
         return not self.method
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
+from pvc import names
 from pvc.commands.registry import Arg
 from pvc.errors import Invalid
 
@@ -141,6 +142,57 @@ NetworkName = Annotated[
         what="a network's number or description",
     ),
 ]
+PoolName = Annotated[
+    str,
+    Arg(
+        "name of the pool",
+        metavar="POOL",
+        complete="pool",
+        pattern=names.POOL,
+        what="a pool's name: up to 63 letters, digits, dots, dashes and underscores",
+    ),
+]
+_VOLUME_WORDS = (
+    "{} name: up to 127 letters, digits, dots, dashes and underscores, the first a letter or digit"
+)
+VolumeName = Annotated[
+    str,
+    Arg(
+        "name of the volume",
+        metavar="VOLUME",
+        pattern=names.VOLUME,
+        what=_VOLUME_WORDS.format("a volume's"),
+    ),
+]
+NewVolumeName = Annotated[VolumeName, Arg("its name from now on", metavar="NEW")]
+SnapshotName = Annotated[
+    str,
+    Arg(
+        "name of the snapshot",
+        metavar="SNAPSHOT",
+        pattern=names.SNAPSHOT,
+        what=_VOLUME_WORDS.format("a snapshot's"),
+    ),
+]
+VolumeSize = Annotated[
+    str,
+    Arg(
+        "its size: bytes, or with a unit like 10G or 1.5T",
+        metavar="SIZE",
+        pattern=rf"\d{{1,16}}|{SIZE_PATTERN}",
+        what="a size like 10G",
+    ),
+]
+TaskName = Annotated[
+    str,
+    Arg(
+        "the task",
+        metavar="TASK",
+        complete="task",
+        pattern=r"[0-9a-f]{8}",
+        what="a task's identity: 8 hexadecimal digits, as pvc task list shows them",
+    ),
+]
 Lines = Annotated[int, Arg("how many of the last lines", short="-l", metavar="N", minimum=0, maximum=100_000)]
 
 
@@ -179,6 +231,17 @@ def size_bytes(text: str) -> int:
     if found is None:
         raise Invalid(f"{text!r} is not a size", hint="like 512M or 10G")
     return int(float(found[1]) * _FACTORS[found[2].upper()])
+
+
+def volume_bytes(text: str) -> int:
+    """Exact where it is a number of bytes; else the next whole sector. Raises Invalid."""
+    from pvc.cluster import storage
+
+    size = (
+        int(text) if text.isdigit() else -(-size_bytes(text) // storage.SECTOR_BYTES) * storage.SECTOR_BYTES
+    )
+    storage.check_size(size)
+    return size
 
 
 def memory_mib(text: str) -> int:

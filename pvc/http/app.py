@@ -116,6 +116,8 @@ class _Run:
     found: Operation
     environ: dict[str, Any]
     caller: Caller
+    has_asked: bool = False
+    """A node: no change of a document tells when its answer is another."""
 
     def answer(self, path: Mapping[str, str]) -> HTTPResponse:
         arguments = gather(
@@ -136,7 +138,16 @@ class _Run:
         return _response(200, _encoded(body), ETag=f'"{version}"', **self.freshness())
 
     def run(self, arguments: Mapping[str, Any], planning: bool) -> Any:
-        return to_json(invoke(self.found, self.site.context(self.caller, planning), arguments))
+        context = self.site.context(self.caller, planning)
+        context.ask = self.noting(context.ask)
+        return to_json(invoke(self.found, context, arguments))
+
+    def noting(self, ask: AskNode) -> AskNode:
+        def noted(address: str, port: int, path: str) -> Any:
+            self.has_asked = True
+            return ask(address, port, path)
+
+        return noted
 
     def change(self, arguments: Mapping[str, Any]) -> HTTPResponse:
         outcome = "failed"
@@ -148,7 +159,7 @@ class _Run:
                 )
             body = self.run(arguments, False)
             outcome = "done"
-            return _response(200, _encoded(body))
+            return _response(202 if self.found.is_task else 200, _encoded(body))
         except PVCError as error:
             outcome = error.code
             raise
@@ -178,7 +189,7 @@ class _Run:
     def waits(self, arguments: Mapping[str, Any], after: str, within_s: float) -> bool:
         """Leave a ticket for the waiting room, if this server has one and this client has time left."""
         turn: Turn | None = self.environ.get(TURN)
-        if turn is None or not turn.may_wait or not within_s:
+        if turn is None or not turn.may_wait or not within_s or self.has_asked:
             return False
 
         def is_ready() -> bool:

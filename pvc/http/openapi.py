@@ -181,6 +181,8 @@ def _responses(found: Operation, components: _Components) -> Schema:
     planned = {"$ref": "#/components/schemas/Planned"}
     done = {"anyOf": [result, planned]} if result else {}
     answers: Schema = {"200": _answer("done, or with plan=true what would be done", done)}
+    if found.is_task:
+        answers["202"] = _answer("accepted: the task that does it", result)
     return answers | {status: _answer(text, ERROR) for status, text in STATUSES.items()}
 
 

@@ -319,6 +319,10 @@ class Daemon:
         )
         self.wake()
 
+    def pools_are(self, problems: Mapping[str, str]) -> None:
+        """Called on the thread that looks after them."""
+        self._change_status(lambda status: replace(status, pool_problems=problems))
+
     def services_are(self, problems: tuple[NetworkProblem, ...]) -> None:
         """Called on the thread that serves."""
         self._change_status(lambda status: replace(status, service_problems=problems))

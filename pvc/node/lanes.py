@@ -43,11 +43,12 @@ class ThreadLanes(Generic[A]):
         carry_out: Callable[[A], None],
         done: Callable[[], None],
         lane_of: Callable[[Any], str] = key,
+        workers: int = WORKERS,
     ) -> None:
         self._carry_out = carry_out
         self._lane_of = lane_of
         self._done = done
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="lane")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="lane")
         self._lock = threading.Lock()
         self._busy: dict[str, A] = {}
 

@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 from pvc.cluster.clients import Direction
 from pvc.cluster.filters import chain_name
 from pvc.config import Config
-from pvc.errors import Failed, Invalid, PVCError
+from pvc.errors import Failed, Invalid, PVCError, Unavailable
 from pvc.node.drivers.nft import NFT
 from pvc.proc import Completed, run
 
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             answer, status = self._answer(), 200
         except PVCError as error:
-            answer, status = {"error": error.code, "message": error.message}, error.http_status
+            answer, status = _told(error), error.http_status
         body = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -117,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._journal(lines, query)
         if url.path == "/quorum":
             return {"without_quorum_s": self.server.without_quorum_s()}
+        if found := re.fullmatch(r"/storage/([^/]+)(?:/([^/]+))?", url.path):
+            return self.server.storage(found[1], found[2] or "")
         if found := re.fullmatch(r"/filters/(\d{1,8})", url.path):
             return {"rules": _filters(int(found[1]))}
         raise Invalid(f"no such path {url.path}")
@@ -159,11 +161,23 @@ def _filters(vni: int) -> list[dict[str, object]] | None:
     return rules
 
 
+def _told(error: PVCError) -> dict[str, object]:
+    return {"error": error.code, "message": error.message, "hint": error.hint}
+
+
 def _number(query: dict[str, str], name: str, default: int) -> int:
     text = query.get(name, str(default))
     if not re.fullmatch(r"\d{1,15}", text):
         raise Invalid(f"{name} must be a whole number, not {text!r}")
     return int(text)
+
+
+Storage = Callable[[str, str], dict[str, object]]
+"""Tells of a pool and what is in it, or of one volume."""
+
+
+def _not_yet(pool: str, volume: str) -> dict[str, object]:
+    raise Unavailable("this node has only just begun")
 
 
 class _Server(ThreadingHTTPServer):
@@ -176,6 +190,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.directory = directory
         self.without_quorum_s = without_quorum_s
+        self.storage: Storage = _not_yet
         self.ending = threading.Event()
         self.context: ssl.SSLContext | None = None
 
@@ -214,6 +229,10 @@ class PeerServer:
     def reload(self) -> None:
         if self._server is not None:
             self._server.context = server_context(self.config.paths.tls)
+
+    def tell_of_storage(self, storage: Storage) -> None:
+        if self._server is not None:
+            self._server.storage = storage
 
     def close(self) -> None:
         if self._server is not None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pvc.node.coordinator import Coordinating
     from pvc.node.network import Networks
     from pvc.node.own_networks import OwnNetworks
+    from pvc.node.peer import PeerServer
     from pvc.node.services import Commit, Service, Services
 
 log = logging.getLogger(__name__)
@@ -93,10 +94,10 @@ class Process:
             self.feed()
             self.wait(wait)
 
-    def drain(self, daemon: Daemon) -> None:
+    def drain(self, daemon: Daemon, is_busy: Callable[[], bool] = lambda: False) -> None:
         """Begin nothing more, and let what goes on end: it would be taken up again, but cleaner is better."""
         until = daemon.clock.monotonic() + DRAIN_S
-        while daemon.lanes.busy and daemon.clock.monotonic() < until:
+        while (daemon.lanes.busy or is_busy()) and daemon.clock.monotonic() < until:
             with suppress(PVCError):
                 daemon.stay()
             self.feed()
@@ -132,9 +133,13 @@ LATER = (
     "pvc.node.own_networks",
     "pvc.node.path_mtu",
     "pvc.node.peer",
+    "pvc.node.drivers.directory",
+    "pvc.node.drivers.storage",
+    "pvc.node.storage",
     "pvc.node.plan_dhcp",
     "pvc.node.plan_host_network",
     "pvc.node.services",
+    "pvc.node.tasks",
     "pvc.node.upkeep",
     "pvc.peerclient",
     "pvc.secretbox",
@@ -242,6 +247,7 @@ def main(config: Config) -> None:
             log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
         coordinating = _coordinate(process, daemon, store, host, secret)
         serving = _serve(daemon, store, clock, networks)
+        working = _work(daemon, store, clock, peers)
         try:
             process.loop(daemon)
             notify("STOPPING=1")
@@ -251,12 +257,14 @@ def main(config: Config) -> None:
                 coordinating.close()
             if serving is not None:
                 serving.close()
-            process.drain(daemon)
+            working.end()
+            process.drain(daemon, working.is_busy)
             log.info("leaving the cluster; VMs go on")
             daemon.leave()
         except PVCError as error:
             ended_by = error
         finally:
+            working.close()
             probing.close()
             networking.close()
             upkeep.close()
@@ -457,6 +465,38 @@ def _own_networks(config: Config, guard: Guard, clock: Clock) -> OwnNetworks:
     signal.signal(signal.SIGHUP, ask)
     loop.start(made.step)
     return made
+
+
+class Working:
+    """Pools and tasks, each with a loop of its own: a file system that hangs holds up no VM."""
+
+    def __init__(self, daemon: Daemon, store: Store, clock: Clock) -> None:
+        from pvc.node.storage import Pools, works
+        from pvc.node.tasks import Tasks
+
+        self.looking, self.doing = Loop("pools", clock), Loop("tasks", clock)
+        self.pools = Pools(daemon.name, store, daemon.pools_are, self.looking.wake)
+        self.tasks = Tasks(daemon.me, store, works(self.pools), clock, self.doing.wake)
+        self.looking.start(self.pools.step)
+        self.doing.start(self.tasks.step)
+
+    def end(self) -> None:
+        """Tell what goes on to end."""
+        self.tasks.close()
+
+    def is_busy(self) -> bool:
+        return bool(self.tasks.lanes.busy)
+
+    def close(self) -> None:
+        self.end()
+        self.doing.close()
+        self.looking.close()
+
+
+def _work(daemon: Daemon, store: Store, clock: Clock, peers: PeerServer) -> Working:
+    working = Working(daemon, store, clock)
+    peers.tell_of_storage(working.pools.tell)
+    return working
 
 
 def _only_one(config: Config) -> TextIO:

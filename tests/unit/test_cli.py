@@ -289,6 +289,31 @@ def test_direct_and_a_connection_exclude_each_other(capsys: pytest.CaptureFixtur
     assert "exclude each other" in capsys.readouterr().err
 
 
+# Verbs of three words
+
+
+def test_a_verb_of_three_words_is_found_and_helped_with(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "storage volume snapshot add vms web1 s1 --no-wait"
+    code, transport = pvc(*words.split())
+    assert code == 0
+    assert transport.calls[0].name == "storage.volume-snapshot-add"
+    assert transport.calls[0].arguments == {"pool": "vms", "volume": "web1", "snapshot": "s1"}
+    capsys.readouterr()
+    for line, expected in (
+        ("storage volume snapshot -h", "  rollback  Bring back content"),
+        ("storage volume -h", "  snapshot add"),
+        ("storage volume snapshot rename -h", "usage: pvc storage volume snapshot rename POOL VOLUME"),
+    ):
+        assert pvc(*line.split())[0] == 0
+        assert expected in capsys.readouterr().out
+    assert main(["storage", "volume", "snapshot", "ad"]) == 2
+    assert "pvc storage volume snapshot has no verb ad" in capsys.readouterr().err
+    assert main(["storage", "volume", "snapshot"]) == 2
+    assert "pvc storage volume snapshot needs a verb" in capsys.readouterr().err
+    assert main(["storage", "vol"]) == 2
+    assert "did you mean volume" in capsys.readouterr().err
+
+
 # Help
 
 

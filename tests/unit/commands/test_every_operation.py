@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,15 @@ from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Primary
 from pvc.cluster.store import Create
+from pvc.cluster.tasks import TaskSpec, begin_ops
 from pvc.commands import registry
 from pvc.commands.context import Caller, Context, LocalContext, invoke
 from pvc.commands.registry import Operation, Role, convert, find
 from pvc.errors import Conflict, Failed, Invalid, NotFound, NotPermitted, PVCError, Unavailable
+from tests.unit.commands.storing import Storing
 from tests.unit.commands.world import OTHER, UUID, World, a_world, changed, with_vm, xml_of
 
-OURS = ("vm", "node", "network", "cluster", "why")
+OURS = ("vm", "node", "network", "storage", "task", "cluster", "why")
 
 Make = Callable[[], World]
 
@@ -144,6 +147,28 @@ def with_bmc() -> World:
     return world
 
 
+def with_task() -> World:
+    """n1 is to do a task."""
+    world = a_world()
+    world.store.commit(*begin_ops(TaskSpec("0000000a", "thing.make", "making it", "n1", "tester", 0.0)))
+    return world
+
+
+def stored() -> World:
+    """A pool vms with nothing in it that the store knows of."""
+    made = Storing()
+    made.add_pool()
+    return made.world
+
+
+def anonymous(path: str) -> str:
+    """A task is called something else each time."""
+    return re.sub(r"(/tasks/)[0-9a-f]{8}", r"\1ID", path)
+
+
+VOLUME = {"pool": "vms", "volume": "web1"}
+SNAPSHOT = {**VOLUME, "snapshot": "s1"}
+
 CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "cluster.init": (World, {"name": "test"}),
     "cluster.maintenance": (a_world, {"switch": "on"}),
@@ -164,6 +189,19 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "node.primary": (coordinators, {"node": "n2"}),
     "node.secondary": (coordinators, {"node": "n1"}),
     "node.remove": (dead_node, {"node": "n3"}),
+    "storage.pool-add": (a_world, {"pool": "vms", "path": "/srv/vms"}),
+    "storage.pool-remove": (stored, {"pool": "vms"}),
+    "storage.volume-add": (stored, {**VOLUME, "size": "10G"}),
+    "storage.volume-remove": (stored, VOLUME),
+    "storage.volume-resize": (stored, {**VOLUME, "size": "10G"}),
+    "storage.volume-rename": (stored, {**VOLUME, "new": "web2"}),
+    "storage.volume-clone": (stored, {**VOLUME, "new": "web2"}),
+    "storage.volume-snapshot-add": (stored, SNAPSHOT),
+    "storage.volume-snapshot-remove": (stored, SNAPSHOT),
+    "storage.volume-snapshot-rename": (stored, {**SNAPSHOT, "new": "s2"}),
+    "storage.volume-snapshot-rollback": (stored, SNAPSHOT),
+    "storage.volume-snapshot-protect": (stored, {**SNAPSHOT, "off": True}),
+    "task.cancel": (with_task, {"task": "0000000a"}),
     "vm.define": (a_world, {"xml": xml_of(), "target": "n2"}),
     "vm.create": (a_world, {"name": "web2", "memory": "512M", "disk": ["1G"], "network": ["bridge:br0"]}),
     "vm.set-definition": (with_vm, {"vm": "web1", "xml": xml_of(memory_mib=768)}),
@@ -207,7 +245,8 @@ def test_a_plan_changes_nothing_and_says_what_the_operation_then_does(name: str)
     world.call(name, **given)
     touched = changed(before, world.documents())
     assert touched
-    named = {change.split()[1] for change in planned["changes"]}
+    named = {anonymous(change.split()[1]) for change in planned["changes"]}
+    touched = {anonymous(path) for path in touched}
     # What a new VM is called in the store is decided anew each time.
     if name != "vm.create":
         assert touched - named <= {paths.AUTHORITY}
@@ -221,6 +260,8 @@ def test_fields_of_a_newer_version_survive(name: str) -> None:
     world = make()
     documents = [paths.CLUSTER, paths.vm(UUID), paths.network(101), paths.network(102)]
     documents += [paths.network_access(101)]
+    documents.append(paths.task("0000000a"))
+    documents += [paths.task("0000000a"), paths.pool("vms")]
     documents += [paths.node(one) for one in ("n1", "n2", "n3")]
     present = [path for path in documents if world.store.get(path) is not None]
     for path in present:
@@ -390,6 +431,44 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("network.acl-list", networked, {"network": "103"}, NotFound, "no network 103"),
     ("network.info", networked, {"network": "a/b"}, Invalid, "is not a network's number or description"),
     ("network.list", networked, {"limit": "("}, Invalid, "is not a regular expression"),
+    ("storage.pool-add", a_world, {"pool": "a/b", "path": "/srv/vms"}, Invalid, "is not a pool's name"),
+    ("storage.pool-add", a_world, {"pool": "vms", "path": "srv/vms"}, Invalid, "is not an absolute path"),
+    ("storage.pool-add", a_world, {"pool": "vms", "path": "/srv/../etc"}, Invalid, "not an absolute path"),
+    ("storage.pool-add", a_world, {"pool": "vms", "path": "/x", "driver": "zfs"}, Invalid, "cannot be 'zfs'"),
+    ("storage.pool-add", a_world, {"pool": "vms", "path": "/x", "node": "n9"}, NotFound, "no node named n9"),
+    ("storage.pool-add", stored, {"pool": "vms", "path": "/x"}, Conflict, "there is a pool vms already"),
+    ("storage.pool-add", World, {"pool": "vms", "path": "/x"}, Unavailable, "not initialised"),
+    ("storage.pool-remove", a_world, {"pool": "vms"}, NotFound, "no pool vms"),
+    ("storage.pool-info", a_world, {"pool": "-p"}, Invalid, "is not a pool's name"),
+    ("storage.pool-list", a_world, {"limit": "("}, Invalid, "is not a regular expression"),
+    ("storage.volume-add", a_world, {**VOLUME, "size": "1G"}, NotFound, "no pool vms"),
+    ("storage.volume-add", stored, {**VOLUME, "size": "10X"}, Invalid, "is not a size like 10G"),
+    ("storage.volume-add", stored, {**VOLUME, "size": "-10G"}, Invalid, "is not a size like 10G"),
+    ("storage.volume-add", stored, {**VOLUME, "size": "0"}, Invalid, "is not between 512 B and 1 PiB"),
+    ("storage.volume-add", stored, {**VOLUME, "size": "1000"}, Invalid, "no multiple of 512"),
+    ("storage.volume-add", stored, {**VOLUME, "size": "1G", "format": "vmdk"}, Invalid, "cannot be 'vmdk'"),
+    ("storage.volume-add", stored, {**VOLUME, "volume": "a@b", "size": "1G"}, Invalid, "a volume's name"),
+    ("storage.volume-remove", stored, {**VOLUME, "volume": "-web1"}, Invalid, "is not a volume's name"),
+    ("storage.volume-resize", stored, {**VOLUME, "size": "much"}, Invalid, "is not a size like 10G"),
+    ("storage.volume-rename", stored, {**VOLUME, "new": "../web1"}, Invalid, "is not a volume's name"),
+    ("storage.volume-clone", stored, {**VOLUME, "new": ".web1"}, Invalid, "is not a volume's name"),
+    ("storage.volume-info", a_world, VOLUME, NotFound, "no pool vms"),
+    ("storage.volume-list", a_world, {"limit": "("}, Invalid, "is not a regular expression"),
+    ("storage.volume-list", a_world, {"pool": "vms"}, NotFound, "no pool vms"),
+    ("storage.volume-snapshot-add", stored, {**SNAPSHOT, "snapshot": "a b"}, Invalid, "a snapshot's name"),
+    ("storage.volume-snapshot-remove", a_world, SNAPSHOT, NotFound, "no pool vms"),
+    ("storage.volume-snapshot-rename", stored, {**SNAPSHOT, "new": "a@b"}, Invalid, "a snapshot's name"),
+    ("storage.volume-snapshot-rollback", a_world, SNAPSHOT, NotFound, "no pool vms"),
+    ("storage.volume-snapshot-protect", stored, {**SNAPSHOT, "off": "x"}, Invalid, "true or false"),
+    ("storage.volume-snapshot-list", a_world, VOLUME, NotFound, "no pool vms"),
+    ("task.info", a_world, {"task": "0000000a"}, NotFound, "no task 0000000a"),
+    ("task.info", a_world, {"task": "../nodes"}, Invalid, "is not a task's identity"),
+    ("task.list", a_world, {"limit": "("}, Invalid, "is not a regular expression"),
+    ("task.list", a_world, {"state": "tired"}, Invalid, "cannot be 'tired'"),
+    ("task.wait", a_world, {"task": "1"}, Invalid, "is not a task's identity"),
+    ("task.wait", a_world, {"task": "0000000a", "timeout": 0}, Invalid, "at least 0.1"),
+    ("task.cancel", a_world, {"task": "0000000a"}, NotFound, "no task 0000000a"),
+    ("cluster.task", a_world, {"task": "x"}, Invalid, "is not a task's identity"),
     ("node.fence", a_world, {"node": "n9"}, NotFound, "no node named n9"),
     ("node.fence", a_world, {"node": "n1"}, Conflict, "has no BMC"),
     ("node.fence", a_world, {"node": "n1", "confirm_off": True}, Conflict, "its daemon has a session"),

@@ -96,6 +96,7 @@ class World:
             Create(paths.node(name), dumps(NodeSpec(name, "10.0.0.1", "10.0.0.1"))),
             Create(paths.node_status(name), dumps(status)),
             Create(paths.node_vms(name)),
+            Create(paths.node_tasks(name)),
             Create(paths.alive(name), dumps(Alive(1))),
             Create(paths.load(name), dumps(Load(memory_free_mib=free_mib))),
         )

@@ -1,0 +1,96 @@
+"""Storage: which pools there are, and the rules. What is in a pool only the pool itself knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from pvc import sizes
+from pvc.errors import Conflict, Invalid, Unavailable
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import Node
+
+FILL_PERCENT = 80
+"""A pool is not filled beyond that: what copes with a full one copes badly."""
+LEAST_BYTES, GREATEST_BYTES = 512, 1024**5
+SECTOR_BYTES = 512
+
+
+class Driver(StrEnum):
+    DIR = "dir"
+    """A directory: shared by all nodes, or of one."""
+
+
+class Format(StrEnum):
+    QCOW2 = "qcow2"
+    RAW = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Written once it has been prepared."""
+
+    name: str
+    id: str
+    """Also in the pool itself: a directory that is not mounted is not taken for the pool."""
+    driver: Driver = Driver.DIR
+    path: str = ""
+    node: str = ""
+    """The one that has it; empty: all do."""
+    leaving: bool = False
+    """It is being removed: nothing new begins in it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Rules
+
+
+def check_fill(pool: str, *, total_bytes: int, used_bytes: int, new_bytes: int) -> None:
+    """Raises Conflict saying by how much it is too much. Counted is what is there and what is new."""
+    limit = total_bytes * FILL_PERCENT // 100
+    excess = used_bytes + new_bytes - limit
+    if new_bytes <= 0 or excess <= 0:
+        return
+    percent = (used_bytes + new_bytes) * 100 // max(total_bytes, 1)
+    raise Conflict(
+        f"{sizes.show(new_bytes)} more would fill pool {pool} to {percent} %, {sizes.show(excess)} above its "
+        f"limit of {FILL_PERCENT} %",
+        hint="a smaller one, or --force",
+    )
+
+
+def check_size(size_bytes: int) -> None:
+    """Raises Invalid."""
+    if not LEAST_BYTES <= size_bytes <= GREATEST_BYTES:
+        raise Invalid(f"a volume of {sizes.show(size_bytes)} is not between 512 B and 1 PiB")
+    if size_bytes % SECTOR_BYTES:
+        raise Invalid(f"{size_bytes} bytes are no multiple of {SECTOR_BYTES}, as disks are")
+
+
+def disk_directory(pool: PoolSpec, volume: str) -> str:
+    """Where the files of a volume are, on nodes that have the pool."""
+    return f"{pool.path}/{volume}"
+
+
+def is_disk_of(pool: PoolSpec, volume: str, source: str) -> bool:
+    """Whether what a definition calls its disk is this volume."""
+    return source.startswith(f"{disk_directory(pool, volume)}/")
+
+
+def who_reaches(pool: PoolSpec, nodes: Iterable[Node]) -> list[Node]:
+    """Nodes that have the pool, in the same order each time. Raises Unavailable when there is none."""
+    having = [node for node in nodes if pool.node in ("", node.spec.name)]
+    able = [node for node in having if node.is_running and pool.name not in node.status.pool_problems]
+    if able:
+        return sorted(able, key=lambda node: node.spec.name)
+    told = [f"{node.spec.name}: {_why_not(pool, node)}" for node in having]
+    raise Unavailable(f"no node reaches pool {pool.name} now: {'; '.join(told) or pool.node + ' is gone'}")
+
+
+def _why_not(pool: PoolSpec, node: Node) -> str:
+    if not node.is_running:
+        return f"its daemon is {node.daemon_state}"
+    return node.status.pool_problems.get(pool.name, "")

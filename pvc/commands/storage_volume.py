@@ -1,0 +1,382 @@
+"""Volumes: the disks of VMs, and their snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pvc import sizes
+from pvc.cluster import domainxml, paths
+from pvc.cluster.storage import Format, PoolSpec, disk_directory, is_disk_of
+from pvc.cluster.store import Check
+from pvc.cluster.vm import Power
+from pvc.commands import task, types
+from pvc.commands.context import Context
+from pvc.commands.registry import Arg, Role, operation
+from pvc.commands.storage_pool import ask, reaching
+from pvc.commands.task import TaskInfo
+from pvc.commands.types import Limit, NewVolumeName, PoolName, SnapshotName, VolumeName, VolumeSize
+from pvc.errors import Conflict
+
+if TYPE_CHECKING:
+    from pvc.cluster.view import VM
+
+Force = Annotated[bool, Arg("also when the pool gets fuller than it should", short="-f")]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    name: str
+    at: float
+    size_bytes: int
+    """Of the volume at that time."""
+    is_protected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRow:
+    pool: str
+    name: str
+    size_bytes: int
+    used_bytes: int
+    format: Format
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeInfo:
+    pool: str
+    name: str
+    size_bytes: int
+    """What a guest sees."""
+    used_bytes: int
+    """What it takes of the pool."""
+    format: Format
+    location: str
+    """What the definition of a VM says for it."""
+    is_open: bool
+    """Somebody, on whatever node, has it open as a disk."""
+    vms: tuple[str, ...]
+    """In whose definitions it is."""
+    snapshots: tuple[SnapshotRow, ...]
+
+
+# Looking
+
+
+@operation("GET", "/storage/volume/{pool}/{volume}", noun="storage", verb="volume info")
+def info(ctx: Context, pool: PoolName, volume: VolumeName) -> VolumeInfo:
+    """Show a volume: exact size, use, whether it is open, which VMs have it, its snapshots."""
+    spec = ctx.view.pool(pool).spec
+    told = ask(ctx, spec, volume)
+    return VolumeInfo(
+        pool=pool,
+        location=told["location"],
+        is_open=told["is_open"],
+        vms=tuple(vm.spec.name for vm in _vms_with(ctx, spec, volume)),
+        snapshots=tuple(SnapshotRow(**one) for one in told["snapshots"]),
+        **told["volume"],
+    )
+
+
+@operation("GET", "/storage/volume", noun="storage", verb="volume list")
+def list_(
+    ctx: Context,
+    limit: Limit = "",
+    *,
+    pool: Annotated[types.PoolName, Arg("only volumes in that pool", short="-p")] | None = None,
+) -> tuple[VolumeRow, ...]:
+    """List volumes: of all pools, or of one."""
+    matches = types.limit_pattern(limit).search
+    wanted = [ctx.view.pool(pool)] if pool else ctx.view.pools().values()
+    told = {one.spec.name: ask(ctx, one.spec)["volumes"] for one in wanted}
+    return tuple(
+        VolumeRow(pool=name, **volume)
+        for name, volumes in sorted(told.items())
+        for volume in volumes
+        if matches(volume["name"])
+    )
+
+
+@operation("GET", "/storage/snapshot/{pool}/{volume}", noun="storage", verb="volume snapshot list")
+def snapshots(ctx: Context, pool: PoolName, volume: VolumeName) -> tuple[SnapshotRow, ...]:
+    """List the snapshots of a volume, the oldest first."""
+    told = ask(ctx, ctx.view.pool(pool).spec, volume)
+    return tuple(SnapshotRow(**one) for one in told["snapshots"])
+
+
+# Volumes
+
+
+@operation(
+    "POST",
+    "/storage/volume/{pool}/{volume}",
+    noun="storage",
+    verb="volume add",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="volume {volume} in pool {pool} is there",
+)
+def add(
+    ctx: Context,
+    pool: PoolName,
+    volume: Annotated[VolumeName, Arg("what it is called", metavar="NAME")],
+    size: VolumeSize,
+    *,
+    format: Annotated[Format, Arg("raw is a little faster, qcow2 has snapshots", long="image-format")] = (
+        Format.QCOW2
+    ),
+    force: Force = False,
+) -> TaskInfo:
+    """Make an empty volume. It takes space when it is written to; counted is the size that it may get."""
+    size_bytes = types.volume_bytes(size)
+    about = f"adding volume {volume} ({sizes.show(size_bytes)}) to pool {pool}"
+    asked = {"size_bytes": size_bytes, "format": str(format), "force": force}
+    return _begin(ctx, "add", about, pool, volume, asked)
+
+
+@operation(
+    "DELETE",
+    "/storage/volume/{pool}/{volume}",
+    noun="storage",
+    verb="volume remove",
+    role=Role.OPERATE,
+    confirm="Remove volume {volume} of pool {pool}, with all that is on it and its snapshots?",
+    waits="task.info",
+    done="volume {volume} of pool {pool} is removed",
+)
+def remove(ctx: Context, pool: PoolName, volume: VolumeName) -> TaskInfo:
+    """Remove a volume that no VM has, with its snapshots unless one is protected."""
+    _check_unused(ctx, pool, volume)
+    return _begin(ctx, "remove", f"removing volume {volume} of pool {pool}", pool, volume)
+
+
+@operation(
+    "PATCH",
+    "/storage/volume/{pool}/{volume}",
+    noun="storage",
+    verb="volume resize",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="volume {volume} of pool {pool} has its new size",
+)
+def resize(
+    ctx: Context,
+    pool: PoolName,
+    volume: VolumeName,
+    size: VolumeSize,
+    *,
+    force: Annotated[
+        bool, Arg("also smaller, which cuts off what is at its end, or when the pool gets too full")
+    ] = False,
+) -> TaskInfo:
+    """Make a volume larger; with --force also smaller. Not while it is in use."""
+    size_bytes = types.volume_bytes(size)
+    _check_rests(ctx, pool, volume)
+    about = f"resizing volume {volume} of pool {pool} to {sizes.show(size_bytes)}"
+    return _begin(ctx, "resize", about, pool, volume, {"size_bytes": size_bytes, "force": force})
+
+
+@operation(
+    "POST",
+    "/storage/volume/{pool}/{volume}/rename",
+    noun="storage",
+    verb="volume rename",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="volume {volume} of pool {pool} is {new} now",
+)
+def rename(ctx: Context, pool: PoolName, volume: VolumeName, new: NewVolumeName) -> TaskInfo:
+    """Give a volume that no VM has another name. Its snapshots stay with it."""
+    _check_unused(ctx, pool, volume)
+    about = f"renaming volume {volume} of pool {pool} to {new}"
+    return _begin(ctx, "rename", about, pool, volume, {"new_volume": new}, also=[new])
+
+
+@operation(
+    "POST",
+    "/storage/volume/{pool}/{volume}/clone",
+    noun="storage",
+    verb="volume clone",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="volume {new} in pool {pool} is a clone of {volume}",
+)
+def clone(
+    ctx: Context,
+    pool: PoolName,
+    volume: VolumeName,
+    new: Annotated[VolumeName, Arg("what the clone is called", metavar="NEW")],
+    *,
+    force: Force = False,
+) -> TaskInfo:
+    """Make a volume with the same content, that is not in use. Neither depends on the other afterwards.
+
+    In a directory it is there at once where the file system can share blocks (XFS, btrfs), else it is copied.
+    """
+    about = f"cloning volume {volume} of pool {pool} to {new}"
+    # Others may clone the same one: only the new one is claimed.
+    return _begin(ctx, "clone", about, pool, volume, {"new_volume": new, "force": force}, claims=[new])
+
+
+# Their snapshots
+
+
+@operation(
+    "POST",
+    "/storage/snapshot/{pool}/{volume}/{snapshot}",
+    noun="storage",
+    verb="volume snapshot add",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="volume {volume} of pool {pool} has a snapshot {snapshot}",
+)
+def add_snapshot(
+    ctx: Context,
+    pool: PoolName,
+    volume: VolumeName,
+    snapshot: Annotated[SnapshotName, Arg("what it is called", metavar="NAME")],
+) -> TaskInfo:
+    """Keep a volume as it is now. Not while it is in use."""
+    return _of_snapshot(ctx, "add", "taking", pool, volume, snapshot)
+
+
+@operation(
+    "DELETE",
+    "/storage/snapshot/{pool}/{volume}/{snapshot}",
+    noun="storage",
+    verb="volume snapshot remove",
+    role=Role.OPERATE,
+    confirm="Remove snapshot {snapshot} of volume {volume} in pool {pool}?",
+    waits="task.info",
+    done="snapshot {snapshot} of volume {volume} is removed",
+)
+def remove_snapshot(ctx: Context, pool: PoolName, volume: VolumeName, snapshot: SnapshotName) -> TaskInfo:
+    """Remove a snapshot that is not protected. The volume stays as it is."""
+    return _of_snapshot(ctx, "remove", "removing", pool, volume, snapshot)
+
+
+@operation(
+    "POST",
+    "/storage/snapshot/{pool}/{volume}/{snapshot}/rename",
+    noun="storage",
+    verb="volume snapshot rename",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="snapshot {snapshot} of volume {volume} is {new} now",
+)
+def rename_snapshot(
+    ctx: Context,
+    pool: PoolName,
+    volume: VolumeName,
+    snapshot: SnapshotName,
+    new: Annotated[SnapshotName, Arg("its name from now on", metavar="NEW")],
+) -> TaskInfo:
+    """Give a snapshot another name."""
+    return _of_snapshot(ctx, "rename", "renaming", pool, volume, snapshot, new=new)
+
+
+@operation(
+    "POST",
+    "/storage/snapshot/{pool}/{volume}/{snapshot}/rollback",
+    noun="storage",
+    verb="volume snapshot rollback",
+    role=Role.OPERATE,
+    confirm="Bring volume {volume} of pool {pool} back to {snapshot}, and lose what was written since?",
+    waits="task.info",
+    done="volume {volume} of pool {pool} is as it was at {snapshot}",
+)
+def roll_back(ctx: Context, pool: PoolName, volume: VolumeName, snapshot: SnapshotName) -> TaskInfo:
+    """Bring back content and size that a volume had. Not while it is in use."""
+    _check_rests(ctx, pool, volume)
+    return _of_snapshot(ctx, "rollback", "rolling back to", pool, volume, snapshot)
+
+
+@operation(
+    "POST",
+    "/storage/snapshot/{pool}/{volume}/{snapshot}/protect",
+    noun="storage",
+    verb="volume snapshot protect",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="protection of snapshot {snapshot} is changed",
+)
+def protect(
+    ctx: Context,
+    pool: PoolName,
+    volume: VolumeName,
+    snapshot: SnapshotName,
+    *,
+    off: Annotated[bool, Arg("it may be removed again")] = False,
+) -> TaskInfo:
+    """Keep a snapshot, and its volume, from being removed."""
+    words = "unprotecting" if off else "protecting"
+    return _of_snapshot(ctx, "protect", words, pool, volume, snapshot, on=not off)
+
+
+def _of_snapshot(
+    ctx: Context, verb: str, words: str, pool: str, volume: str, snapshot: str, **asked: Any
+) -> TaskInfo:
+    about = f"{words} snapshot {snapshot} of volume {volume} in pool {pool}"
+    return _begin(ctx, f"snapshot-{verb}", about, pool, volume, {"snapshot": snapshot, **asked})
+
+
+def _begin(
+    ctx: Context,
+    verb: str,
+    about: str,
+    pool: str,
+    volume: str,
+    asked: Mapping[str, Any] | None = None,
+    *,
+    also: Iterable[str] = (),
+    claims: Iterable[str] | None = None,
+) -> TaskInfo:
+    """A task that has the volume, and what else it names, for itself."""
+    found = ctx.view.pool(pool)
+    if found.spec.leaving:
+        raise Conflict(f"pool {pool} is being removed", hint="pvc task list")
+    names = [volume, *also] if claims is None else claims
+    return task.begin(
+        ctx,
+        f"storage.volume-{verb}",
+        about,
+        reaching(ctx, found.spec)[0].spec.name,
+        arguments={"pool": pool, "volume": volume, **(asked or {})},
+        claims=[paths.pool_claim(pool, name) for name in names],
+        ops=[Check(paths.pool(pool), found.spec_version)],  # or it has begun to leave
+    )
+
+
+# Who has it
+
+
+def _check_unused(ctx: Context, pool: str, volume: str) -> None:
+    users = [vm.spec.name for vm in _vms_with(ctx, ctx.view.pool(pool).spec, volume)]
+    if users:
+        raise Conflict(
+            f"volume {volume} of pool {pool} is a disk of {', '.join(users)}",
+            hint="take it out of the definition: pvc vm modify",
+        )
+
+
+def _check_rests(ctx: Context, pool: str, volume: str) -> None:
+    """Also a VM that is only about to run has it: one that waits for its place, or is recovered."""
+    for vm in _vms_with(ctx, ctx.view.pool(pool).spec, volume):
+        if vm.spec.power is Power.STARTED or vm.status.owner is not None:
+            name = vm.spec.name
+            raise Conflict(f"volume {volume} of pool {pool} is a disk of {name}, which runs or is to run")
+
+
+def _vms_with(ctx: Context, spec: PoolSpec, volume: str) -> list[VM]:
+    """Those whose definition has it, by name; only definitions that may have are read closely."""
+    where = disk_directory(spec, volume)
+    candidates = [vm for vm in ctx.view.vms().values() if where in vm.spec.definition]
+    return sorted(
+        (vm for vm in candidates if any(is_disk_of(spec, volume, disk) for disk in _disks(vm))),
+        key=lambda vm: vm.spec.name,
+    )
+
+
+def _disks(vm: VM) -> list[str]:
+    return [disk.source for disk in domainxml.parse(vm.spec.definition).disks]

@@ -1,0 +1,501 @@
+"""Pools that are directories: each volume a directory of its own in there, with disk.qcow2 or disk.raw.
+
+A volume appears and disappears by one rename of its directory, so that nobody ever sees half of one. What is
+half done is in a directory whose name begins with a dot.
+
+Whether a disk is open is asked by QEMU's own locks of the image (open file description locks), which qemu-img
+takes too: they hold between nodes where the file system passes them on (NFSv4, CephFS, GFS2, OCFS2), and
+nowhere with `nolock` or `local_lock` among the options of an NFS mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pvc import names
+from pvc.cluster.storage import Format
+from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.storage import Capacity, Progress, Snapshot, Volume
+from pvc.proc import Completed, run, start
+
+MARKER = ".pvc-pool"
+HALF_DONE = ".task-"
+KEPT = "snapshots.json"
+"""What a qcow2 file cannot say of its snapshots: other names than they were made with, and protection."""
+
+LOCKED_FROM, LOCKED_BYTES = 100, 200
+"""The bytes of an image file that QEMU locks while it has it open (block/file-posix.c): from 100 on what it
+does, from 200 on what nobody else may do."""
+READS, NOBODY_WRITES, NOBODY_RESIZES = 100, 201, 203
+WRITES, RESIZES, NOBODY_READS = 101, 103, 200
+FLOCK = "hhqqi4x"
+FICLONE = 0x40049409
+"""Of linux/fs.h: share the blocks of another file."""
+NO_SHARING = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
+
+QCOW2_HEADER = ">4sIQIIQ"
+"""Magic, version, where and how long the name of the backing file is, cluster bits, size of the disk."""
+QCOW2_TABLE = struct.Struct(">60xIQ")
+"""In the header: how many snapshots there are, and where in the file."""
+QCOW2_SNAPSHOT = struct.Struct(">QIHHIIQII")
+"""L1 table and its length, length of identity and name, seconds, nanoseconds, clock, state, more."""
+LONG_S = 3600.0
+LOOK_S = 0.25
+
+
+def prepare(path: str, identity: str) -> None:
+    """Make a directory that exists a pool. Done already where it is this one."""
+    directory = Path(path)
+    try:
+        if not directory.is_dir():
+            raise NotFound(f"no directory {path}", hint="make it, or mount what it is to be")
+        file = os.open(directory / MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        if _identity(directory) != identity:
+            raise Conflict(f"{path} is the directory of another pool", hint=f"see {path}/{MARKER}") from None
+        return
+    except OSError as error:
+        raise DriverError(f"{path} cannot be used: {error.strerror}") from None
+    with os.fdopen(file, "w") as marker:
+        marker.write(identity)
+        marker.flush()
+        os.fsync(marker.fileno())
+    _sync(directory)
+
+
+def retire(path: str, identity: str) -> None:
+    """The directory is no pool any more. Done already where it is not this one."""
+    if _identity(Path(path)) == identity:
+        Path(path, MARKER).unlink(missing_ok=True)
+
+
+def _identity(directory: Path) -> str:
+    try:
+        return (directory / MARKER).read_text().strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """A snapshot inside of a qcow2 file."""
+
+    name: str
+    at: float
+    size_bytes: int
+
+
+class Directory:
+    """A Pool."""
+
+    def __init__(self, path: str, identity: str, call: Callable[..., Completed] = run) -> None:
+        self.path = Path(path)
+        self.identity = identity
+        self.call = call
+
+    # Looking
+
+    def check(self) -> None:
+        if _identity(self.path) != self.identity:
+            raise Unavailable(f"{self.path} is not the directory of the pool here", hint="is it mounted?")
+
+    def capacity(self) -> Capacity:
+        self.check()
+        found = os.statvfs(self.path)
+        used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        return Capacity(used + found.f_bavail * found.f_frsize, used)
+
+    def volumes(self) -> tuple[Volume, ...]:
+        self.check()
+        found = []
+        for name in sorted(os.listdir(self.path)):
+            if not re.fullmatch(names.VOLUME, name):
+                continue
+            with suppress(NotFound):  # it has just gone, or is somebody else's directory
+                found.append(self._volume(name))
+        return tuple(found)
+
+    def volume(self, name: str) -> Volume:
+        self.check()
+        return self._volume(name)
+
+    def _volume(self, name: str) -> Volume:
+        file, format = self._disk(name)
+        try:
+            with file.open("rb") as disk:
+                status = os.fstat(disk.fileno())
+                size = status.st_size if format is Format.RAW else _qcow2_size(disk.read(32), file)
+        except FileNotFoundError:
+            raise _no_volume(name) from None
+        except OSError as error:
+            raise DriverError(f"{file} cannot be read: {error.strerror}") from None
+        return Volume(name, size, status.st_blocks * 512, format)
+
+    def _disk(self, name: str) -> tuple[Path, Format]:
+        where = self._directory(name)
+        for format in Format:
+            file = where / f"disk.{format}"
+            if file.exists():
+                return file, format
+        raise _no_volume(name)
+
+    def _directory(self, name: str) -> Path:
+        _check_name(name, names.VOLUME, "volume")
+        return self.path / name
+
+    def location(self, name: str) -> str:
+        return str(self._disk(name)[0])
+
+    def is_open(self, name: str) -> bool:
+        self.check()
+        with self._disk(name)[0].open("rb") as disk:
+            return _is_locked(disk.fileno(), LOCKED_FROM, LOCKED_BYTES)
+
+    # Volumes
+
+    def add(self, name: str, size_bytes: int, format: Format, token: str) -> None:
+        with self._made(name, token) as half:
+            self._image("create", "-q", "-f", format, str(half / f"disk.{format}"), str(size_bytes))
+
+    def remove(self, name: str, token: str) -> None:
+        self.check()
+        protected = [one.name for one in self.snapshots(name) if one.is_protected]
+        if protected:
+            raise Conflict(
+                f"snapshot {protected[0]} of volume {name} is protected",
+                hint="pvc storage volume snapshot protect --off",
+            )
+        with self._locked(name):
+            os.rename(self._directory(name), self._half_done(token))
+            _sync(self.path)
+        self.discard(token)
+
+    def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
+        before = self.volume(name)
+        if size_bytes < before.size_bytes and not shrink:
+            lost = before.size_bytes - size_bytes
+            raise Conflict(
+                f"volume {name} has {before.size_bytes} bytes: the last {lost} would be cut off",
+                hint="--force, when nothing uses them any more",
+            )
+        cut = ["--shrink"] if size_bytes < before.size_bytes else []
+        self._change(name, "resize", "-q", "-f", before.format, *cut, then=[str(size_bytes)])
+
+    def rename(self, name: str, new: str) -> None:
+        self.check()
+        self._check_free(new)
+        with self._locked(name):
+            self._rename(self._directory(name), new)
+
+    def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
+        self.check()
+        source, format = self._disk(name)
+        with self._made(new, token) as half:
+            copy = half / source.name
+            if not self._shared(name, source, copy):
+                self._copied(name, source, copy, format, progress)
+            if format is Format.QCOW2:
+                for tag in self._tags(copy):
+                    self._image("snapshot", "-q", "-d", tag.name, str(copy))
+
+    def _shared(self, name: str, source: Path, copy: Path) -> bool:
+        """At once and without space, where the file system can."""
+        with self._held(name) as disk, copy.open("wb") as made:
+            try:
+                fcntl.ioctl(made.fileno(), FICLONE, disk)
+            except OSError as error:
+                if error.errno in NO_SHARING:
+                    return False
+                raise DriverError(f"cannot copy {source}: {error.strerror}") from None
+            return True
+
+    def _copied(self, name: str, source: Path, copy: Path, format: Format, progress: Progress) -> None:
+        copy.unlink()
+        argv = ["qemu-img", "convert", "-f", format, "-O", format, str(source), str(copy)]
+        said = copy.with_name("said")
+        whole = max(source.stat().st_blocks, 1)
+        process = start(argv, log_file=said)
+        try:
+            while _goes_on(process):
+                done = copy.stat().st_blocks if copy.exists() else 0
+                progress(min(done / whole, 0.99))
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0:
+            words = said.read_text(errors="replace").strip().splitlines()
+            raise self._refused(name, words[-1] if words else f"code {process.returncode}")
+        said.unlink()
+
+    # Snapshots
+
+    def snapshots(self, name: str) -> tuple[Snapshot, ...]:
+        self.check()
+        file, format = self._disk(name)
+        if format is not Format.QCOW2:
+            return ()
+        kept = self._kept(name)
+        return tuple(
+            Snapshot(
+                name=_shown(tag.name, kept),
+                at=tag.at,
+                size_bytes=tag.size_bytes,
+                is_protected=bool(kept.get(tag.name, {}).get("protected")),
+            )
+            for tag in self._tags(file)
+        )
+
+    def add_snapshot(self, name: str, snapshot: str) -> None:
+        _check_name(snapshot, names.SNAPSHOT, "snapshot")
+        if self.volume(name).format is not Format.QCOW2:
+            raise Conflict(
+                f"volume {name} is raw: in a directory only qcow2 has snapshots",
+                hint="pvc storage volume clone makes a copy",
+            )
+        if snapshot in {one.name for one in self.snapshots(name)}:
+            raise Conflict(f"volume {name} has a snapshot {snapshot} already")
+        known = {tag.name for tag in self._tags(self._disk(name)[0])}
+        tag = f"@{snapshot}"  # never a number, which qemu-img would take for an identity
+        while tag in known:
+            tag += "'"
+        if tag != f"@{snapshot}":
+            self._keep(name, tag, {"name": snapshot})
+        self._change(name, "snapshot", "-q", "-c", tag)
+
+    def remove_snapshot(self, name: str, snapshot: str) -> None:
+        tag = self._tag(name, snapshot)
+        if self._kept(name).get(tag, {}).get("protected"):
+            raise Conflict(
+                f"snapshot {snapshot} of volume {name} is protected",
+                hint="pvc storage volume snapshot protect --off",
+            )
+        self._change(name, "snapshot", "-q", "-d", tag)
+        self._keep(name, tag, {})
+
+    def rename_snapshot(self, name: str, snapshot: str, new: str) -> None:
+        _check_name(new, names.SNAPSHOT, "snapshot")
+        tag = self._tag(name, snapshot)
+        if new in {one.name for one in self.snapshots(name)}:
+            raise Conflict(f"volume {name} has a snapshot {new} already")
+        self._keep(name, tag, self._kept(name).get(tag, {}) | {"name": new})
+
+    def roll_back(self, name: str, snapshot: str) -> None:
+        self._change(name, "snapshot", "-q", "-a", self._tag(name, snapshot))
+
+    def protect(self, name: str, snapshot: str, *, on: bool) -> None:
+        tag = self._tag(name, snapshot)
+        self._keep(name, tag, self._kept(name).get(tag, {}) | {"protected": on})
+
+    def _tag(self, name: str, snapshot: str) -> str:
+        self.check()
+        kept = self._kept(name)
+        file, format = self._disk(name)
+        tags = self._tags(file) if format is Format.QCOW2 else []
+        for tag in tags:
+            if _shown(tag.name, kept) == snapshot:
+                return tag.name
+        raise NotFound(f"volume {name} has no snapshot {snapshot}")
+
+    def _tags(self, file: Path) -> list[_Tag]:
+        """As the file itself says; also while a VM has it open."""
+        try:
+            with file.open("rb") as disk:
+                return _read_tags(disk)
+        except (OSError, struct.error, UnicodeDecodeError) as error:
+            raise DriverError(f"the snapshots in {file} cannot be read: {error}") from None
+
+    def _kept(self, name: str) -> dict[str, dict[str, Any]]:
+        try:
+            kept = json.loads((self._directory(name) / KEPT).read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise DriverError(f"{self._directory(name) / KEPT} cannot be read: {error}") from None
+        return kept if isinstance(kept, dict) else {}
+
+    def _keep(self, name: str, tag: str, said: dict[str, Any]) -> None:
+        kept = {one: of for one, of in self._kept(name).items() if one != tag} | ({tag: said} if said else {})
+        file = self._directory(name) / KEPT
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(kept))
+        os.replace(new, file)
+
+    # Half done
+
+    def discard(self, token: str) -> None:
+        self.check()
+        shutil.rmtree(self._half_done(token), ignore_errors=True)
+        if self._half_done(token).exists():
+            raise DriverError(f"{self._half_done(token)} cannot be removed")
+
+    def _half_done(self, token: str) -> Path:
+        return self.path / f"{HALF_DONE}{token}"
+
+    @contextmanager
+    def _made(self, name: str, token: str) -> Iterator[Path]:
+        """A directory to make a volume in; its name appears with all of it."""
+        self.check()
+        self._check_free(name)
+        half = self._half_done(token)
+        try:
+            half.mkdir(mode=0o755)
+            yield half
+            for file in half.iterdir():
+                file.chmod(0o600)  # libvirt gives it to QEMU
+                _sync(file)
+            _sync(half)
+            self._rename(half, name)
+        except OSError as error:
+            raise DriverError(f"cannot make volume {name}: {error.strerror}") from error
+
+    def _rename(self, what: Path, name: str) -> None:
+        try:
+            os.rename(what, self._directory(name))
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise _is_there(name) from None
+            raise
+        _sync(self.path)
+
+    def _check_free(self, name: str) -> None:
+        if self._directory(name).exists():
+            raise _is_there(name)
+
+    # qemu-img and its locks
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[int]:
+        """As if QEMU had it open for itself alone. Raises Conflict when somebody has it open."""
+        with self._disk(name)[0].open("rb+") as disk:
+            if not _lock(disk.fileno(), fcntl.F_WRLCK, LOCKED_FROM, LOCKED_BYTES):
+                raise _in_use(name)
+            yield disk.fileno()
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[int]:
+        """As if QEMU read it, beside others who do. Raises Conflict when somebody may write."""
+        with self._disk(name)[0].open("rb") as disk:
+            file = disk.fileno()
+            mine = all(_lock(file, fcntl.F_RDLCK, one) for one in (READS, NOBODY_WRITES, NOBODY_RESIZES))
+            if not mine or any(_is_locked(file, one) for one in (WRITES, RESIZES, NOBODY_READS)):
+                raise _in_use(name)
+            yield file
+
+    def _change(self, name: str, *words: str, then: Sequence[str] = ()) -> None:
+        """By qemu-img, which takes the locks of the image itself."""
+        self.check()
+        if self.is_open(name):
+            raise _in_use(name)
+        try:
+            self._image(*words, str(self._disk(name)[0]), *then)
+        except DriverError as error:
+            raise self._refused(name, error.message) from None
+
+    def _refused(self, name: str, words: str) -> PVCError:
+        """Why qemu-img failed: somebody may have opened it meanwhile."""
+        return _in_use(name) if self.is_open(name) else DriverError(words)
+
+    def _image(self, *words: str) -> Completed:
+        done = self.call(["qemu-img", *words], timeout_s=LONG_S, check=False)
+        if done.code != 0:
+            said = (done.stderr or done.stdout).strip().splitlines() or [f"code {done.code}"]
+            raise DriverError(said[-1].removeprefix("qemu-img: "))
+        return done
+
+
+def _lock(file: int, kind: int, first: int, count: int = 1) -> bool:
+    """Until the file is closed; False when somebody else has a lock that excludes it."""
+    wanted = struct.pack(FLOCK, kind, os.SEEK_SET, first, count, 0)
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, wanted)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise DriverError(
+            f"the disk cannot be locked: {error.strerror}", hint="mount it with locks"
+        ) from None
+    return True
+
+
+def _is_locked(file: int, first: int, count: int = 1) -> bool:
+    """By somebody else, in whatever way."""
+    asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
+    found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked)
+    return bool(struct.unpack(FLOCK, found)[0] != fcntl.F_UNLCK)
+
+
+def _goes_on(process: subprocess.Popen[bytes]) -> bool:
+    """After a moment."""
+    try:
+        process.wait(LOOK_S)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _qcow2_size(header: bytes, file: Path) -> int:
+    if len(header) < struct.calcsize(QCOW2_HEADER) or not header.startswith(b"QFI\xfb"):
+        raise DriverError(f"{file} is no qcow2 file")
+    return int(struct.unpack(QCOW2_HEADER, header)[5])
+
+
+def _read_tags(disk: BinaryIO) -> list[_Tag]:
+    """In the order of the file: the oldest first."""
+    header = disk.read(QCOW2_TABLE.size)
+    count, place = QCOW2_TABLE.unpack(header)
+    size, found = struct.unpack(QCOW2_HEADER, header[:32])[5], []
+    for _ in range(count):
+        disk.seek(place)
+        *_, id_length, name_length, seconds, nanoseconds, _, _, extra_length = QCOW2_SNAPSHOT.unpack(
+            disk.read(QCOW2_SNAPSHOT.size)
+        )
+        extra = disk.read(extra_length)
+        disk.read(id_length)
+        name = disk.read(name_length).decode()
+        size_then = struct.unpack(">Q", extra[8:16])[0] if extra_length >= 16 else size
+        found.append(_Tag(name, seconds + nanoseconds / 1e9, size_then))
+        place += -(-(QCOW2_SNAPSHOT.size + extra_length + id_length + name_length) // 8) * 8
+    return found
+
+
+def _shown(tag: str, kept: dict[str, dict[str, Any]]) -> str:
+    return str(kept.get(tag, {}).get("name") or tag.removeprefix("@"))
+
+
+def _check_name(name: str, pattern: str, what: str) -> None:
+    if not re.fullmatch(pattern, name):
+        raise Invalid(f"{name!r} is no name of a {what}")
+
+
+def _no_volume(name: str) -> NotFound:
+    return NotFound(f"no volume {name} in the pool", hint="pvc storage volume list")
+
+
+def _is_there(name: str) -> Conflict:
+    return Conflict(f"there is a volume {name} already", hint="choose another name")
+
+
+def _in_use(name: str) -> Conflict:
+    return Conflict(f"volume {name} is in use: a process on this node or another has it open")
+
+
+def _sync(path: Path) -> None:
+    """To the disk, with a directory's names."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,101 @@
+"""What a node needs of a pool: one protocol for all drivers, held by one suite (tests/contract)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pvc.cluster.storage import Format
+
+Progress = Callable[[float], None]
+"""Called with how much is done, from 0 to 1; may raise, and then what was begun ends soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    total_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    name: str
+    size_bytes: int
+    """What a guest sees."""
+    used_bytes: int
+    """What it takes of the pool."""
+    format: Format
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    name: str
+    at: float
+    """Wall clock of whoever made it, to show to people."""
+    size_bytes: int
+    """Of the volume at that time."""
+    is_protected: bool = False
+
+
+class Pool(Protocol):
+    """The volumes of one pool.
+
+    Names are those that pvc.cluster.storage allows. What changes a volume is refused with Conflict while
+    somebody has it open, and is atomic: it happens, or nothing is left but what `discard` takes away. A
+    `token` (of the task) names what is half done. All may raise DriverError; NotFound for what is not there.
+    """
+
+    def check(self) -> None:
+        """Raises Unavailable when this node does not reach it."""
+        ...
+
+    def capacity(self) -> Capacity: ...
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """By name."""
+        ...
+
+    def volume(self, name: str) -> Volume: ...
+
+    def is_open(self, name: str) -> bool:
+        """Somebody, here or on another node, reads or writes it as a disk."""
+        ...
+
+    def location(self, name: str) -> str:
+        """What the definition of a VM says for it."""
+        ...
+
+    def add(self, name: str, size_bytes: int, format: Format, token: str) -> None: ...
+
+    def remove(self, name: str, token: str) -> None:
+        """With its snapshots. Raises Conflict where one is protected."""
+        ...
+
+    def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
+        """Raises Conflict for a smaller one, unless told to cut it off."""
+        ...
+
+    def rename(self, name: str, new: str) -> None: ...
+
+    def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
+        """A volume with the same content and no snapshots; the two do not depend on each other."""
+        ...
+
+    def snapshots(self, name: str) -> tuple[Snapshot, ...]:
+        """The oldest first."""
+        ...
+
+    def add_snapshot(self, name: str, snapshot: str) -> None: ...
+
+    def remove_snapshot(self, name: str, snapshot: str) -> None: ...
+
+    def rename_snapshot(self, name: str, snapshot: str, new: str) -> None: ...
+
+    def roll_back(self, name: str, snapshot: str) -> None: ...
+
+    def protect(self, name: str, snapshot: str, *, on: bool) -> None: ...
+
+    def discard(self, token: str) -> None:
+        """Take away what is half done; done already where nothing is."""
+        ...

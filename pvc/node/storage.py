@@ -1,0 +1,271 @@
+"""Pools as this node reaches them: whether it does, what is in them, and the tasks that change that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pvc.cluster import paths
+from pvc.cluster.codec import dumps, from_json, to_json
+from pvc.cluster.mirror import Follow, Mirror
+from pvc.cluster.storage import Format, PoolSpec, check_fill
+from pvc.cluster.store import Create, Delete, Put, SessionState, Store
+from pvc.cluster.tasks import TaskSpec
+from pvc.cluster.view import View
+from pvc.errors import Conflict, NotFound, PVCError
+from pvc.node.drivers import directory
+from pvc.node.drivers.storage import Pool
+from pvc.node.tasks import Progress, Work
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 30.0
+"""Between two looks whether pools are still here: mounts come and go."""
+UNAVAILABLE_S = 1.0
+
+Open = Callable[[PoolSpec], Pool]
+Result = Mapping[str, Any]
+
+
+def open_pool(spec: PoolSpec) -> Pool:
+    return directory.Directory(spec.path, spec.id)
+
+
+class Pools:
+    """`step` looks which pools this node reaches, and publishes those that it should reach and does not."""
+
+    def __init__(
+        self,
+        node: str,
+        store: Store,
+        publish: Callable[[Mapping[str, str]], None],
+        wake: Callable[[], None] = lambda: None,
+        open_pool: Open = open_pool,
+    ) -> None:
+        self.node = node
+        self.store = store
+        self.publish = publish
+        self.open_pool = open_pool
+        self.mirror = Mirror(store, (Follow(paths.POOLS, children=True),), _expand, wake)
+        self.view = View(self.mirror)
+        self.published: Mapping[str, str] | None = None
+
+    def step(self) -> float:
+        """Seconds until the next round is due."""
+        if self.store.session.state is not SessionState.CONNECTED:
+            return UNAVAILABLE_S
+        self.mirror.sync()
+        problems = {name: why for name in self.mirror.children(paths.POOLS) if (why := self._problem(name))}
+        if problems != self.published:
+            for name, why in problems.items():
+                log.warning("pool %s: %s", name, why)
+            self.publish(problems)
+            self.published = problems
+        return LOOK_S
+
+    def _problem(self, name: str) -> str:
+        try:
+            found = self.view.pools([name]).get(name)
+            if found is not None and found.spec.node in ("", self.node):
+                self.open_pool(found.spec).check()
+        except PVCError as error:
+            return error.message
+        return ""
+
+    def open(self, name: str) -> Pool:
+        """Raises NotFound, Conflict for one of another node, Unavailable."""
+        spec = View(self.store).pool(name).spec
+        if spec.node not in ("", self.node):
+            raise Conflict(f"pool {name} is on {spec.node}, not on {self.node}")
+        pool = self.open_pool(spec)
+        pool.check()
+        return pool
+
+    # For other nodes that ask
+
+    def tell(self, name: str, volume: str) -> dict[str, object]:
+        """Of a pool and all that is in it, or of one volume."""
+        pool = self.open(name)
+        if not volume:
+            return {"capacity": to_json(pool.capacity()), "volumes": to_json(pool.volumes())}
+        return {
+            "volume": to_json(pool.volume(volume)),
+            "location": pool.location(volume),
+            "is_open": pool.is_open(volume),
+            "snapshots": to_json(pool.snapshots(volume)),
+        }
+
+
+def _expand(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
+    return (Follow(paths.pool(name)) for name in names)
+
+
+# Tasks
+
+
+def works(pools: Pools) -> dict[str, Work]:
+    """By the operation that asks for them."""
+    return {
+        "storage.pool-add": PoolAdd(pools.store),
+        "storage.pool-remove": PoolRemove(pools),
+        **{f"storage.volume-{kind}": VolumeWork(pools, do) for kind, do in VOLUME.items()},
+    }
+
+
+class PoolAdd:
+    """Prepare what is to be the pool; then it exists."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def do(self, task: TaskSpec, progress: Progress) -> Result:
+        spec = from_json(PoolSpec, task.arguments["pool"])
+        directory.prepare(spec.path, spec.id)
+        claims = paths.pool_claims(spec.name)
+        self.store.commit(Create(paths.pool(spec.name), dumps(spec)), Create(claims))
+        return {"pool": spec.name}
+
+    def undo(self, task: TaskSpec) -> None:
+        _retire_unknown(self.store, task)
+
+
+class PoolRemove:
+    """Nothing begins in it any more, as the operation has seen to; when nothing is in it either, it goes."""
+
+    def __init__(self, pools: Pools) -> None:
+        self.pools = pools
+        self.store = pools.store
+
+    def do(self, task: TaskSpec, progress: Progress) -> Result:
+        spec = from_json(PoolSpec, task.arguments["pool"])
+        if busy := self.store.children(paths.pool_claims(spec.name)):
+            raise Conflict(f"volume {busy[0]} of pool {spec.name} is being changed", hint="pvc task list")
+        if volumes := self.pools.open(spec.name).volumes():
+            raise Conflict(
+                f"pool {spec.name} has {len(volumes)} volumes: {', '.join(one.name for one in volumes[:10])}",
+                hint="remove them first",
+            )
+        found = View(self.store).pool(spec.name)
+        self.store.commit(
+            Delete(paths.pool_claims(spec.name)), Delete(paths.pool(spec.name), found.spec_version)
+        )
+        directory.retire(spec.path, spec.id)
+        return {"pool": spec.name}
+
+    def undo(self, task: TaskSpec) -> None:
+        """It stays, unless it has gone already."""
+        spec = from_json(PoolSpec, task.arguments["pool"])
+        found = View(self.store).pools([spec.name]).get(spec.name)
+        if found is not None and found.spec.id == spec.id:
+            stays = replace(found.spec, leaving=False)
+            self.store.commit(Put(paths.pool(spec.name), dumps(stays), found.spec_version))
+        _retire_unknown(self.store, task)
+
+
+def _retire_unknown(store: Store, task: TaskSpec) -> None:
+    """A directory of which the store knows no pool is none."""
+    spec = from_json(PoolSpec, task.arguments["pool"])
+    found = View(store).pools([spec.name]).get(spec.name)
+    if found is None or found.spec.id != spec.id:
+        directory.retire(spec.path, spec.id)
+
+
+Do = Callable[[Pool, TaskSpec, Progress], None]
+
+
+class VolumeWork:
+    """Something that is done to a volume of a pool."""
+
+    def __init__(self, pools: Pools, do: Do) -> None:
+        self.pools = pools
+        self._do = do
+
+    def do(self, task: TaskSpec, progress: Progress) -> Result:
+        pool = self.pools.open(task.arguments["pool"])
+        self._do(pool, task, progress)
+        name = task.arguments.get("new_volume", task.arguments["volume"])
+        try:
+            return {"pool": task.arguments["pool"], "volume": to_json(pool.volume(name))}
+        except NotFound:  # it was removed
+            return {"pool": task.arguments["pool"]}
+
+    def undo(self, task: TaskSpec) -> None:
+        self.pools.open(task.arguments["pool"]).discard(task.id)
+
+
+def _guard(pool: Pool, task: TaskSpec, new_bytes: int) -> None:
+    if task.arguments.get("force"):
+        return
+    there = pool.capacity()
+    check_fill(
+        task.arguments["pool"],
+        total_bytes=there.total_bytes,
+        used_bytes=there.used_bytes,
+        new_bytes=new_bytes,
+    )
+
+
+def _add(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    asked = task.arguments
+    _guard(pool, task, asked["size_bytes"])
+    pool.add(asked["volume"], asked["size_bytes"], Format(asked["format"]), task.id)
+
+
+def _remove(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    pool.remove(task.arguments["volume"], task.id)
+
+
+def _resize(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    asked = task.arguments
+    before = pool.volume(asked["volume"])
+    _guard(pool, task, asked["size_bytes"] - before.size_bytes)
+    pool.resize(asked["volume"], asked["size_bytes"], shrink=asked["force"])
+
+
+def _rename(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    pool.rename(task.arguments["volume"], task.arguments["new_volume"])
+
+
+def _clone(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    asked = task.arguments
+    _guard(pool, task, pool.volume(asked["volume"]).used_bytes)
+    told = f"copying {asked['volume']}"
+    pool.clone(asked["volume"], asked["new_volume"], task.id, lambda fraction: progress(fraction, told))
+
+
+def _add_snapshot(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    pool.add_snapshot(task.arguments["volume"], task.arguments["snapshot"])
+
+
+def _remove_snapshot(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    pool.remove_snapshot(task.arguments["volume"], task.arguments["snapshot"])
+
+
+def _rename_snapshot(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    asked = task.arguments
+    pool.rename_snapshot(asked["volume"], asked["snapshot"], asked["new"])
+
+
+def _roll_back(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    pool.roll_back(task.arguments["volume"], task.arguments["snapshot"])
+
+
+def _protect(pool: Pool, task: TaskSpec, progress: Progress) -> None:
+    asked = task.arguments
+    pool.protect(asked["volume"], asked["snapshot"], on=asked["on"])
+
+
+VOLUME: dict[str, Do] = {
+    "add": _add,
+    "remove": _remove,
+    "resize": _resize,
+    "rename": _rename,
+    "clone": _clone,
+    "snapshot-add": _add_snapshot,
+    "snapshot-remove": _remove_snapshot,
+    "snapshot-rename": _rename_snapshot,
+    "snapshot-rollback": _roll_back,
+    "snapshot-protect": _protect,
+}

@@ -1,0 +1,529 @@
+"""One suite for every driver of pools: what volumes and snapshots are, and what never happens to them."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pvc.cluster.storage import Format
+from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.directory import Directory, prepare, retire
+from pvc.node.drivers.storage import Pool
+from tests.fakes.pool import FakePool
+from tests.support import eventually
+
+MIB = 1024**2
+SIZE = 64 * MIB
+BAD_NAMES = ("", "a/b", "../a", "-a", ".a", "a@b", "a b", "a\n", "x" * 128)
+
+
+def nothing(fraction: float) -> None:
+    """Told nobody."""
+
+
+@dataclass
+class Bench:
+    pool: Pool
+    write: Callable[[str, bytes], None]
+    """Content into the beginning of a volume."""
+    read: Callable[[str, int], bytes]
+    opened: Callable[[str], AbstractContextManager[None]]
+    """As a VM opens it."""
+    gone: Callable[[], None]
+    """The node does not reach it any more."""
+    leftovers: Callable[[], list[str]]
+
+
+def _fake() -> Bench:
+    pool = FakePool()
+
+    @contextmanager
+    def opened(name: str) -> Iterator[None]:
+        pool.open.add(name)
+        yield
+        pool.open.discard(name)
+
+    def write(name: str, content: bytes) -> None:
+        pool.kept[name].content = content
+
+    def gone() -> None:
+        pool.is_mounted = False
+
+    def read(name: str, count: int) -> bytes:
+        return pool.kept[name].content[:count]
+
+    return Bench(pool, write, read, opened, gone, lambda: sorted(pool.half_done))
+
+
+def qemu_io(file: str, format: str, *commands: str) -> str:
+    words = [word for command in commands for word in ("-c", command)]
+    done = subprocess.run(
+        ["qemu-io", "-f", format, *words, file], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextmanager
+def open_in_qemu(file: str, format: str) -> Iterator[None]:
+    """By a process with QEMU's locks of an image."""
+    process = subprocess.Popen(
+        ["qemu-io", "-f", format, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("length\n")
+    process.stdin.flush()
+    process.stdout.readline()  # it answers: it has opened the file
+    yield
+    process.stdin.write("quit\n")
+    process.communicate()
+
+
+def _directory(tmp_path: Path) -> Bench:
+    where = tmp_path / "pool"
+    where.mkdir()
+    prepare(str(where), "p1")
+    pool = Directory(str(where), "p1")
+
+    def format_of(name: str) -> str:
+        return str(pool.volume(name).format)
+
+    def write(name: str, content: bytes) -> None:
+        piece = tmp_path / "piece"
+        piece.write_bytes(content.ljust(512, b"\0"))
+        qemu_io(pool.location(name), format_of(name), f"write -s {piece} 0 512")
+
+    def read(name: str, count: int) -> bytes:
+        copy = tmp_path / "copy"
+        subprocess.run(
+            ["qemu-img", "convert", "-U", "-f", format_of(name), "-O", "raw", pool.location(name), copy],
+            check=True,
+        )
+        with copy.open("rb") as file:
+            return file.read(count)
+
+    def leftovers() -> list[str]:
+        return sorted(path.name for path in where.iterdir() if path.name.startswith(".task"))
+
+    return Bench(
+        pool,
+        write,
+        read,
+        lambda name: open_in_qemu(pool.location(name), format_of(name)),
+        lambda: retire(str(where), "p1"),
+        leftovers,
+    )
+
+
+@pytest.fixture(params=["fake", "dir"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    return _fake() if request.param == "fake" else _directory(tmp_path)
+
+
+@pytest.fixture
+def pool(bench: Bench) -> Pool:
+    return bench.pool
+
+
+@pytest.mark.parametrize("format", Format)
+def test_a_volume_is_there_with_exactly_its_size(pool: Pool, format: Format) -> None:
+    pool.add("web1", SIZE + 512, format, "t1")
+    found = pool.volume("web1")
+    assert (found.name, found.size_bytes, found.format) == ("web1", SIZE + 512, format)
+    assert found.used_bytes < SIZE
+    assert pool.volumes() == (found,)
+    assert not pool.is_open("web1")
+
+
+def test_volumes_are_listed_by_name(pool: Pool) -> None:
+    for name in ("b", "a", "c.d_e-f"):
+        pool.add(name, SIZE, Format.QCOW2, name)
+    assert [one.name for one in pool.volumes()] == ["a", "b", "c.d_e-f"]
+
+
+def test_a_name_is_taken_once(bench: Bench) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    pool.add("web2", SIZE, Format.RAW, "t2")
+    bench.write("web1", b"mine")
+    for format in Format:
+        with pytest.raises(Conflict, match="web1 already"):
+            pool.add("web1", 2 * SIZE, format, "t3")
+    with pytest.raises(Conflict, match="web1 already"):
+        pool.rename("web2", "web1")
+    with pytest.raises(Conflict, match="web1 already"):
+        pool.clone("web2", "web1", "t4", nothing)
+    assert bench.read("web1", 4) == b"mine"
+    assert bench.leftovers() == []
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_mean_something_else_are_refused(pool: Pool, name: str) -> None:
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    attempts: list[Callable[[], object]] = [
+        lambda: pool.add(name, SIZE, Format.RAW, "t2"),
+        lambda: pool.volume(name),
+        lambda: pool.remove(name, "t2"),
+        lambda: pool.rename("web1", name),
+        lambda: pool.rename(name, "web2"),
+        lambda: pool.clone("web1", name, "t2", nothing),
+        lambda: pool.add_snapshot("web1", name),
+    ]
+    for attempt in attempts:
+        with pytest.raises(Invalid, match="is no name"):
+            attempt()
+    assert [one.name for one in pool.volumes()] == ["web1"]
+
+
+def test_what_is_not_there_is_not_found(pool: Pool) -> None:
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    attempts: list[Callable[[], object]] = [
+        lambda: pool.volume("web9"),
+        lambda: pool.is_open("web9"),
+        lambda: pool.location("web9"),
+        lambda: pool.remove("web9", "t2"),
+        lambda: pool.resize("web9", SIZE),
+        lambda: pool.rename("web9", "web8"),
+        lambda: pool.clone("web9", "web8", "t2", nothing),
+        lambda: pool.snapshots("web9"),
+        lambda: pool.add_snapshot("web9", "s"),
+        lambda: pool.remove_snapshot("web1", "s"),
+        lambda: pool.rename_snapshot("web1", "s", "t"),
+        lambda: pool.roll_back("web1", "s"),
+        lambda: pool.protect("web1", "s", on=True),
+    ]
+    for attempt in attempts:
+        with pytest.raises(NotFound):
+            attempt()
+
+
+@pytest.mark.parametrize("format", Format)
+def test_resizing_keeps_what_is_in_it(bench: Bench, format: Format) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, format, "t1")
+    bench.write("web1", b"content")
+    pool.resize("web1", 2 * SIZE)
+    assert pool.volume("web1").size_bytes == 2 * SIZE
+    with pytest.raises(Conflict, match=f"the last {SIZE} would be cut off"):
+        pool.resize("web1", SIZE)
+    pool.resize("web1", SIZE, shrink=True)
+    assert pool.volume("web1").size_bytes == SIZE
+    assert bench.read("web1", 7) == b"content"
+
+
+def test_a_renamed_volume_keeps_all_it_has(bench: Bench) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    bench.write("web1", b"content")
+    pool.add_snapshot("web1", "s1")
+    pool.rename("web1", "web2")
+    assert [one.name for one in pool.volumes()] == ["web2"]
+    assert [one.name for one in pool.snapshots("web2")] == ["s1"]
+    assert bench.read("web2", 7) == b"content"
+
+
+@pytest.mark.parametrize("format", Format)
+def test_a_clone_has_the_content_and_a_life_of_its_own(bench: Bench, format: Format) -> None:
+    pool = bench.pool
+    pool.add("golden", SIZE, format, "t1")
+    bench.write("golden", b"content")
+    if format is Format.QCOW2:
+        pool.add_snapshot("golden", "s1")
+    pool.clone("golden", "web1", "t2", nothing)
+    assert (pool.volume("web1").size_bytes, pool.volume("web1").format) == (SIZE, format)
+    assert pool.snapshots("web1") == ()
+    assert len(pool.snapshots("golden")) == (format is Format.QCOW2)
+    bench.write("golden", b"another")
+    assert bench.read("web1", 7) == b"content"
+    pool.remove("golden", "t3")
+    assert bench.read("web1", 7) == b"content"
+
+
+def test_a_clone_that_is_ended_leaves_nothing(bench: Bench) -> None:
+    pool = bench.pool
+    pool.add("golden", SIZE, Format.RAW, "t1")
+    bench.write("golden", b"content")
+
+    class Ended(PVCError):
+        """As a task is."""
+
+    def end(fraction: float) -> None:
+        raise Ended("cancelled")
+
+    try:
+        pool.clone("golden", "web1", "t2", end)
+    except Ended:
+        pool.discard("t2")
+        assert [one.name for one in pool.volumes()] == ["golden"]
+    assert bench.leftovers() == []
+    pool.discard("t2")
+
+
+# In use
+
+
+def test_who_has_it_open_is_seen(bench: Bench) -> None:
+    bench.pool.add("web1", SIZE, Format.QCOW2, "t1")
+    with bench.opened("web1"):
+        assert bench.pool.is_open("web1")
+        assert bench.pool.volume("web1").size_bytes == SIZE
+        assert bench.pool.snapshots("web1") == ()
+    assert not bench.pool.is_open("web1")
+
+
+@pytest.mark.parametrize("format", Format)
+def test_nothing_happens_to_a_volume_in_use(bench: Bench, format: Format) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, format, "t1")
+    changes: list[Callable[[], object]] = [
+        lambda: pool.remove("web1", "t2"),
+        lambda: pool.rename("web1", "web2"),
+        lambda: pool.resize("web1", 2 * SIZE),
+        lambda: pool.resize("web1", SIZE // 2, shrink=True),
+        lambda: pool.clone("web1", "web3", "t3", nothing),
+    ]
+    if format is Format.QCOW2:
+        pool.add_snapshot("web1", "s1")
+        changes += [
+            lambda: pool.roll_back("web1", "s1"),
+            lambda: pool.remove_snapshot("web1", "s1"),
+            lambda: pool.add_snapshot("web1", "s2"),
+        ]
+    before = pool.volume("web1"), pool.snapshots("web1")
+    with bench.opened("web1"):
+        for change in changes:
+            with pytest.raises(Conflict, match="web1 is in use"):
+                change()
+        after = pool.volume("web1"), pool.snapshots("web1")
+        assert after == before
+    pool.discard("t3")
+    assert [one.name for one in pool.volumes()] == ["web1"]
+    assert bench.leftovers() == []
+
+
+# Snapshots
+
+
+def test_snapshots_have_names_ages_and_sizes(bench: Bench) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    for name in ("1", "before.update", "1-2"):
+        pool.add_snapshot("web1", name)
+    pool.resize("web1", 2 * SIZE)
+    pool.add_snapshot("web1", "large")
+    found = pool.snapshots("web1")
+    assert [(one.name, one.size_bytes) for one in found] == [
+        ("1", SIZE),
+        ("before.update", SIZE),
+        ("1-2", SIZE),
+        ("large", 2 * SIZE),
+    ]
+    assert all(one.at > 1_600_000_000 for one in found)
+    with pytest.raises(Conflict, match="has a snapshot 1 already"):
+        pool.add_snapshot("web1", "1")
+    pool.remove_snapshot("web1", "1")
+    assert [one.name for one in pool.snapshots("web1")] == ["before.update", "1-2", "large"]
+
+
+def test_rolling_back_brings_content_and_size_of_that_time(bench: Bench) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    bench.write("web1", b"old")
+    pool.add_snapshot("web1", "2")
+    bench.write("web1", b"mid")
+    pool.add_snapshot("web1", "1")
+    pool.resize("web1", 2 * SIZE)
+    bench.write("web1", b"new")
+    pool.roll_back("web1", "2")
+    assert bench.read("web1", 3) == b"old"
+    assert pool.volume("web1").size_bytes == SIZE
+    pool.roll_back("web1", "1")
+    assert bench.read("web1", 3) == b"mid"
+    assert [one.name for one in pool.snapshots("web1")] == ["2", "1"]
+
+
+def test_a_renamed_snapshot_is_known_by_its_new_name_only(bench: Bench) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    bench.write("web1", b"one")
+    pool.add_snapshot("web1", "a")
+    pool.rename_snapshot("web1", "a", "b")
+    bench.write("web1", b"two")
+    pool.add_snapshot("web1", "a")
+    bench.write("web1", b"now")
+    assert [one.name for one in pool.snapshots("web1")] == ["b", "a"]
+    with pytest.raises(Conflict, match="has a snapshot b already"):
+        pool.rename_snapshot("web1", "a", "b")
+    pool.roll_back("web1", "b")
+    assert bench.read("web1", 3) == b"one"
+    pool.roll_back("web1", "a")
+    assert bench.read("web1", 3) == b"two"
+    pool.remove_snapshot("web1", "b")
+    assert [one.name for one in pool.snapshots("web1")] == ["a"]
+
+
+def test_what_is_protected_stays(bench: Bench) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    pool.add_snapshot("web1", "s1")
+    pool.protect("web1", "s1", on=True)
+    pool.rename_snapshot("web1", "s1", "s2")
+    assert [(one.name, one.is_protected) for one in pool.snapshots("web1")] == [("s2", True)]
+    with pytest.raises(Conflict, match="s2 of volume web1 is protected"):
+        pool.remove_snapshot("web1", "s2")
+    with pytest.raises(Conflict, match="s2 of volume web1 is protected"):
+        pool.remove("web1", "t2")
+    pool.protect("web1", "s2", on=False)
+    pool.remove_snapshot("web1", "s2")
+    assert pool.snapshots("web1") == ()
+
+
+def test_raw_volumes_of_a_directory_have_no_snapshots(bench: Bench) -> None:
+    bench.pool.add("web1", SIZE, Format.RAW, "t1")
+    with pytest.raises(Conflict, match="web1 is raw"):
+        bench.pool.add_snapshot("web1", "s1")
+
+
+# The pool
+
+
+def test_capacity_is_of_the_whole_pool(pool: Pool) -> None:
+    found = pool.capacity()
+    assert 0 <= found.used_bytes < found.total_bytes
+
+
+def test_a_pool_that_is_not_here_is_not_touched(bench: Bench) -> None:
+    pool = bench.pool
+    pool.add("web1", SIZE, Format.QCOW2, "t1")
+    bench.gone()
+    attempts: list[Callable[[], object]] = [
+        pool.capacity,
+        pool.volumes,
+        lambda: pool.volume("web1"),
+        lambda: pool.is_open("web1"),
+        lambda: pool.add("web2", SIZE, Format.RAW, "t2"),
+        lambda: pool.remove("web1", "t2"),
+        lambda: pool.resize("web1", 2 * SIZE),
+        lambda: pool.rename("web1", "web2"),
+        lambda: pool.clone("web1", "web2", "t2", nothing),
+        lambda: pool.snapshots("web1"),
+        lambda: pool.add_snapshot("web1", "s1"),
+        lambda: pool.discard("t2"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(Unavailable, match="here"):
+            attempt()
+
+
+def test_fifty_volumes_at_once(pool: Pool) -> None:
+    with ThreadPoolExecutor(8) as many:
+        list(many.map(lambda n: pool.add(f"v{n:02}", SIZE, Format.QCOW2, f"t{n}"), range(50)))
+    assert [one.name for one in pool.volumes()] == [f"v{n:02}" for n in range(50)]
+
+
+# Of directories only
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Directory:
+    where = tmp_path / "pool"
+    where.mkdir()
+    prepare(str(where), "p1")
+    return Directory(str(where), "p1")
+
+
+def test_a_directory_is_one_pool(tmp_path: Path) -> None:
+    prepare(str(tmp_path), "p1")
+    prepare(str(tmp_path), "p1")
+    with pytest.raises(Conflict, match="of another pool"):
+        prepare(str(tmp_path), "p2")
+    retire(str(tmp_path), "p2")
+    with pytest.raises(Conflict, match="of another pool"):
+        prepare(str(tmp_path), "p2")
+    retire(str(tmp_path), "p1")
+    prepare(str(tmp_path), "p2")
+    with pytest.raises(NotFound, match="no directory"):
+        prepare(str(tmp_path / "absent"), "p1")
+
+
+def test_what_a_crash_leaves_is_no_volume_and_goes(directory: Directory) -> None:
+    half = directory.path / ".task-t1"
+    half.mkdir()
+    (half / "disk.qcow2").write_bytes(b"half")
+    (directory.path / "lost+found").mkdir()
+    (directory.path / "note").write_text("not ours")
+    assert directory.volumes() == ()
+    directory.discard("t1")
+    assert not half.exists()
+
+
+def test_a_copy_that_fails_says_why_and_leaves_nothing(directory: Directory) -> None:
+    directory.add("web1", SIZE, Format.QCOW2, "t1")
+    disk = Path(directory.location("web1"))
+    damaged = bytearray(disk.read_bytes())
+    damaged[40:48] = b"\xff" * 8  # where its tables are
+    disk.write_bytes(damaged)
+    with pytest.raises(DriverError, match=r"web1|L1"):
+        directory.clone("web1", "web2", "t2", nothing)
+    directory.discard("t2")
+    assert [one.name for one in directory.volumes()] == ["web1"]
+
+
+def test_qemu_waits_for_nobody_while_a_volume_is_taken_away(directory: Directory) -> None:
+    """A VM that begins while it is being removed does not get the disk."""
+    directory.add("web1", SIZE, Format.RAW, "t1")
+    with directory._locked("web1"):
+        done = subprocess.run(
+            ["qemu-io", "-f", "raw", "-c", "length", directory.location("web1")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert "lock" in done.stderr
+
+
+def test_a_copy_where_blocks_cannot_be_shared_tells_how_far_it_is(directory: Directory) -> None:
+    directory.add("golden", 256 * MIB, Format.RAW, "t1")
+    qemu_io(directory.location("golden"), "raw", "write -P 7 0 200M")
+    told: list[float] = []
+    going = threading.Event()
+
+    def progress(fraction: float) -> None:
+        told.append(fraction)
+        going.set()
+
+    directory.clone("golden", "web1", "t2", progress)
+    assert told == sorted(told)
+    assert qemu_io(directory.location("web1"), "raw", "read -P 7 0 200M")
+    eventually(lambda: not directory.is_open("golden"), within=5)
+
+
+def test_a_reader_is_no_reason_not_to_copy_and_one_not_to_remove(directory: Directory) -> None:
+    directory.add("golden", SIZE, Format.QCOW2, "t1")
+    reader = subprocess.Popen(
+        ["qemu-io", "-r", "-f", "qcow2", directory.location("golden")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdin
+    assert reader.stdout
+    reader.stdin.write("length\n")
+    reader.stdin.flush()
+    reader.stdout.readline()
+    directory.clone("golden", "web1", "t2", nothing)
+    with pytest.raises(Conflict, match="golden is in use"):
+        directory.remove("golden", "t3")
+    reader.communicate("quit\n")
+    directory.remove("golden", "t3")
+    assert [one.name for one in directory.volumes()] == ["web1"]

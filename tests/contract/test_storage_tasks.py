@@ -1,0 +1,160 @@
+"""Storage as a whole: operations, tasks on real threads, qemu-img, and a node that is asked over real TLS."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvc import pki
+from pvc.clock import SystemClock
+from pvc.cluster import paths
+from pvc.cluster.codec import to_json
+from pvc.cluster.vm import Owner
+from pvc.commands.context import invoke
+from pvc.commands.registry import find
+from pvc.config import Config, parse
+from pvc.errors import Conflict, NotFound, Unavailable
+from pvc.node.loop import Loop
+from pvc.node.peer import PeerServer
+from pvc.node.storage import Pools, works
+from pvc.node.tasks import Tasks
+from pvc.peerclient import ask
+from tests.support import eventually
+from tests.unit.commands.world import World, a_world
+from tests.zookeeper import free_ports
+
+
+def configured(tmp_path: Path) -> Config:
+    key = tmp_path / "cluster.key"
+    key.write_text("5" * 64)
+    certificate = pki.issue(*pki.create_ca(str(key)), str(key), "n1", ["127.0.0.1"])
+    tls = tmp_path / "tls"
+    tls.mkdir()
+    for name in ("ca", "cert", "key"):
+        (tls / f"{name}.pem").write_text(getattr(certificate, name))
+    (port,) = free_ports(1)
+    return parse(
+        {
+            "node": {"name": "n1"},
+            "paths": {"tls": str(tls), "console": str(tmp_path)},
+            "daemon": {"console_port": port},
+        }
+    )
+
+
+@dataclass
+class OneNode:
+    world: World
+    config: Config
+    tasks: Tasks
+
+    def call(self, operation: str, /, **given: Any) -> Any:
+        context = self.world.context()
+        context.ask = lambda address, port, path: ask(self.config, address, port, path)
+        return to_json(invoke(find(operation), context, given))
+
+    def done(self, operation: str, /, **given: Any) -> dict[str, Any]:
+        begun = self.call(operation, **given)
+
+        def over() -> Any:
+            found = self.call("task.info", task=begun["name"])
+            return found if found["settled"] else None
+
+        found = eventually(over, within=30)
+        assert isinstance(found, dict)
+        return found
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[OneNode]:
+    world, config = a_world(1), configured(tmp_path)
+    world.edit(paths.node("n1"), address="127.0.0.1")
+    world.edit(paths.node_status("n1"), console_port=config.daemon.console_port)
+    store, clock = world.cluster.connect(), SystemClock()
+    doing = Loop("tasks", clock)
+    pools = Pools("n1", store, lambda problems: None)
+    tasks = Tasks(Owner("n1", 1), store, works(pools), clock, doing.wake)
+    server = PeerServer(config)
+    server.start()
+    with pytest.raises(Unavailable, match="only just begun"):
+        ask(config, "127.0.0.1", config.daemon.console_port, "storage/vms")
+    server.tell_of_storage(pools.tell)
+    doing.start(tasks.step)
+    yield OneNode(world, config, tasks)
+    tasks.close()
+    doing.close()
+    server.close()
+
+
+def test_a_volume_from_beginning_to_end(node: OneNode, tmp_path: Path) -> None:
+    where = tmp_path / "pool"
+    where.mkdir()
+    assert node.done("storage.pool-add", pool="vms", path=str(where))["state"] == "done"
+    made = node.done("storage.volume-add", pool="vms", volume="golden", size="64M")
+    assert made["result"]["volume"] == {
+        **made["result"]["volume"],
+        "name": "golden",
+        "size_bytes": 64 * 1024**2,
+        "format": "qcow2",
+    }
+    node.done("storage.volume-snapshot-add", pool="vms", volume="golden", snapshot="s1")
+    shown = node.call("storage.volume-info", pool="vms", volume="golden")
+    assert shown["location"] == str(where / "golden/disk.qcow2")
+    assert [one["name"] for one in shown["snapshots"]] == ["s1"]
+    assert json.loads(json.dumps(shown)) == shown
+    pool = node.call("storage.pool-info", pool="vms")
+    assert (pool["volumes"], pool["provisioned_bytes"], pool["state"]) == (1, 64 * 1024**2, "up")
+    with pytest.raises(NotFound, match="no volume web9"):
+        node.call("storage.volume-info", pool="vms", volume="web9")
+    assert node.done("storage.pool-remove", pool="vms")["state"] == "failed"
+    node.done("storage.volume-remove", pool="vms", volume="golden")
+    assert node.done("storage.pool-remove", pool="vms")["state"] == "done"
+    assert list(where.iterdir()) == []
+
+
+def test_clones_of_one_volume_are_made_at_the_same_time(node: OneNode, tmp_path: Path) -> None:
+    """Readers do not exclude each other."""
+    where = tmp_path / "pool"
+    where.mkdir()
+    node.done("storage.pool-add", pool="vms", path=str(where))
+    node.done("storage.volume-add", pool="vms", volume="golden", size="8M", format="raw")
+    begun = [
+        node.call("storage.volume-clone", pool="vms", volume="golden", new=f"web{number}")["name"]
+        for number in range(8)
+    ]
+    eventually(lambda: all(node.call("task.info", task=one)["settled"] for one in begun), within=30)
+    found = [node.call("task.info", task=one) for one in begun]
+    assert [one["reason"] for one in found] == [""] * 8
+    names = [row["name"] for row in node.call("storage.volume-list")]
+    assert names == ["golden", *(f"web{number}" for number in range(8))]
+    assert sorted(path.name for path in where.iterdir()) == sorted([".pvc-pool", *names])
+
+
+def test_one_changes_a_volume_at_a_time(node: OneNode, tmp_path: Path) -> None:
+    where = tmp_path / "pool"
+    where.mkdir()
+    node.done("storage.pool-add", pool="vms", path=str(where))
+    results: list[str] = []
+    lock = threading.Lock()
+
+    def add() -> None:
+        try:
+            state = node.done("storage.volume-add", pool="vms", volume="web1", size="8M")["state"]
+        except Conflict:
+            state = "refused"
+        with lock:
+            results.append(state)
+
+    threads = [threading.Thread(target=add) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results.count("done") == 1
+    assert [row["name"] for row in node.call("storage.volume-list")] == ["web1"]

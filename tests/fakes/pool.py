@@ -1,0 +1,166 @@
+"""A pool in memory. The contract suite holds it to what the real drivers do."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from pvc import names
+from pvc.cluster.storage import Format
+from pvc.errors import Conflict, Invalid, NotFound, Unavailable
+from pvc.node.drivers.storage import Capacity, Progress, Snapshot, Volume
+
+
+@dataclass
+class Kept:
+    volume: Volume
+    content: bytes = b""
+    snapshots: dict[str, tuple[Snapshot, bytes]] = field(default_factory=dict)
+
+
+@dataclass
+class FakePool:
+    total_bytes: int = 100 * 1024**3
+    used_bytes: int = 0
+    is_mounted: bool = True
+    open: set[str] = field(default_factory=set)
+    """Volumes that somebody has open."""
+    kept: dict[str, Kept] = field(default_factory=dict)
+    half_done: set[str] = field(default_factory=set)
+    _clock: Iterator[int] = field(default_factory=lambda: itertools.count(1_700_000_000))
+
+    def check(self) -> None:
+        if not self.is_mounted:
+            raise Unavailable("the pool is not here", hint="is it mounted?")
+
+    def capacity(self) -> Capacity:
+        self.check()
+        return Capacity(self.total_bytes, self.used_bytes)
+
+    def volumes(self) -> tuple[Volume, ...]:
+        self.check()
+        return tuple(self.kept[name].volume for name in sorted(self.kept))
+
+    def volume(self, name: str) -> Volume:
+        return self._found(name).volume
+
+    def is_open(self, name: str) -> bool:
+        self._found(name)
+        return name in self.open
+
+    def location(self, name: str) -> str:
+        return f"/fake/{self._found(name).volume.name}"
+
+    def add(self, name: str, size_bytes: int, format: Format, token: str) -> None:
+        self._check_free(name)
+        self.kept[name] = Kept(Volume(name, size_bytes, 0, format))
+
+    def remove(self, name: str, token: str) -> None:
+        found = self._found(name)
+        for snapshot, _ in found.snapshots.values():
+            if snapshot.is_protected:
+                raise Conflict(f"snapshot {snapshot.name} of volume {name} is protected")
+        self._unused(name)
+        del self.kept[name]
+
+    def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
+        found = self._found(name)
+        if size_bytes < found.volume.size_bytes and not shrink:
+            lost = found.volume.size_bytes - size_bytes
+            raise Conflict(f"the last {lost} would be cut off")
+        self._unused(name)
+        found.volume = replace(found.volume, size_bytes=size_bytes)
+        found.content = found.content[:size_bytes]
+
+    def rename(self, name: str, new: str) -> None:
+        found = self._found(name)
+        self._check_free(new)
+        self._unused(name)
+        del self.kept[name]
+        self.kept[new] = replace(found, volume=replace(found.volume, name=new))
+
+    def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
+        found = self._found(name)
+        self._check_free(new)
+        self._unused(name)
+        self.half_done.add(token)
+        progress(0.5)
+        self.half_done.discard(token)
+        self.kept[new] = Kept(replace(found.volume, name=new), found.content)
+
+    def snapshots(self, name: str) -> tuple[Snapshot, ...]:
+        return tuple(snapshot for snapshot, _ in self._found(name).snapshots.values())
+
+    def add_snapshot(self, name: str, snapshot: str) -> None:
+        found = self._found(name)
+        _check_name(snapshot)
+        if found.volume.format is Format.RAW:
+            raise Conflict(f"volume {name} is raw")
+        if snapshot in found.snapshots:
+            raise Conflict(f"volume {name} has a snapshot {snapshot} already")
+        self._unused(name)
+        made = Snapshot(snapshot, float(next(self._clock)), found.volume.size_bytes)
+        found.snapshots[snapshot] = made, found.content
+
+    def remove_snapshot(self, name: str, snapshot: str) -> None:
+        taken, _ = self._snapshot(name, snapshot)
+        if taken.is_protected:
+            raise Conflict(f"snapshot {snapshot} of volume {name} is protected")
+        self._unused(name)
+        del self.kept[name].snapshots[snapshot]
+
+    def rename_snapshot(self, name: str, snapshot: str, new: str) -> None:
+        self._snapshot(name, snapshot)
+        _check_name(new)
+        found = self.kept[name]
+        if new in found.snapshots:
+            raise Conflict(f"volume {name} has a snapshot {new} already")
+        found.snapshots = {
+            (new if one == snapshot else one): (replace(of, name=new if one == snapshot else one), content)
+            for one, (of, content) in found.snapshots.items()
+        }
+
+    def roll_back(self, name: str, snapshot: str) -> None:
+        taken, content = self._snapshot(name, snapshot)
+        self._unused(name)
+        found = self.kept[name]
+        found.content = content
+        found.volume = replace(found.volume, size_bytes=taken.size_bytes)
+
+    def protect(self, name: str, snapshot: str, *, on: bool) -> None:
+        taken, content = self._snapshot(name, snapshot)
+        self.kept[name].snapshots[snapshot] = replace(taken, is_protected=on), content
+
+    def discard(self, token: str) -> None:
+        self.check()
+        self.half_done.discard(token)
+
+    def _found(self, name: str) -> Kept:
+        self.check()
+        _check_name(name)
+        if name not in self.kept:
+            raise NotFound(f"no volume {name} in the pool")
+        return self.kept[name]
+
+    def _snapshot(self, name: str, snapshot: str) -> tuple[Snapshot, bytes]:
+        found = self._found(name).snapshots.get(snapshot)
+        if found is None:
+            raise NotFound(f"volume {name} has no snapshot {snapshot}")
+        return found
+
+    def _check_free(self, name: str) -> None:
+        self.check()
+        _check_name(name)
+        if name in self.kept:
+            raise Conflict(f"there is a volume {name} already")
+
+    def _unused(self, name: str) -> None:
+        if name in self.open:
+            raise Conflict(f"volume {name} is in use")
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(names.VOLUME, name):
+        raise Invalid(f"{name!r} is no name")
