@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pvc.cluster import paths
+from pvc.cluster import domainxml, paths
 from pvc.cluster.cluster import FencePolicy
 from pvc.cluster.codec import dumps
 from pvc.cluster.node import BMC, BMCDriver, Wanted
@@ -396,3 +396,66 @@ def test_receipt_tells_all_of_it_until_the_vm_runs_again(stage: Stage) -> None:
 def _told_of(stage: Stage) -> list[str]:
     fences = [fence for fence, _ in View(stage.world.truth).fences().values() if fence.node == "n1"]
     return [str(step.what) for fence in fences for step in fence.timeline]
+
+
+# Interfaces
+
+MAC = "52:54:00:00:00:07"
+
+
+def _has_as_defined(stage: Stage) -> bool:
+    (node,) = stage.world.where(stage.uuid)
+    has = stage.world.hosts[node].domains[stage.uuid].interfaces
+    vm = stage.vm()
+    return {*has} == {*domainxml.shape(vm.spec.definition).interfaces} == {*vm.status.interfaces}
+
+
+def _is_done(stage: Stage) -> bool:
+    vm = stage.vm()
+    return (
+        vm.spec.live != () and not stage.unrest() and vm.status.digest == domainxml.digest(vm.spec.definition)
+    )
+
+
+@pytest.mark.parametrize("accident", ["none", "daemon", "libvirt", "move"])
+def test_interface_comes_and_another_goes_whatever_happens_on_the_way(stage: Stage, accident: str) -> None:
+    stage.start()
+    world = stage.world
+    (old,) = domainxml.parse(stage.vm().spec.definition).nics
+    world.command("network-add", stage.uuid, network="bridge:br0", mac=MAC)
+    world.until(lambda: stage.vm().spec.live != ())
+    _accident(stage, accident)
+    world.until(lambda: _is_done(stage))
+    world.command("network-remove", stage.uuid, network="bridge:br0", mac=old.mac)
+    world.until(lambda: len(stage.vm().spec.live) == 2)
+    _accident(stage, accident)
+    stage.at_rest()
+    assert _has_as_defined(stage)
+    assert [one.mac for one in stage.vm().status.interfaces] == [MAC]
+    assert not stage.vm().status.refused
+
+
+def _accident(stage: Stage, what: str) -> None:
+    world = stage.world
+    (node,) = world.where(stage.uuid)
+    if what == "daemon":
+        world.restart_daemon(node)
+    elif what == "libvirt":
+        world.hosts[node].libvirt_down()
+        world.later(3.0, world.hosts[node].libvirt_up)
+    elif what == "move":
+        world.command("move", stage.uuid, target="n2" if node == "n1" else "n1")
+
+
+def test_interface_that_its_guest_keeps_goes_with_the_next_start(stage: Stage) -> None:
+    stage.start()
+    world = stage.world
+    world.hosts["n1"].deaf.add(stage.uuid)
+    world.command("network-remove", stage.uuid, network="bridge:br0")
+    world.until(lambda: stage.vm().status.refused != ())
+    stage.at_rest()
+    assert not _has_as_defined(stage)
+    world.hosts["n1"].deaf.clear()
+    world.command("restart", stage.uuid)
+    world.until(lambda: stage.vm().status.restarts == 1 and not stage.unrest())
+    assert _has_as_defined(stage)

@@ -393,3 +393,99 @@ def test_pretty_is_a_fixed_point() -> None:
     for xml in (FOREIGN, MINIMAL, created()):
         assert domainxml.pretty(domainxml.pretty(xml)) == domainxml.pretty(xml)
         assert domainxml.parse(domainxml.pretty(xml)) == domainxml.parse(xml)
+
+
+# Interfaces that come and go
+
+NICS = [domainxml.NewNic("br0", mac=f"52:54:00:00:00:0{number}") for number in (1, 2, 3)]
+
+
+def with_nics(*nics: domainxml.NewNic) -> str:
+    return domainxml.create("web1", UUID, memory_mib=512, vcpus=1, nics=nics)
+
+
+def test_an_interface_comes_after_the_others_and_goes_alone() -> None:
+    xml = with_nics(*NICS[:2])
+    more = domainxml.add_nic(xml, NICS[2])
+    assert [nic.mac for nic in domainxml.parse(more).nics] == [nic.mac for nic in NICS]
+    tags = [one.tag for one in ET.fromstring(more).findall("devices/*")]
+    assert tags.index("interface") + 2 == len(tags) - 1 - tags[::-1].index("interface"), "side by side"
+    less = domainxml.remove_nic(more, NICS[0].mac)
+    assert [nic.mac for nic in domainxml.parse(less).nics] == [nic.mac for nic in NICS[1:]]
+    assert domainxml.remove_nic(less, NICS[0].mac) == less
+    assert domainxml.remove_nic(more, NICS[2].mac) == xml
+
+
+def test_an_interface_comes_to_a_definition_without_devices() -> None:
+    assert [nic.mac for nic in domainxml.parse(domainxml.add_nic(MINIMAL, NICS[0])).nics] == [NICS[0].mac]
+
+
+def test_the_shape_tells_interfaces_from_the_rest() -> None:
+    xml = with_nics(*NICS[:2])
+    shape, more = domainxml.shape(xml), domainxml.shape(domainxml.add_nic(xml, NICS[2]))
+    assert shape.digest == domainxml.digest(xml)
+    assert (shape.rest, shape.interfaces) == (more.rest, more.interfaces[:2])
+    assert shape.digest != more.digest
+    bigger = domainxml.shape(domainxml.set_memory(xml, 768))
+    assert (bigger.rest != shape.rest, bigger.interfaces) == (True, shape.interfaces)
+    other = domainxml.shape(xml.replace('model type="virtio"', 'model type="e1000"', 1))
+    assert [
+        one.digest == two.digest for one, two in zip(other.interfaces, shape.interfaces, strict=True)
+    ] == [
+        False,
+        True,
+    ]
+    assert domainxml.shape(domainxml.pretty(xml.replace("\n", ""))) == shape, "not of indentation"
+
+
+def test_an_interface_with_a_prefix_has_a_digest() -> None:
+    xml = with_nics(NICS[0]).replace('<domain type="kvm"', '<domain type="kvm" xmlns:a="urn:a"')
+    xml = xml.replace("</interface>", "<a:note>x</a:note></interface>")
+    assert (
+        domainxml.shape(xml).interfaces[0].digest != domainxml.shape(with_nics(NICS[0])).interfaces[0].digest
+    )
+
+
+def test_what_runs_carries_its_shape() -> None:
+    xml = with_nics(*NICS, domainxml.NewNic(vni=101, mac="52:54:00:00:00:09"))
+    text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l")
+    assert domainxml.running(text) == domainxml.shape(xml)
+    assert domainxml.running(text).interfaces[3].network == "101", "though QEMU has it on a bridge"
+    gone = domainxml.remove_nic(text, NICS[1].mac)
+    assert [one.mac for one in domainxml.running(gone).interfaces] == [
+        NICS[0].mac,
+        NICS[2].mac,
+        "52:54:00:00:00:09",
+    ]
+    by_hand = domainxml.add_nic(gone, domainxml.NewNic("br7", mac="52:54:00:00:00:08", model="e1000"))
+    added = next(one for one in domainxml.running(by_hand).interfaces if one.mac.endswith("08"))
+    assert (added.network, added.model, added.digest) == ("br7", "e1000", "")
+
+
+def test_the_device_for_libvirt_is_on_a_bridge_and_has_a_name_that_no_second_one_can_have() -> None:
+    xml = with_nics(domainxml.NewNic(vni=101, mac=NICS[0].mac))
+    device = ET.fromstring(domainxml.nic_device(xml, NICS[0].mac))
+    source, alias = device.find("source"), device.find("alias")
+    assert source is not None
+    assert alias is not None
+    assert (device.get("type"), source.attrib, alias.attrib) == (
+        "bridge",
+        {"bridge": "br101"},
+        {"name": "ua-525400000001"},
+    )
+    with pytest.raises(Invalid, match="no interface"):
+        domainxml.nic_device(xml, NICS[1].mac)
+
+
+def test_a_q35_machine_has_ports_to_spare() -> None:
+    root = rendered(with_nics(*NICS))
+    ports = root.findall("devices/controller[@model='pcie-root-port']")
+    devices = root.findall("devices/*")
+    taken = sum(one.tag in domainxml.ON_PORTS and one not in ports for one in devices)
+    assert len(ports) >= taken - 1 + domainxml.SPARE_PORTS
+    own = with_nics(NICS[0]).replace(
+        "</devices>", "<controller type='pci' model='pcie-root-port'/></devices>"
+    )
+    assert len(rendered(own).findall("devices/controller[@model='pcie-root-port']")) == 1, "its own choice"
+    old = with_nics(NICS[0]).replace('machine="q35"', 'machine="pc"')
+    assert not rendered(old).findall("devices/controller[@type='pci']")
