@@ -28,6 +28,8 @@ MAX_DEPTH = 64
 MAX_MEMORY_MIB = 16 * 1024 * 1024
 MAX_VCPUS = 288  # what a q35 machine has at most
 SHAPES_KEPT = 1024
+MARKED = ("mac", "network", "model", "bridge", "digest")
+"""What a domain carries of each interface."""
 SPARE_PORTS = 6
 """Devices that a q35 machine can be given while it runs."""
 ON_PORTS = ("disk", "interface", "controller", "channel", "rng", "memballoon", "input", "video", "hostdev")
@@ -185,7 +187,7 @@ def shape(xml: str) -> Shape:
     for element in () if devices is None else devices.findall("interface"):
         nic = _readable_nic(element)
         if nic is not None and nic.mac:
-            found.append(Interface(nic.mac, nic.network, nic.model, _part_digest(root, element)))
+            found.append(_interface(nic, _part_digest(root, element)))
         if devices is not None:
             devices.remove(element)
     return Shape(digest(xml), _tree_digest(root), tuple(found))
@@ -198,15 +200,19 @@ def running(xml: str) -> Shape:
     if own is None:
         return Shape()
     known = {
-        one.get("mac", ""): Interface(
-            one.get("mac", ""), one.get("network", ""), one.get("model", ""), one.get("digest", "")
-        )
+        one.get("mac", ""): Interface(*(one.get(name, "") for name in MARKED))
         for one in own
         if str(one.tag).rpartition(":")[2] == "interface"  # libvirt gives it the prefix of its parent
     }
     nics = [nic for one in root.findall("devices/interface") if (nic := _readable_nic(one)) is not None]
-    here = tuple(known.get(nic.mac) or Interface(nic.mac, nic.network, nic.model, "") for nic in nics)
+    here = tuple(known.get(nic.mac) or _interface(nic) for nic in nics)
     return Shape(own.get("digest", ""), own.get("rest", ""), here)
+
+
+def bridges(xml: str, has: Iterable[Interface] = ()) -> tuple[str, ...]:
+    """What a node must have for a VM: for its definition, and for the interfaces that it has until it is
+    started again. Raises Invalid."""
+    return tuple(sorted({*parse(xml).bridges, *(one.bridge for one in has)} - {""}))
 
 
 def mark(of: Shape) -> str:
@@ -641,6 +647,10 @@ def _nic(nic: ET.Element) -> Nic:
     )
 
 
+def _interface(nic: Nic, digest: str = "") -> Interface:
+    return Interface(nic.mac, nic.network, nic.model, nic.bridge, digest)
+
+
 def _readable_nic(element: ET.Element) -> Nic | None:
     """Of a definition that nobody has checked yet, or of a domain that somebody else has changed."""
     try:
@@ -833,5 +843,5 @@ def _set_own_metadata(root: ET.Element, of: Shape) -> None:
 def _mark(tag: str, of: Shape) -> ET.Element:
     own = ET.Element(tag, digest=of.digest, rest=of.rest)
     for one in of.interfaces:
-        _add(own, "interface", mac=one.mac, network=one.network, model=one.model, digest=one.digest)
+        _add(own, "interface", **{name: getattr(one, name) for name in MARKED})
     return own

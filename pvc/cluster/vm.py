@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Any
 
 from pvc.cluster import paths
-from pvc.cluster.network import bridge_name
 from pvc.cluster.store import Create, Delete, Op
 
 
@@ -74,15 +73,10 @@ class Interface:
     network: str
     """As in VMSpec.networks."""
     model: str
+    bridge: str
+    """What its node must have for it; empty: nothing that pvc knows of."""
     digest: str
     """Of the whole element; empty: it did not come from a definition."""
-
-    @property
-    def bridge(self) -> str:
-        """What its node must have for it."""
-        return (
-            bridge_name(int(self.network)) if self.network.isdigit() else self.network.removeprefix("bridge:")
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,7 +222,7 @@ def _check_all_fit_elsewhere(ctx: Context, node: str) -> None:
         if vm.spec.node != node or vm.spec.power is not Power.STARTED:
             continue
         try:
-            bridges = bridges_of(vm.spec)
+            bridges = bridges_of(vm.spec, vm.status)
         except Invalid as error:
             nowhere.append(f"{vm.spec.name} (its definition is unreadable: {error.message})")
             continue

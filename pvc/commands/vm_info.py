@@ -274,8 +274,8 @@ def _activity_moving(spec: VMSpec, status: VMStatus, migration: Migration | None
     return f"migrating to {spec.node}"
 
 
-def bridges_of(spec: VMSpec) -> tuple[str, ...]:
+def bridges_of(spec: VMSpec, status: VMStatus) -> tuple[str, ...]:
     """What a node must have; raises Invalid when the definition is unreadable."""
     from pvc.cluster import domainxml
 
-    return domainxml.parse(spec.definition).bridges
+    return domainxml.bridges(spec.definition, status.interfaces)

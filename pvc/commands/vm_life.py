@@ -61,13 +61,13 @@ def _placed(ctx: Context, vm: VM, force: bool) -> VMSpec:
     """Where it starts: its own node if that can take it."""
     placement = placement_of(ctx)
     sized = without_size(vm.spec) if force else vm.spec
-    why = refusal(placement, vm.spec.node, sized)
+    why = refusal(placement, vm.spec.node, sized, vm.status)
     if not why:
         ctx.say(f"{vm.spec.name} starts on {vm.spec.node}, its node")
         return vm.spec
     if vm.spec.node is not None:
         ctx.say(f"not on {vm.spec.node}, its node: {why}")
-    chosen = choose(ctx, placement, sized)
+    chosen = choose(ctx, placement, sized, vm.status)
     return move(vm.spec, chosen, home=None if vm.spec.home == chosen else vm.spec.home)
 
 

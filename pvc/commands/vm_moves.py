@@ -24,12 +24,12 @@ def _target(ctx: Context, vm: VM, given: str | None, current: str | None) -> str
     """The node that was asked for, if it can take the VM, or the best of the others."""
     placement, spec = placement_of(ctx), vm.spec
     if given is None:
-        return choose(ctx, placement, spec, avoid=current)
+        return choose(ctx, placement, spec, vm.status, avoid=current)
     if given not in placement.nodes:
         raise NotFound(f"no node named {given}", hint="pvc node list shows them")
     if given == current:
         raise Conflict(f"{spec.name} is on {given} already")
-    why = refusal(placement, given, spec if vm.status.owner else without_size(spec))
+    why = refusal(placement, given, spec if vm.status.owner else without_size(spec), vm.status)
     if why:
         raise Conflict(
             f"{given} cannot take {spec.name}: {why}", hint="pvc node list shows what the nodes have"

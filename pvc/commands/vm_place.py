@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pvc.cluster.placement import Choice, Placement, explained
-from pvc.cluster.vm import VMSpec, move
+from pvc.cluster.vm import VMSpec, VMStatus, move
 from pvc.commands.context import Context
 from pvc.commands.vm_info import bridges_of
 from pvc.errors import Conflict
@@ -19,13 +19,13 @@ def placement_of(ctx: Context) -> Placement:
     return Placement(ctx.view.nodes(), ctx.view.cluster().selector)
 
 
-def refusal(placement: Placement, name: str | None, spec: VMSpec) -> str:
+def refusal(placement: Placement, name: str | None, spec: VMSpec, status: VMStatus) -> str:
     """Why the node cannot take the VM, one that is gone included; empty if it can."""
     if name is None:
         return "it has none"
     if name not in placement.nodes:
         return "it is no node of the cluster any more"
-    return placement.refusal(name, spec, bridges=bridges_of(spec))
+    return placement.refusal(name, spec, bridges=bridges_of(spec, status))
 
 
 def without_size(spec: VMSpec) -> VMSpec:
@@ -33,9 +33,11 @@ def without_size(spec: VMSpec) -> VMSpec:
     return replace(spec, memory_mib=0, vcpus=0)
 
 
-def choose(ctx: Context, placement: Placement, spec: VMSpec, avoid: str | None = None) -> str:
+def choose(
+    ctx: Context, placement: Placement, spec: VMSpec, status: VMStatus, avoid: str | None = None
+) -> str:
     """The best node. Raises Conflict saying why each one cannot take it."""
-    choice = placement.choose(spec, avoid=[avoid] if avoid else [], bridges=bridges_of(spec))
+    choice = placement.choose(spec, avoid=[avoid] if avoid else [], bridges=bridges_of(spec, status))
     if choice.node is None:
         raise Conflict(
             f"no node can take {spec.name}: {explained(choice)}",

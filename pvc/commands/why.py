@@ -109,7 +109,7 @@ def _not_running(ctx: Context, vm: VM) -> Iterator[str]:
     if shown_state(spec, status) == State.FAIL:
         yield f"it is not tried again by itself: pvc vm start {spec.name} does"
     try:
-        bridges = bridges_of(spec)
+        bridges = bridges_of(spec, status)
     except Invalid:
         return
     placement = placement_of(ctx)
@@ -199,7 +199,7 @@ def _still_here(ctx: Context, node: Node, running: list[VM]) -> Iterator[str]:
             yield f"{vm.spec.name} is on its way: {activity(vm.spec, vm.status)}"
             continue
         try:
-            bridges = bridges_of(vm.spec)
+            bridges = bridges_of(vm.spec, vm.status)
         except Invalid as error:
             yield f"{vm.spec.name} cannot be placed: {error.message}"
             continue

@@ -449,7 +449,7 @@ class Executor:
         problems = []
         for vm in vms:
             try:
-                bridges = domainxml.parse(vm.spec.definition).bridges
+                bridges = domainxml.bridges(vm.spec.definition, vm.status.interfaces)
             except Invalid as error:
                 problems.append(f"{vm.spec.name} has an unreadable definition: {error.message}")
                 continue

@@ -28,7 +28,6 @@ from pvc.cluster.vm import (
     Refusal,
     State,
     Target,
-    VMSpec,
     VMStatus,
     move,
     start_order,
@@ -324,14 +323,13 @@ def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Acti
     return _came_home(vm, picture.me)
 
 
-def _as_it_is(vm: VM, domain: Domain) -> VMStatus:
-    """With the definition and the interfaces of the domain; what was refused is told while it is wanted."""
-    refused = vm.status.refused and tuple(
+def _still_refused(vm: VM, domain: Domain) -> tuple[Refusal, ...]:
+    """As long as it is wanted, and has not come about by itself."""
+    return vm.status.refused and tuple(
         one
         for one in vm.status.refused
         if one.change in vm.spec.live and not one.change.is_made(domain.interfaces)
     )
-    return replace(vm.status, digest=domain.digest, interfaces=domain.interfaces, refused=refused)
 
 
 def _named(interfaces: tuple[Interface, ...]) -> str:
@@ -348,8 +346,13 @@ def _plan_interfaces(picture: Picture, vm: VM, domain: Domain, result: Plan) -> 
     wanted = _wanted_now(vm, domain)
     if wanted is not None and domain.digest != wanted.digest and _is_as_wanted(domain, wanted):
         return Mark(vm)
-    known = _as_it_is(vm, domain)
-    if known != vm.status:
+    refused = _still_refused(vm, domain)
+    if (domain.digest, domain.interfaces, refused) != (
+        vm.status.digest,
+        vm.status.interfaces,
+        vm.status.refused,
+    ):
+        known = replace(vm.status, digest=domain.digest, interfaces=domain.interfaces, refused=refused)
         return Commit(vm, None, known, f"it has {_named(domain.interfaces)}")
     if wanted is None:
         return None
@@ -511,6 +514,8 @@ def _failed(picture: Picture, vm: VM, why: str, *, for_good: bool = False) -> Co
         state=State.FAIL if given_up else State.STARTING,
         owner=None,
         migration=None,
+        interfaces=(),
+        refused=(),
         reason=reason,
         failures=failures,
     )
@@ -525,6 +530,7 @@ def start_failed(cluster: ClusterSpec, vm: VM, why: str, *, retryable: bool) -> 
         vm.status,
         state=State.FAIL if given_up else State.STARTING,
         owner=None,
+        interfaces=(),
         reason=f"cannot start: {why}",
         failures=failures,
     )
@@ -568,12 +574,13 @@ def _plan_arrival(picture: Picture, vm: VM, result: Plan) -> Action | None:
     wanted = (picture.me.node, vm.spec.moves, picture.me.incarnation)
     if found and (found[0].node, found[0].moves, found[0].incarnation) == wanted:
         return None
-    answer = Target(*wanted, refused=refusal(picture, vm.spec, result))
+    answer = Target(*wanted, refused=refusal(picture, vm, result))
     return Answer(vm, answer, found[1] if found else None)
 
 
-def refusal(picture: Picture, spec: VMSpec, result: Plan) -> str:
-    """Why this node cannot take the VM now; empty if it can."""
+def refusal(picture: Picture, vm: VM, result: Plan) -> str:
+    """Why this node cannot take the VM, which runs elsewhere, now; empty if it can."""
+    spec = vm.spec
     if picture.node.wanted is not Wanted.READY:
         return "it is flushed"
     answered = {
@@ -582,14 +589,14 @@ def refusal(picture: Picture, spec: VMSpec, result: Plan) -> str:
         if isinstance(action, Answer) and not action.target.refused
     }
     promised = sum(
-        vm.spec.memory_mib
-        for uuid, vm in picture.vms.items()
-        if uuid != spec.uuid and _is_promised(picture, uuid, vm, answered)
+        other.spec.memory_mib
+        for uuid, other in picture.vms.items()
+        if uuid != spec.uuid and _is_promised(picture, uuid, other, answered)
     )
     free = picture.memory_free_mib - promised
     if spec.memory_mib > free:
         return f"{spec.memory_mib} MiB do not fit its free {free} MiB"
-    return missing_bridge(spec, picture.bridges)
+    return missing_bridge(vm, picture.bridges)
 
 
 def _is_promised(picture: Picture, uuid: str, vm: VM, answered: set[str]) -> bool:
@@ -600,9 +607,9 @@ def _is_promised(picture: Picture, uuid: str, vm: VM, answered: set[str]) -> boo
     return coming and (told or uuid in answered)
 
 
-def missing_bridge(spec: VMSpec, bridges: frozenset[str]) -> str:
+def missing_bridge(vm: VM, bridges: frozenset[str]) -> str:
     try:
-        needed = domainxml.parse(spec.definition).bridges
+        needed = domainxml.bridges(vm.spec.definition, vm.status.interfaces)
     except Invalid as error:
         return f"its definition is unreadable: {error}"
     missing = [bridge for bridge in needed if bridge not in bridges]

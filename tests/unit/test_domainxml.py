@@ -319,7 +319,7 @@ def test_render_for_kvm_leaves_the_machine_alone() -> None:
 
 
 def test_render_joins_the_bridges_of_the_cluster_s_networks() -> None:
-    xml = domainxml.create("web1", UUID, memory_mib=64, vcpus=1, nics=[domainxml.NewNic(vni=101)])
+    xml = domainxml.create("web1", UUID, memory_mib=64, vcpus=1, nics=[NewNic(vni=101)])
     assert domainxml.parse(xml).bridges == ("br101",)
     (nic,) = rendered(xml).findall("devices/interface")
     source = nic.find("source")
@@ -397,7 +397,7 @@ def test_pretty_is_a_fixed_point() -> None:
 
 # Interfaces that come and go
 
-NICS = [domainxml.NewNic("br0", mac=f"52:54:00:00:00:0{number}") for number in (1, 2, 3)]
+NICS = [NewNic("br0", mac=f"52:54:00:00:00:0{number}") for number in (1, 2, 3)]
 
 
 def with_nics(*nics: domainxml.NewNic) -> str:
@@ -447,7 +447,7 @@ def test_an_interface_with_a_prefix_has_a_digest() -> None:
 
 
 def test_what_runs_carries_its_shape() -> None:
-    xml = with_nics(*NICS, domainxml.NewNic(vni=101, mac="52:54:00:00:00:09"))
+    xml = with_nics(*NICS, NewNic(vni=101, mac="52:54:00:00:00:09"))
     text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l")
     assert domainxml.running(text) == domainxml.shape(xml)
     assert domainxml.running(text).interfaces[3].network == "101", "though QEMU has it on a bridge"
@@ -457,13 +457,18 @@ def test_what_runs_carries_its_shape() -> None:
         NICS[2].mac,
         "52:54:00:00:00:09",
     ]
-    by_hand = domainxml.add_nic(gone, domainxml.NewNic("br7", mac="52:54:00:00:00:08", model="e1000"))
+    by_hand = domainxml.add_nic(gone, NewNic("br7", mac="52:54:00:00:00:08", model="e1000"))
     added = next(one for one in domainxml.running(by_hand).interfaces if one.mac.endswith("08"))
-    assert (added.network, added.model, added.digest) == ("br7", "e1000", "")
+    assert (added.network, added.model, added.bridge, added.digest) == ("br7", "e1000", "br7", "")
+    assert domainxml.bridges(with_nics(NICS[0]), domainxml.running(by_hand).interfaces) == (
+        "br0",
+        "br101",
+        "br7",
+    )
 
 
 def test_the_device_for_libvirt_is_on_a_bridge_and_has_a_name_that_no_second_one_can_have() -> None:
-    xml = with_nics(domainxml.NewNic(vni=101, mac=NICS[0].mac))
+    xml = with_nics(NewNic(vni=101, mac=NICS[0].mac))
     device = ET.fromstring(domainxml.nic_device(xml, NICS[0].mac))
     source, alias = device.find("source"), device.find("alias")
     assert source is not None

@@ -206,6 +206,21 @@ def test_a_vm_whose_network_is_missing_on_a_node_does_not_move_there() -> None:
         world.call("vm.migrate", vm="web1", target="n2")
 
 
+def test_a_vm_whose_guest_has_an_interface_still_does_not_move_where_its_network_is_missing() -> None:
+    """Its definition has it no longer, and QEMU would not find the bridge there."""
+    world = a_vm("101", "102")
+    world.call("vm.network-remove", vm="web1", network="102")
+    world.status_is("web1", refused=(Refusal(MACS[1], "", "its guest keeps it"),))
+    world.edit(paths.node_status("n2"), bridges=["br0", "br101"])
+    with pytest.raises(Conflict, match="n2 cannot take web1: it has no bridge br102"):
+        world.call("vm.migrate", vm="web1", target="n2")
+    world.call("vm.stop", vm="web1")
+    world.ended("web1")
+    world.call("vm.start", vm="web1")
+    world.runs("web1")
+    world.call("vm.migrate", vm="web1", target="n2")
+
+
 def test_of_a_node_that_does_not_say_what_runs_is_what_it_was_started_with() -> None:
     world = a_vm("101")
     world.status_is("web1", interfaces=())

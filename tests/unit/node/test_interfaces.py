@@ -18,7 +18,7 @@ from pvc.node.actions import Commit
 from pvc.node.drivers import DomainState, DriverError, NoAnswer
 from pvc.node.plan import ASK_AGAIN_S, GIVE_UP_S, Note, plan, remember
 from tests.unit.node import test_daemon
-from tests.unit.node.pictures import NOW, UUID, domain, picture, spec, status, told, vm
+from tests.unit.node.pictures import NOW, OTHER, UUID, domain, picture, spec, status, told, vm
 from tests.unit.node.test_daemon import Bench
 
 bench = test_daemon.bench
@@ -151,6 +151,15 @@ def test_it_is_forgotten_that_a_guest_was_asked_when_it_has_obeyed() -> None:
     assert remember(seen)[UUID].unplugging == ""
     seen = picture(vm(spec(definition=FIRST), BOTH), HAS, ASKED)
     assert remember(seen)[UUID].unplugging == "", "or when it is not wanted any more"
+
+
+def test_a_vm_is_not_taken_where_the_bridge_of_what_it_has_still_is_missing() -> None:
+    """Its definition does not have it any more."""
+    old = replace(TWO, bridge="br7")
+    there = known(ONE, old, owner=OTHER)
+    for bridges, answer in ((frozenset({"br0", "br7"}), "yes"), (frozenset({"br0"}), "it has no bridge br7")):
+        seen = picture(vm(spec(definition=definition(MACS[0])), there), bridges=bridges)
+        assert [told(action) for action in plan(seen).actions] == [f"answer {answer}"]
 
 
 # A daemon

@@ -49,7 +49,7 @@ from tests.unit.node.pictures import EARLIER_ME, ME, NOW, OTHER, XML, domain, pi
 
 UUIDS = [f"{number:08d}-0000-4000-8000-000000000000" for number in range(3)]
 (DEFINED,) = domainxml.shape(XML).interfaces
-OLD = Interface("52:54:00:00:00:01", "br0", "virtio", "old")
+OLD = Interface("52:54:00:00:00:01", "br0", "virtio", "br0", "old")
 ROUNDS = 150
 """More than any chain of back-offs, refusals and fallbacks needs."""
 
