@@ -332,7 +332,7 @@ def remove(ctx: Context, network: NetworkName) -> None:
     if users:
         raise Conflict(
             f"network {vni} is used by {_named(users)}",
-            hint="take it out of their definitions: pvc vm modify",
+            hint="pvc vm network remove takes a VM out of it",
         )
     ctx.say(f"network {vni}, {found.spec.description}, goes from every node")
     ctx.commit(
