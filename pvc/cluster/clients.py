@@ -129,22 +129,22 @@ def hostnames(clients: Clients) -> dict[str, str]:
     A reservation says its own name, unless another VM is called so. Of a VM with several interfaces the first
     one without a name has the VM's: dnsmasq tells one address by each name.
     """
-    vms = Counter(_host(member.vm) for member in clients.members.values())
-    owners = {mac: _host(member.vm) for member in clients.members.values() for mac in member.macs}
+    vms = Counter(host_name(member.vm) for member in clients.members.values())
+    owners = {mac: host_name(member.vm) for member in clients.members.values() for mac in member.macs}
     found: dict[str, str] = {}
     for mac, one in sorted(clients.reservations.items()):
-        name = _host(one.hostname)
+        name = host_name(one.hostname)
         if name and (name not in vms or owners.get(mac) == name):
             found.setdefault(name, mac)
     named = set(found.values())
     for member in clients.members.values():
         free = [mac for mac in member.macs if mac not in named]
-        if free and vms[_host(member.vm)] == 1:
-            found.setdefault(_host(member.vm), free[0])
+        if free and vms[host_name(member.vm)] == 1:
+            found.setdefault(host_name(member.vm), free[0])
     return {mac: name for name, mac in sorted(found.items()) if name and name not in RESERVED_NAMES}
 
 
-def _host(text: str) -> str:
+def host_name(text: str) -> str:
     """As a host's name in the network's domain; empty where it cannot be one."""
     name = text.lower()
     return name if LABEL.fullmatch(name) else ""

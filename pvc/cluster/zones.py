@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, ip_address
 from typing import Any
 
-from pvc.cluster.clients import Clients, Lease
-from pvc.cluster.network import LABEL, LONGEST_DOMAIN, Address, NetworkSpec, Prefix
+from pvc.cluster.clients import RESERVED_NAMES, Clients, Lease, host_name
+from pvc.cluster.network import LONGEST_DOMAIN, Address, NetworkSpec, Prefix
 from pvc.cluster.node import NodeSpec
 
 TTL_S = 60
@@ -18,8 +18,6 @@ TTL_S = 60
 REFRESH_S, RETRY_S, EXPIRE_S = 900, 60, 604_800
 """For secondaries, which NOTIFY tells of a change long before they ask for it."""
 SERVER, GATEWAY = "ns", "gateway"
-RESERVED = frozenset({SERVER, GATEWAY})
-"""Names in a network's domain that no guest can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +85,6 @@ def later(serial: int, now: float) -> int:
 # Names
 
 
-def host_name(text: str) -> str:
-    """As a name of the DNS; empty where it cannot be one, as web_1."""
-    name = text.lower()
-    return name if all(LABEL.fullmatch(label) for label in name.split(".")) else ""
-
-
 def is_below(name: str, zone: str) -> bool:
     return name.endswith(f".{zone}")
 
@@ -148,7 +140,7 @@ def hosts(clients: Clients) -> Hosts:
     names: dict[str, str] = {}
 
     def give(name: str, mac: str) -> None:
-        for address in addresses.get(mac, ()) if name and name not in RESERVED else ():
+        for address in addresses.get(mac, ()) if name and name not in RESERVED_NAMES else ():
             if address not in found.setdefault(name, []):
                 found[name].append(address)
             names.setdefault(address, name)
@@ -169,7 +161,7 @@ def hosts(clients: Clients) -> Hosts:
     for who, name in said.items():
         if name not in taken and claims[name] == 1:
             give(name, who)
-    doubtful = tuple(sorted(name for name in vms if name and (vms[name] > 1 or name in RESERVED)))
+    doubtful = tuple(sorted(name for name in vms if name and (vms[name] > 1 or name in RESERVED_NAMES)))
     return Hosts({name: tuple(these) for name, these in found.items()}, names, doubtful)
 
 
@@ -199,7 +191,7 @@ def _said(clients: Clients, named: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for lease in clients.leases.values():
         who, name = _who(lease), host_name(lease.hostname)
-        if name and "." not in name and who not in named:
+        if name and who not in named:
             found[who] = name
     return found
 
