@@ -199,10 +199,11 @@ class Names:
             self._scene = None
             zones, self._problems = self.atlas.zones(scene)
             self._zones = self.editions.numbered(zones)
-        if not self._zones:
-            self._stop()
+        wanted = answering(self.me, scene.cluster, scene.nodes)
+        if self._zones and wanted.addresses:
+            self._tell(wanted)
         else:
-            self._tell(answering(self.me, scene.cluster, scene.nodes))
+            self._stop()
         self._scene = scene
         return self._problems
 

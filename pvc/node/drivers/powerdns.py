@@ -117,8 +117,7 @@ class PowerDNS:
         runs = self.life() and text == self._known()
         if not runs:
             self._write(text)
-            self._systemctl("reset-failed")
-            self._systemctl("restart")
+            self._start()
             self._untold = {ALL}
         self._tell(wanted)
         return not runs
@@ -145,6 +144,16 @@ class PowerDNS:
         """It keeps a file open that is removed, and would go on to answer from it."""
         self._systemctl("stop")
         self._database.remove()
+
+    def _start(self) -> None:
+        """One that cannot is tried again by whoever calls, and not by systemd several times a second."""
+        self._systemctl("reset-failed")
+        try:
+            self._systemctl("restart")
+        except DriverError:
+            with suppress(DriverError):
+                self._systemctl("stop")
+            raise
 
     def _tell(self, wanted: Answering) -> None:
         """Only from the address by which secondaries know the primary."""

@@ -176,6 +176,11 @@ def test_where_there_are_no_names_nothing_runs(bench: Bench) -> None:
     assert bench.store.children(paths.ZONES) == ()
 
 
+def test_a_node_that_is_removed_and_has_no_address_to_answer_at_does_not_answer(bench: Bench) -> None:
+    bench.names.serve(Scene(ClusterSpec("test", dns_domain="pvc.example"), {"n2": NODES["n2"]}, {}))
+    assert bench.machine.wanted is None
+
+
 def test_it_ends_with_the_role_and_begins_anew(bench: Bench) -> None:
     bench.names.serve(SCENE)
     bench.names.rest()

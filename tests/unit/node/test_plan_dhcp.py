@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pvc.cluster import zones
-from pvc.cluster.clients import RESERVED_NAMES, Clients, Lease, Member, Reservation, hostnames, label
+from pvc.cluster.clients import Clients, Lease, Member, Reservation, hostnames, label
 from pvc.cluster.network import DHCPRange, IPv4, IPv6, Kind, NetworkSpec
 from pvc.node.drivers import GatewayDevice, Place, Settings
 from pvc.node.plan_dhcp import (
@@ -164,10 +163,6 @@ def test_a_name_of_a_reservation_that_is_gone_is_looked_at_again() -> None:
 @pytest.mark.parametrize("vm", ["web_1", "web.example.com", "a-", "gateway", "ns"])
 def test_a_vm_whose_name_cannot_be_one_of_the_dns_has_none(vm: str) -> None:
     assert hostnames(Clients(SHOP, {"u1": Member(vm, (WEB,))})) == {}
-
-
-def test_no_guest_has_a_name_of_the_network_itself() -> None:
-    assert RESERVED_NAMES == zones.RESERVED
 
 
 @pytest.mark.parametrize(
