@@ -18,8 +18,8 @@ from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import NetworkName
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
 
-MOST_RULES = 1000
-"""Of one network."""
+MOST_RULES, MOST_BYTES = 1000, 512 * 1024
+"""Of one network, all in one document."""
 
 ENFORCED = "yes"
 
@@ -110,6 +110,8 @@ def add(
         )
     new = Rule(direction, description, text, known.last + 1)
     after = replace(known, rules=_inserted(known.rules, new, place), last=new.number)
+    if len(dumps(after)) > MOST_BYTES:
+        raise Conflict(f"with it the rules of network {spec.vni} would be longer than {MOST_BYTES >> 10} KiB")
     _check(ctx, spec, after, new)
     ctx.say(f"{description} becomes rule {place} of {len(before) + 1} for {direction}: {text}")
     _write(ctx, spec, after, version)
@@ -215,12 +217,13 @@ def list_(ctx: Context, network: NetworkName, *, direction: Way | None = None) -
     Counted is by the primary; it also says whether a rule is in its kernel, at its place.
     """
     spec, known, _ = _found(ctx, network)
-    rows = []
+    shown = {way: [one for one in known.rules if one.direction is way] for way in Direction}
+    if direction is not None:
+        shown = {direction: shown[direction]}
+    if not any(shown.values()):
+        return ()
     found = _Enforced(ctx, spec)
-    for way in Direction:
-        if direction in (None, way):
-            rows += list(_rows([one for one in known.rules if one.direction is way], found))
-    return tuple(rows)
+    return tuple(row for rules in shown.values() for row in _rows(rules, found))
 
 
 def _rows(rules: list[Rule], found: _Enforced) -> Iterator[RuleRow]:
@@ -231,7 +234,7 @@ def _rows(rules: list[Rule], found: _Enforced) -> Iterator[RuleRow]:
 
 
 class _Enforced:
-    """What the primary's kernel has of a network's rules, asked only of those who see any."""
+    """What the primary's kernel has of a network's rules."""
 
     def __init__(self, ctx: Context, spec: NetworkSpec) -> None:
         self.counts: dict[tuple[str, str], tuple[int, int]] = {}

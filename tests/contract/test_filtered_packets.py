@@ -310,6 +310,34 @@ s.sendto(bytes([134, 0, 0, 0, 64, 0, 7, 8]) + bytes(8), ("ff02::1", 0, 0, socket
 """
 
 
+def test_what_ipv6_needs_on_the_link_reaches_the_gateway(site: Site) -> None:
+    """Solicitations of neighbours and routers, groups of multicast, DHCPv6: from link-local addresses."""
+    found = site.run("node", LINK_LOCAL, "gw101").stdout.strip()
+    assert site.pings("shop", f"{found}%eth0")
+    site.run("shop", SOLICIT)
+    counts = site.counts()
+    assert counts["node", "node"] == counts["node", "spoofed6"] == (0, 0)
+
+
+LINK_LOCAL = """
+import sys
+for line in open("/proc/net/if_inet6"):
+    words = line.split()
+    if words[5] == sys.argv[1] and words[3] == "20":
+        print(":".join(words[0][n:n + 4] for n in range(0, 32, 4)))
+"""
+SOLICIT = """
+import socket
+index = socket.if_nametoindex("eth0")
+raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+raw.sendto(bytes([133, 0, 0, 0, 0, 0, 0, 0]), ("ff02::2", 0, 0, index))
+udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp.bind(("::", 546))
+udp.sendto(b"x", ("ff02::1:2", 547, 0, index))
+"""
+
+
 def test_who_has_no_address_yet_can_ask_for_one(site: Site) -> None:
     site.ip("shop", "address flush dev eth0 scope global")
     try:

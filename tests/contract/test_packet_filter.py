@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+from random import Random
 from typing import TypeVar
 
 import pytest
@@ -24,9 +26,11 @@ from pvc.cluster.filters import (
     Refused,
     Route,
     Verdict,
+    check_rule,
     compose,
     render,
 )
+from pvc.errors import Invalid
 from pvc.node.drivers import PacketFilter
 from pvc.node.drivers.nft import NFT, generation, routes
 from pvc.node.peer import PeerServer
@@ -204,6 +208,98 @@ def test_nft_takes_the_rules_that_we_take(real: Inside, rule: str) -> None:
     real.load(render([Filtered(SHOP, access)]).text)
     assert real.counts("in101") == {("in101", "1"): (0, 0)}
     assert real.counts("out101") == {("out101", "2"): (0, 0)}
+
+
+TOKENS = (
+    *(
+        "ip",
+        "ip6",
+        "tcp",
+        "udp",
+        "icmp",
+        "icmpv6",
+        "meta",
+        "ct",
+        "fib",
+        "limit",
+        "log",
+        "counter",
+        "rt",
+        "th",
+    ),
+    *("saddr", "daddr", "dport", "sport", "type", "state", "l4proto", "mark", "rate", "prefix", "count"),
+    *("10.0.0.1", "10.0.0.0/8", "fd00::1", "22", "80-90", "new", "echo-request", "5/second", "over", "ssh"),
+    *("drop", "accept", "reject", "return", "continue", "with", "reset", "icmpx", "policy", "hook", "filter"),
+    *("{", "}", "(", ")", ".", ",", "==", "!=", "&", "|", '"', '"x"', "priority", "0", "input", "elements"),
+    *(
+        "handle",
+        "position",
+        "rule",
+        "inet",
+        "pvc",
+        "in102",
+        "node",
+        "devices",
+        "flags",
+        "constant",
+        "packets",
+    ),
+    *(
+        "jump",
+        "goto",
+        "vmap",
+        "set",
+        "add",
+        "flush",
+        "chain",
+        "table",
+        "comment",
+        "include",
+        ";",
+        "@in",
+        "$x",
+    ),
+)
+STARTS = ("tcp dport 22", "ip saddr 10.0.0.1", "ct state new", "meta l4proto tcp", "")
+ENDS = ("accept", "drop", "reject", "return", "")
+
+
+def test_whatever_text_is_taken_is_one_rule_in_its_chain(real: Inside) -> None:
+    """Texts of nftables' own words at random: the table differs in that rule and in nothing else."""
+    random = Random(4)
+    access = AccessList((Rule(Direction.IN, "x", "drop", 1),))
+
+    def shape() -> tuple[list[tuple[str, str]], int]:
+        known = json.loads(nft("-j", "list", "ruleset"))["nftables"]
+        named = [
+            (kind, str(one[kind]["name"]))
+            for one in known
+            for kind in one
+            if kind in ("table", "chain", "set", "map")
+        ]
+        # Sets without a name belong to their rule.
+        return [one for one in named if not one[1].startswith("__")], sum("rule" in one for one in known)
+
+    real.load(render([Filtered(SHOP, access)]).text)
+    plain = shape()
+    taken = refused = 0
+    for _ in range(900):
+        words = random.choices(TOKENS, k=random.randint(0, 4))
+        text = " ".join((random.choice(STARTS), *words, random.choice(ENDS))).strip()
+        try:
+            check_rule(text)
+        except Invalid:
+            refused += 1
+            continue
+        try:
+            real.load(render([Filtered(SHOP, AccessList((Rule(Direction.IN, "x", text, 1),)))]).text)
+        except Refused:
+            continue
+        taken += 1
+        assert shape() == plain, text
+        assert [*(real.counts("in101") or {})] == [("in101", "1")], text
+    assert taken > 25, taken
+    assert refused > 250, refused
 
 
 @pytest.mark.parametrize("verdict", Verdict)

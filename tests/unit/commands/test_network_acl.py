@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from pvc.cluster import paths
-from pvc.cluster.clients import AccessList, Direction
-from pvc.cluster.codec import loads, to_json
+from pvc.cluster.clients import AccessList, Direction, Rule
+from pvc.cluster.codec import dumps, loads, to_json
 from pvc.cluster.filters import Fault, Refused
-from pvc.cluster.store import Delete
+from pvc.cluster.store import Create, Delete
+from pvc.commands import network_acl
 from pvc.commands.context import invoke
 from pvc.commands.registry import find
-from pvc.errors import Unavailable
+from pvc.errors import Conflict, Unavailable
 from tests.unit.commands.test_every_operation import coordinators
 from tests.unit.commands.world import Interrupted, World
 
@@ -204,6 +205,26 @@ def test_without_a_primary_or_a_gateway_nothing_is_enforced() -> None:
     world.call("network.modify", network="101", gateway="")
     (row,) = world.call("network.acl-list", network="101")
     assert row["enforced"] == "the network has no gateway: nothing leaves it"
+
+
+def test_where_there_are_no_rules_nobody_is_asked() -> None:
+    assert listed(shop(), AssertionError("asked all the same")) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "rule", "says"),
+    [
+        (network_acl.MOST_RULES, "drop", "has 1000 rules, the most there can be"),
+        (network_acl.MOST_BYTES // 950, f"tcp dport {{ {'1, ' * 300}22 }} drop", "longer than 512 KiB"),
+    ],
+)
+def test_more_rules_than_a_document_can_hold_are_refused(count: int, rule: str, says: str) -> None:
+    world = shop()
+    rules = tuple(Rule(Direction.IN, f"r{number}", rule, number) for number in range(count))
+    world.store.commit(Create(paths.network_access(101), dumps(AccessList(rules, count))))
+    with pytest.raises(Conflict, match=says):
+        add(world, "one more", rule=rule)
+    assert len(stored(world).rules) == count
 
 
 def test_filters_go_with_their_network() -> None:
