@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, ip_address
 from typing import Any
 
-from pvc.cluster.clients import RESERVED_NAMES, Clients, Lease, host_name
+from pvc.cluster.clients import RESERVED_NAMES, Clients, Lease, host_name, hostnames
 from pvc.cluster.network import LONGEST_DOMAIN, Address, NetworkSpec, Prefix
 from pvc.cluster.node import NodeSpec
 
@@ -168,10 +168,11 @@ def hosts(clients: Clients) -> Hosts:
 def _addresses(clients: Clients) -> dict[str, list[str]]:
     """By who has them: those leased, else the one reserved."""
     prefixes = tuple(clients.spec.prefixes())
+    given = hostnames(clients)
     found: dict[str, list[str]] = {}
     for address, lease in clients.leases.items():
         if _is_in(address, prefixes):
-            found.setdefault(_who(lease), []).append(_plain(address))
+            found.setdefault(_who(lease, given), []).append(_plain(address))
     for mac, reservation in clients.reservations.items():
         mine = found.setdefault(mac.lower(), [])
         if _is_in(reservation.address, prefixes):
@@ -181,16 +182,24 @@ def _addresses(clients: Clients) -> dict[str, list[str]]:
     return found
 
 
-def _who(lease: Lease) -> str:
-    """Whatever a client without a known MAC address calls itself, it is never somebody's MAC address."""
-    return lease.mac.lower() or f"client {lease.client_id}"
+def _who(lease: Lease, given: Mapping[str, str]) -> str:
+    """Its MAC address; `given` are the names that DHCP gives to these.
+
+    With IPv6 a client can say any: it is believed where DHCP, which sees who sent a packet, gave its name.
+    Whatever another client calls itself, it is never somebody's MAC address.
+    """
+    mac = lease.mac.lower()
+    if ":" in lease.address and (not given.get(mac) or given[mac] != host_name(lease.hostname)):
+        mac = ""
+    return mac or f"client {lease.client_id}"
 
 
 def _said(clients: Clients, named: Collection[str]) -> dict[str, str]:
     """What guests that have no name otherwise call themselves, by MAC address or client."""
+    given = hostnames(clients)
     found: dict[str, str] = {}
     for lease in clients.leases.values():
-        who, name = _who(lease), host_name(lease.hostname)
+        who, name = _who(lease, given), host_name(lease.hostname)
         if name and who not in named:
             found[who] = name
     return found

@@ -20,23 +20,6 @@ from tests.support import eventually
 
 SOON_S = 60.0
 EVERY_S = 0.05
-RESERVE = """
-import sys
-sys.path.insert(0, "/usr/bin/pvc/site-packages")
-from pvc import config
-from pvc.cluster import paths
-from pvc.cluster.clients import Reservation
-from pvc.cluster.codec import dumps
-from pvc.cluster.store import Create
-from pvc.cluster.zookeeper import ZooKeeperStore
-
-vni, mac, address, hostname = sys.argv[1:]
-settings = config.load()
-store = ZooKeeperStore(settings.servers(), secret=settings.secret())
-store.connect(20)
-store.commit(Create(paths.network_reservation(vni, mac), dumps(Reservation(mac, address, hostname))))
-store.close()
-"""
 
 
 def question(name: str, kind: int, number: int) -> bytes:
@@ -146,7 +129,7 @@ def named(lab: RunningLab) -> Iterator[Named]:
     cluster.pvc("network", "add", "101", "-d", "shop", "-p", "managed", *network, "--wait")
     with running(secondary), cluster.vm("Web1", "--network", "shop", start=False):
         mac = cluster.pvc("vm", "dump", "Web1").stdout.partition("mac address=")[2][1:18]
-        cluster.run("n1", "python3", "-c", RESERVE, "101", mac, "10.101.0.9", "www")
+        cluster.pvc("network", "dhcp", "add", "shop", "10.101.0.9", "www", mac)
         made = Named(cluster, upstream, inside, secondary)
         eventually(lambda: made.ask("web1.shop.test", "A") == ["10.101.0.9"], within=SOON_S)
         yield made
@@ -176,7 +159,7 @@ def test_zones_are_copied_only_by_those_who_may(named: Named) -> None:
 def test_a_change_is_there_at_once_and_secondaries_are_told(named: Named) -> None:
     before, others = named.serial("shop.test"), named.serial("pvc.test")
     named.secondary.heard.clear()
-    named.cluster.run("n1", "python3", "-c", RESERVE, "101", "52:54:00:99:00:01", "10.101.0.99", "late")
+    named.cluster.pvc("network", "dhcp", "add", "shop", "10.101.0.99", "late", "52:54:00:99:00:01")
     eventually(lambda: named.ask("late.shop.test", "A") == ["10.101.0.99"], within=SOON_S)
     assert named.serial("shop.test") > before
     assert named.serial("pvc.test") == others
