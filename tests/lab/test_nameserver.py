@@ -19,6 +19,7 @@ from pvc.proc import Completed, run
 from tests.nameservers import BOTH, CHANGED, WEB, Suite
 from tests.support import eventually
 
+GOLDEN = Path(__file__).parents[1] / "unit/node/golden"
 NAMESPACE = f"dns-test-{os.getpid()}"
 FLOATING, OWN, ASKER = "10.9.0.250", "10.9.0.1", "10.9.0.7"
 WANTED = Answering((FLOATING,), (f"{OWN}/32",), (ASKER,))
@@ -133,6 +134,17 @@ def machine(tree: Path) -> Iterator[Real]:
 
 class TestNameServer(Suite):
     pass
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.glob("pdns-*.conf")), ids=lambda path: path.stem)
+def test_powerdns_takes_what_pvc_writes(tree: Path, golden: Path) -> None:
+    place = tree / "tmp" / golden.stem
+    place.mkdir()
+    (place / "pdns.conf").write_text(golden.read_text())
+    command = ["chroot", str(tree), "pdns_server", f"--config-dir=/tmp/{golden.stem}", "--config=check"]
+    assert run(command).code == 0
+    (place / "pdns.conf").write_text(f"{golden.read_text()}no-such-setting=1\n")
+    assert run(command, check=False).code != 0, "it would not have said"
 
 
 def test_zones_are_copied_by_those_who_may(machine: Real) -> None:
