@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pvc.cluster.sriov import PhysicalFunction
+
 
 class NodeRole(StrEnum):
     COORDINATOR = "coordinator"
@@ -108,6 +110,8 @@ class NodeStatus:
     """What of its own networks is not as its pvc.toml describes it."""
     pool_problems: Mapping[str, str] = field(default_factory=dict)
     """Pools that this node should reach and does not, and why."""
+    sriov: tuple[PhysicalFunction, ...] = ()
+    """The network devices that it splits into virtual functions."""
     console_port: int = 0
     flushed: bool = False
     """It was told to flush, and has not yet fetched its VMs back."""

@@ -42,6 +42,11 @@ def node_status(name: str) -> str:
     return f"{NODES}/{name}/status"
 
 
+def node_sriov(name: str) -> str:
+    """What is wanted of its virtual functions; made with the first wish."""
+    return f"{NODES}/{name}/sriov"
+
+
 def node_vms(name: str) -> str:
     return f"{NODES}/{name}/vms"
 

@@ -48,6 +48,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.network": ("add", "modify", "remove", "info", "list"),
         "pvc.commands.network_acl": ("acl add", "acl remove", "acl list"),
         "pvc.commands.network_dhcp": ("dhcp add", "dhcp remove", "dhcp list"),
+        "pvc.commands.network_sriov": ("sriov pf list", "sriov vf list", "sriov vf info", "sriov vf set"),
     },
     "storage": {
         "pvc.commands.storage_pool": ("pool add", "pool remove", "pool info", "pool list"),

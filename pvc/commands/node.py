@@ -299,6 +299,8 @@ def remove(ctx: Context, node: NodeName) -> None:
     ops: list[Op] = [Delete(one.path, one.version) for one in (status, index) if one is not None]
     if load is not None:
         ops.append(Delete(load.path))
+    if sriov := ctx.reader.get(paths.node_sriov(node)):
+        ops.append(Delete(sriov.path, sriov.version))
     if verified := ctx.reader.get(paths.verified(node)):
         ops.append(Delete(verified.path, verified.version))
     ops += _tasks_of(ctx, node)

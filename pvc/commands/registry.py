@@ -95,7 +95,7 @@ class Param:
 class Operation:
     noun: str
     verb: str
-    """May be two words: `tag add`."""
+    """May be up to three words: `tag add`, `sriov vf list`."""
     method: str
     """GET, POST, PUT, PATCH or DELETE; empty for one that only runs in the client's own process."""
     path: str

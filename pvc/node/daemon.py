@@ -35,6 +35,7 @@ from pvc.node.outage import doubt
 from pvc.node.plan import Note, Picture, Plan, plan, remember
 
 if TYPE_CHECKING:
+    from pvc.cluster.sriov import PhysicalFunction
     from pvc.node.network import Found
 
 log = logging.getLogger(__name__)
@@ -330,6 +331,10 @@ class Daemon:
     def own_networks_are(self, problems: tuple[str, ...]) -> None:
         """Called on the thread that keeps them."""
         self._change_status(lambda status: replace(status, host_network_problems=problems))
+
+    def functions_are(self, devices: tuple[PhysicalFunction, ...]) -> None:
+        """Called on the thread that splits them."""
+        self._change_status(lambda status: replace(status, sriov=devices))
 
     # Being woken, on threads of the store and of libvirt
 

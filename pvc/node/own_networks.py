@@ -196,7 +196,7 @@ class OwnNetworks:
         self.configured = configured
         """Reads pvc.toml. Raises PVCError."""
         self.address = address
-        """Of this node, on the cluster network."""
+        """Of this node, on the cluster network, unless the networks that were brought up say another."""
         self.coordinators = coordinators
         """Their addresses or names."""
         self.clock = clock
@@ -344,13 +344,9 @@ class OwnNetworks:
             return "; ".join(goal.problems)
         steps = towards(goal, found)
         names = touched(steps, found)
-        needed = carries(found, self.address, self.coordinators)
         is_free = self.may_be_cut_off()
-        if names & needed and not is_free:
-            return (
-                f"it would change {', '.join(sorted(names & needed))}, through which this node reaches the"
-                " cluster: first `pvc cluster maintenance on`, so that nothing ends if it fails"
-            )
+        if not is_free and (why := self._why_it_matters(found, names)):
+            return f"{why}: first `pvc cluster maintenance on`, so that nothing ends if it fails"
         self._proven.clear()
         lasting = self.memory.lasting()
         trial = Trial(configured, found, tuple(sorted(names)), request)
@@ -365,6 +361,17 @@ class OwnNetworks:
         now = self.clock.monotonic()
         self._count_from = now + SETTLE_S
         self._until = now + (TRIAL_S if is_free else SHORT_TRIAL_S)
+        return ""
+
+    def _why_it_matters(self, found: HostState, names: frozenset[str]) -> str:
+        """Why a change of these devices may cut this node off; empty if it cannot."""
+        needed = carries(found, self.site.address or self.address, self.coordinators)
+        if not needed:
+            return "it is not known through which device this node reaches the cluster"
+        if names & needed:
+            return (
+                f"it would change {', '.join(sorted(names & needed))}, by which this node reaches the cluster"
+            )
         return ""
 
     def _judge(self, now: float) -> float:

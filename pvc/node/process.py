@@ -124,6 +124,7 @@ LATER = (
     "pvc.node.drivers.powerdns",
     "pvc.node.drivers.redfish",
     "pvc.node.drivers.rtnetlink",
+    "pvc.node.drivers.sriov",
     "pvc.node.drivers.watchdog",
     "pvc.node.filters",
     "pvc.node.gateway",
@@ -139,6 +140,7 @@ LATER = (
     "pvc.node.plan_dhcp",
     "pvc.node.plan_host_network",
     "pvc.node.services",
+    "pvc.node.sriov",
     "pvc.node.tasks",
     "pvc.node.upkeep",
     "pvc.peerclient",
@@ -246,6 +248,7 @@ def main(config: Config) -> None:
         if not networks.linked.wait(NETWORKS_S):
             log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
         coordinating = _coordinate(process, daemon, store, host, secret)
+        splitting = _split_devices(daemon, store, clock)
         serving = _serve(daemon, store, clock, networks)
         working = _work(daemon, store, clock, peers)
         try:
@@ -267,6 +270,8 @@ def main(config: Config) -> None:
             working.close()
             probing.close()
             networking.close()
+            if splitting is not None:
+                splitting.close()
             upkeep.close()
     finally:
         if not guard.lease.armed:
@@ -497,6 +502,24 @@ def _work(daemon: Daemon, store: Store, clock: Clock, peers: PeerServer) -> Work
     working = Working(daemon, store, clock)
     peers.tell_of_storage(working.pools.tell)
     return working
+
+
+def _split_devices(daemon: Daemon, store: Store, clock: Clock) -> Loop | None:
+    """Where pvc.toml names devices to split."""
+    devices = daemon.config.node.sriov_devices
+    if not devices:
+        if View(store).nodes([daemon.name])[daemon.name].status.sriov:
+            daemon.functions_are(())
+        return None
+    from pvc.node.drivers.sriov import KernelVirtualFunctions
+    from pvc.node.sriov import Functions
+
+    loop = Loop("virtual functions", clock)
+    functions = Functions(
+        daemon.name, devices, store, KernelVirtualFunctions(), daemon.functions_are, loop.wake
+    )
+    loop.start(functions.step)
+    return loop
 
 
 def _only_one(config: Config) -> TextIO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -58,7 +59,8 @@ def own(cluster: Cluster) -> str:
 
 def addresses(cluster: Cluster) -> dict[str, list[str]]:
     said = json.loads(cluster.run(NODE, "ip", "-j", "-4", "address", "show").stdout)
-    return {one["ifname"]: [address["local"] for address in one["addr_info"]] for one in said}
+    found = {one["ifname"]: [address["local"] for address in one["addr_info"]] for one in said}
+    return defaultdict(list, found)
 
 
 def why(cluster: Cluster) -> list[str]:

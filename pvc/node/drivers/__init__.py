@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pvc.cluster.addresses import Router
 from pvc.cluster.filters import Key, Number
+from pvc.cluster.sriov import VFSettings, VirtualFunction
 from pvc.cluster.zones import Zone
 from pvc.errors import Failed
 
@@ -602,6 +603,32 @@ class Watchdog(Protocol):
 
     def disarm(self) -> None:
         """Done already when it is not armed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A network device of this host, and what it is split into."""
+
+    pci: str
+    total: int
+    """Virtual functions that it can have; 0: it cannot be split."""
+    functions: tuple[VirtualFunction, ...]
+
+
+class VirtualFunctions(Protocol):
+    """SR-IOV of this host's network devices. Every call may raise DriverError. For one thread at a time."""
+
+    def look(self, device: str) -> Split | None:
+        """None where there is no such device."""
+        ...
+
+    def split(self, device: str, count: int) -> None:
+        """Give it so many virtual functions, where it has none."""
+        ...
+
+    def set(self, device: str, number: int, settings: VFSettings, names: tuple[str, ...]) -> None:
+        """Of a virtual function, what these say: a VLAN with its priority, both rates, or one other."""
         ...
 
 

@@ -19,6 +19,7 @@ from pvc.commands.context import Caller, Context, LocalContext, invoke
 from pvc.commands.registry import Operation, Role, convert, find
 from pvc.errors import Conflict, Failed, Invalid, NotFound, NotPermitted, PVCError, Unavailable
 from tests.unit.commands.storing import Storing
+from tests.unit.commands.test_network_sriov import split
 from tests.unit.commands.world import OTHER, UUID, World, a_world, changed, with_vm, xml_of
 
 OURS = ("vm", "node", "network", "storage", "task", "cluster", "why")
@@ -181,6 +182,7 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "network.dhcp-remove": (reserved, {"network": "net101", "mac": "52:54:00:00:00:99"}),
     "network.acl-add": (filtered, {**ACL, "order": 1}),
     "network.acl-remove": (filtered, {"network": "net101", "description": "web", "direction": "out"}),
+    "network.sriov-vf-set": (split, {"node": "n1", "function": "eth2v0", "vlan": 7}),
     "node.bmc": (a_world, BMC),
     "node.flush": (running, {"node": "n1"}),
     "node.ready": (flushed, {"node": "n1"}),
@@ -622,6 +624,22 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("why.network", a_world, {"network": "101"}, NotFound, "no network 101"),
     ("node.network-up", a_world, {"now": "1"}, Invalid, "no parameter now"),
     ("node.network-apply", a_world, {"force": "1"}, Invalid, "no parameter force"),
+    ("network.sriov-pf-list", a_world, {"node": "n9"}, NotFound, "no node named n9"),
+    ("network.sriov-vf-list", a_world, {"node": "n9"}, NotFound, "no node named n9"),
+    (
+        "network.sriov-vf-info",
+        a_world,
+        {"node": "n1", "function": "eth2"},
+        Invalid,
+        "is not a virtual function's name",
+    ),
+    (
+        "network.sriov-vf-set",
+        a_world,
+        {"node": "n1", "function": "eth2v0", "vlan": 7},
+        NotFound,
+        "no virtual function eth2v0",
+    ),
     ("why.node", a_world, {"node": "n9"}, NotFound, "no node named n9"),
 ]
 

@@ -32,8 +32,8 @@ DEVICES = {
     "bond": (Device("bond0", "bond", 9000, mode="802.3ad", is_ours=True), BOND),
     "vlan": (Device("eth1.10", "vlan", 1400, vlan=Vlan(10, "eth1"), is_ours=True), VLAN),
 }
-NESTED = ((18,), (18, 2))
-"""IFLA_LINKINFO, and IFLA_INFO_DATA in it."""
+NESTED = ((18,), (18, 2), (22,), (22, 1))
+"""IFLA_LINKINFO and IFLA_INFO_DATA in it; IFLA_VFINFO_LIST and IFLA_VF_INFO in it."""
 UP = 0x1
 
 

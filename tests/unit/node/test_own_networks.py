@@ -368,6 +368,26 @@ def test_an_armed_node_refuses_to_change_what_carries_the_cluster(machine: Machi
     assert "pvc cluster maintenance on" in machine.memory.answers[0].why
 
 
+def test_what_carries_the_cluster_is_known_where_pvc_toml_had_another_address(machine: Machine) -> None:
+    machine.boot()
+    machine.armed = True
+    own = machine.daemon()
+    own.address = "10.9.9.1"
+    machine.apply(own, BAD)
+    assert [one.outcome for one in machine.memory.answers] == ["refused"]
+    assert "eth1, by which this node reaches the cluster" in machine.memory.answers[0].why
+
+
+def test_an_armed_node_refuses_where_it_is_not_known_what_carries_the_cluster(machine: Machine) -> None:
+    machine.configured = Site()
+    machine.boot()
+    machine.armed = True
+    own = machine.daemon()
+    machine.apply(own, GOOD)
+    assert [one.outcome for one in machine.memory.answers] == ["refused"]
+    assert "it is not known through which device" in machine.memory.answers[0].why
+
+
 def test_an_armed_node_may_change_the_others_for_a_short_time(machine: Machine) -> None:
     machine.boot()
     machine.armed = True
