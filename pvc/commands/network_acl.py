@@ -79,7 +79,9 @@ def add(
     ] = "",
     verdict: Annotated[
         Verdict,
-        Arg("it passes|it is lost; this unless told|it is lost, and the sender told so", switches=True),
+        Arg(
+            "it passes|it is lost, as it is unless told|it is refused, and the sender told so", switches=True
+        ),
     ]
     | None = None,
     order: Annotated[
