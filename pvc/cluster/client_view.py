@@ -20,19 +20,25 @@ class ClientsView:
         self.view = view
         self.networks: dict[int, Clients] = {}
         self.unreadable: dict[int, str] = {}
+        self._changed: set[int] = set()
 
     def update(self, changed: Iterable[str]) -> None:
         """With the paths that a sync of the view's mirror has reported."""
-        for vni in map(int, {_vni_in(path) for path in changed} - {""}):
-            try:
-                found = self._network(vni)
-            except Unreadable as error:
-                self.unreadable[vni] = error.message
-                continue
-            self.unreadable.pop(vni, None)
-            self.networks.pop(vni, None)
-            if found is not None:
-                self.networks[vni] = found
+        self._changed |= {*map(int, {_vni_in(path) for path in changed} - {""})}
+        for vni in sorted(self._changed):
+            self._update(vni)
+            self._changed.discard(vni)  # not before: what fails is tried again
+
+    def _update(self, vni: int) -> None:
+        try:
+            found = self._network(vni)
+        except Unreadable as error:
+            self.unreadable[vni] = error.message
+            return
+        self.unreadable.pop(vni, None)
+        self.networks.pop(vni, None)
+        if found is not None:
+            self.networks[vni] = found
 
     def _network(self, vni: int) -> Clients | None:
         known = self.view.networks([vni]).get(vni)
