@@ -14,7 +14,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pvc.cluster.clients import Clients, hostnames, label
 from pvc.cluster.network import NetworkSpec
 
-ADDRESS = "169.254.169.254"
+ADDRESS, PORT = "169.254.169.254", 80
 """Where guests ask for their metadata, as in other clouds."""
 
 

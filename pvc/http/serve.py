@@ -225,7 +225,7 @@ def listen(config: Config) -> list[socket.socket]:
     return [unix_socket(config.api.socket), *(tcp_socket(address) for address in config.api.listen)]
 
 
-def tcp_socket(address: str) -> socket.socket:
+def tcp_socket(address: str, hint: str = "api.listen in /etc/pvc/pvc.toml") -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdigit():
@@ -239,9 +239,7 @@ def tcp_socket(address: str) -> socket.socket:
         sock.bind((host, int(port)))
     except OSError as error:
         sock.close()
-        raise Failed(
-            f"cannot listen on {address}: {error.strerror}", hint="api.listen in /etc/pvc/pvc.toml"
-        ) from None
+        raise Failed(f"cannot listen on {address}: {error.strerror}", hint=hint) from None
     return sock
 
 

@@ -11,7 +11,7 @@ from pvc import systemd
 from pvc.clock import SystemClock
 from pvc.cluster import paths
 from pvc.cluster.client_view import ClientsView, expand_networks, followed_networks
-from pvc.cluster.guests import ADDRESS, Guests, MacAt
+from pvc.cluster.guests import ADDRESS, PORT, Guests, MacAt
 from pvc.cluster.network import gateway_name
 from pvc.cluster.store import Store
 from pvc.cluster.zookeeper import ZooKeeperStore
@@ -30,7 +30,7 @@ STRANGERS = "those whose address was given to nobody"
 
 def serve(config: Config) -> None:
     """Until SIGTERM. Raises Failed for an address that cannot be had."""
-    listening = tcp_socket(f"{ADDRESS}:80")
+    listening = tcp_socket(f"{ADDRESS}:{PORT}", "another web server of this node may have it: ss -ltnp")
     store = ZooKeeperStore(
         config.servers(), secret=config.secret(), session_timeout_s=config.cluster.session_timeout_s
     )

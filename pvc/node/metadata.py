@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pvc.cluster.guests import ADDRESS
 from pvc.cluster.node import NetworkProblem
 from pvc.node.drivers import OwnAddresses
 from pvc.node.services import Scene
+
+NOT_SERVED = "nobody serves metadata to guests (journalctl -u pvc-metadata)"
 
 log = logging.getLogger(__name__)
 
@@ -16,15 +18,17 @@ log = logging.getLogger(__name__)
 class MetadataAddress:
     """A Service: while a managed network has an IPv4 gateway, through which guests come."""
 
-    def __init__(self, host: OwnAddresses) -> None:
+    def __init__(self, host: OwnAddresses, is_served: Callable[[], bool]) -> None:
         self.host = host
+        self.is_served = is_served
 
     def serve(self, scene: Scene) -> Sequence[NetworkProblem]:
         if not any(clients.spec.ipv4.gateway for clients in scene.networks.values()):
             self.rest()
-        elif self.host.hold(ADDRESS):
+            return ()
+        if self.host.hold(ADDRESS):
             log.info("answering for %s", ADDRESS)
-        return ()
+        return () if self.is_served() else (NetworkProblem(0, NOT_SERVED),)
 
     def rest(self) -> None:
         if self.host.drop(ADDRESS):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pvc.clock import Clock, SystemClock
-from pvc.cluster import paths
+from pvc.cluster import guests, paths
 from pvc.cluster.codec import Unreadable
 from pvc.cluster.node import NodeRole
 from pvc.cluster.store import Store
@@ -413,7 +413,7 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
     from pvc.node.dhcp import DHCP
     from pvc.node.drivers.dnsmasq import Dnsmasq
     from pvc.node.drivers.gateways import NetlinkGateways
-    from pvc.node.drivers.loopback import NetlinkLoopback
+    from pvc.node.drivers.loopback import NetlinkLoopback, is_served
     from pvc.node.drivers.nft import NFT, routes
     from pvc.node.drivers.powerdns import PowerDNS
     from pvc.node.filters import Filters
@@ -431,7 +431,8 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
         """Filters come before what they guard, and addresses before who answers there."""
         dhcp = DHCP(Dnsmasq(wake), commit, clock)
         names = Names(daemon.name, store, commit, PowerDNS(), clock.wall)
-        return filters, gateways, dhcp, MetadataAddress(NetlinkLoopback()), names
+        metadata = MetadataAddress(NetlinkLoopback(), lambda: is_served(guests.ADDRESS, guests.PORT))
+        return filters, gateways, dhcp, metadata, names
 
     def make(wake: Callable[[], None]) -> Services:
         return Services(daemon.name, store, lambda commit: services(commit, wake), daemon.services_are, wake)

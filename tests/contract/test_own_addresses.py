@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from pvc.node.drivers import DriverError, OwnAddresses
-from pvc.node.drivers.loopback import NetlinkLoopback
+from pvc.node.drivers.loopback import NetlinkLoopback, is_served
 from pvc.node.drivers.netlink import NetlinkAddresses
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.own_addresses import FakeOwnAddresses
@@ -91,3 +92,10 @@ def test_a_start_of_the_daemon_does_not_drop_it() -> None:
         assert isinstance(bench.host, _Inside)
         assert bench.host.thread.submit(NetlinkAddresses().held).result(30) == {}
         assert not _Inside().hold(ADDRESS), "another life knows it as ours"
+
+
+def test_whether_somebody_takes_connections() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert is_served("127.0.0.1", port)
+    assert not is_served("127.0.0.1", port)

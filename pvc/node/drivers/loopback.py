@@ -41,6 +41,15 @@ class NetlinkLoopback:
             return True
 
 
+def is_served(address: str, port: int) -> bool:
+    """Somebody takes connections there."""
+    try:
+        socket.create_connection((address, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
 def _holder(route: IPRoute, address: str) -> tuple[str, bool]:
     """The device that has it, and whether it was given by us."""
     for one in route.get_addr(family=socket.AF_INET):
