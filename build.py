@@ -47,12 +47,19 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         *("default-jre-headless", "libslf4j-java", "libzookeeper-java"),
         *("libvirt-clients", "libvirt-daemon", "libvirt-daemon-driver-qemu", "python3-libvirt"),
         *("qemu-system-x86", "qemu-utils"),
+        *("libboost-python1.74.0", "libfuse2", "libleveldb1d", "python3-rados", "python3-rbd"),
     ),
 }
 
+# Unpacked for tests and not installed: Debian would start some of them on this machine.
+CEPH = ("ceph-base", "ceph-common", "ceph-mgr", "ceph-mgr-modules-core", "ceph-mon", "ceph-osd")
+
 # From Debian's dist-packages into the virtual environment. Only these: with --system-site-packages the tests
 # would see whatever else the machine has, older and unpinned.
-DEBIAN_MODULES = ("libvirt.py", "libvirtmod.*.so", "libvirt_qemu.py", "libvirtmod_qemu.*.so")
+DEBIAN_MODULES = (
+    *("libvirt.py", "libvirtmod.*.so", "libvirt_qemu.py", "libvirtmod_qemu.*.so"),
+    *("rados.*.so", "rbd.*.so"),
+)
 DIST_PACKAGES = Path("/usr/lib/python3/dist-packages")
 
 LAYERS = ("lint", "unit", "contract", "sim", "integration", "lab")
@@ -196,6 +203,35 @@ def packages(*sets: str) -> Step:
         return f"apt-get install {len(missing)} packages: {' '.join(missing)}" if missing else ""
 
     return Step("packages", describe, lambda: install_packages(names))
+
+
+def ceph_key() -> str:
+    """Daemons are of the version of the libraries."""
+    asked = ["dpkg-query", "-W", "-f", "${Version}", "librados2"]
+    version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    return f"{version} {' '.join(CEPH)}"
+
+
+def unpack_ceph() -> None:
+    new = BUILD / "ceph.new"
+    shutil.rmtree(new, ignore_errors=True)
+    archives = new / "archives"
+    archives.mkdir(parents=True)
+    if os.geteuid() == 0:
+        run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "update"])
+    run(["apt-get", "-q", "download", *CEPH], cwd=archives)
+    for archive in sorted(archives.glob("*.deb")):
+        run(["dpkg-deb", "-x", archive, new])
+    shutil.rmtree(archives)
+    replace_directory(new, BUILD / "ceph", ceph_key())
+
+
+def ceph() -> Step:
+    def describe() -> str:
+        is_there = stamped(BUILD / "ceph") == ceph_key()
+        return "" if is_there else f"unpack {' '.join(CEPH)} into build/ceph, for tests"
+
+    return Step("ceph", describe, unpack_ceph)
 
 
 def packages_of(chosen: str) -> list[str]:
@@ -589,7 +625,7 @@ def steps(verb: str, arguments: Sequence[str]) -> list[Step]:
             test = Step("test", lambda: "run every layer of tests", make_tests(arguments))
             sets = ("zipapp", "test", "image", "lab") if needs_image(arguments) else ("zipapp", "test")
             boots = [image()] if needs_image(arguments) else []
-            return [packages(*sets), venv(), zipapp(), *boots, test]
+            return [packages(*sets), venv(), ceph(), zipapp(), *boots, test]
         case "sim":
             search = Step("sim", lambda: "search seeded faults for broken promises", make_sim(arguments))
             return [packages("zipapp"), venv(), search]

@@ -39,7 +39,8 @@ class VolumeRow:
     pool: str
     name: str
     size_bytes: int
-    used_bytes: int
+    used_bytes: int | None
+    """None where it would take long to find out: `volume info` tells."""
     format: Format
 
 

@@ -149,10 +149,17 @@ LATER = (
 """What a daemon needs beside this module; some of it only when something has gone wrong."""
 
 
+WHERE_PACKAGED = ("pvc.node.drivers.ceph",)
+"""Only where its Debian packages are: python3-rados and python3-rbd."""
+
+
 def load_everything() -> None:
     """Before READY: the file that pvc is may be replaced under a running daemon, and then imports fail."""
     for name in LATER:
         importlib.import_module(name)
+    for name in WHERE_PACKAGED:
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def main(config: Config) -> None:

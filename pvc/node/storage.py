@@ -230,7 +230,7 @@ def _rename(pool: Pool, task: TaskSpec, progress: Progress) -> None:
 
 def _clone(pool: Pool, task: TaskSpec, progress: Progress) -> None:
     asked = task.arguments
-    _guard(pool, task, pool.volume(asked["volume"]).used_bytes)
+    _guard(pool, task, pool.volume(asked["volume"]).used_bytes or 0)
     told = f"copying {asked['volume']}"
     pool.clone(asked["volume"], asked["new_volume"], task.id, lambda fraction: progress(fraction, told))
 

@@ -71,7 +71,14 @@ def test_plan_says_everything_and_does_nothing(tree: Path, option: str) -> None:
     before = without_pycache(tree)
     code, said = finish(start(tree, option, "test"))
     assert code == 0
-    assert [line.split()[0] for line in said.splitlines()] == ["packages", "tools", "zipapp", "image", "test"]
+    assert [line.split()[0] for line in said.splitlines()] == [
+        "packages",
+        "tools",
+        "ceph",
+        "zipapp",
+        "image",
+        "test",
+    ]
     assert "build dist/pvc with bottle" in said
     assert without_pycache(tree) == before
 

@@ -20,6 +20,8 @@ IMPORTERS = {
     "waitress": "pvc/http/server.py",
     "libvirt": "pvc/node/drivers/libvirt.py",
     "pyroute2": "pvc/node/drivers/netlink.py",
+    "rados": "pvc/node/drivers/ceph.py",
+    "rbd": "pvc/node/drivers/ceph.py",
 }
 
 EFFECTS = ("threading", "subprocess", "time", "socket", "pvc.proc")

@@ -23,8 +23,8 @@ class Volume:
     name: str
     size_bytes: int
     """What a guest sees."""
-    used_bytes: int
-    """What it takes of the pool."""
+    used_bytes: int | None
+    """What it takes of the pool; None in a list where it would take long to find out."""
     format: Format
 
 
@@ -41,9 +41,10 @@ class Snapshot:
 class Pool(Protocol):
     """The volumes of one pool.
 
-    Names are those that pvc.cluster.storage allows. What changes a volume is refused with Conflict while
-    somebody has it open, and is atomic: it happens, or nothing is left but what `discard` takes away. A
-    `token` (of the task) names what is half done. All may raise DriverError; NotFound for what is not there.
+    Names are those of pvc.names. A volume that somebody has open is not removed, renamed, cut or rolled back:
+    Conflict; in a directory it is not changed at all. What happens to a volume is atomic: it happens, or
+    nothing is left but what `discard` takes away, by the `token` (of the task) that names what is half done.
+    All may raise DriverError; NotFound for what is not there.
     """
 
     def check(self) -> None:
@@ -79,7 +80,7 @@ class Pool(Protocol):
     def rename(self, name: str, new: str) -> None: ...
 
     def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
-        """A volume with the same content and no snapshots; the two do not depend on each other."""
+        """A volume with the same content and no snapshots; either may be removed before the other."""
         ...
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:
