@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from pvc.clock import Clock
 from pvc.cluster import paths
@@ -30,6 +30,8 @@ from pvc.node.services import Commit, Scene
 
 log = logging.getLogger(__name__)
 
+GONE_S = 1.0
+"""So long a lease must be missing: dnsmasq writes all of them over the old ones, and may be seen doing it."""
 LEASES_AT_ONCE = 1000
 """In one transaction: a server of ZooKeeper takes no greater one than a megabyte."""
 
@@ -45,6 +47,8 @@ class Served:
     life: int
     stored: Mapping[str, Lease] | None = None
     """What the store knows, where nobody else writes; None: what the clients say."""
+    missing: Mapping[str, float] = field(default_factory=dict)
+    """Addresses of leases that it does not remember, and since when."""
 
 
 class DHCP:
@@ -63,7 +67,7 @@ class DHCP:
         self._say_who_died(lives)
         self._end(lives.keys() - wanted.keys())
         heard = self.servers.changed() | self._tell_all(wanted, lives)
-        self._hear(heard | {vni for vni, one in self._served.items() if one.stored is None})
+        self._hear(heard | {vni for vni, one in self._served.items() if one.stored is None or one.missing})
         why = "its dnsmasq does not run; systemd starts it again and again (journalctl -u pvc-dnsmasq@{})"
         return [NetworkProblem(vni, why.format(vni)) for vni, one in self._served.items() if not one.life]
 
@@ -111,8 +115,8 @@ class DHCP:
         if must_look and lives[vni]:
             log.info("the dnsmasq of network %s reads its hosts again", vni)
             self.servers.look(vni)
-        stored = served.stored if served else None
-        self._served[vni] = Served(clients, device, have, lives[vni], stored)
+        stored, missing = (served.stored, served.missing) if is_same and served else (None, {})
+        self._served[vni] = Served(clients, device, have, lives[vni], stored, missing)
         return True
 
     def _has_forgotten(self, clients: Clients) -> bool:
@@ -175,7 +179,7 @@ class DHCP:
             if served is None or found is None:
                 continue
             stored = served.clients.leases if served.stored is None else served.stored
-            learned = differences(stored, found)
+            learned = self._confirmed(served, differences(stored, found))
             try:
                 self._store(vni, learned)
             except (Conflict, NotFound) as error:
@@ -184,6 +188,13 @@ class DHCP:
                 served.stored = None
                 continue
             served.stored = _with(stored, learned)
+
+    def _confirmed(self, served: Served, learned: Differences) -> Differences:
+        """Without those of whom it is not sure that they are gone: they are looked at again."""
+        now = self.clock.monotonic()
+        since = {address: served.missing.get(address, now) for address in learned.gone}
+        served.missing = {address: at for address, at in since.items() if now < at + GONE_S}
+        return replace(learned, gone=tuple(one for one in learned.gone if one not in served.missing))
 
     def _store(self, vni: int, learned: Differences) -> None:
         if not learned:

@@ -183,7 +183,8 @@ def _most_leases(dhcp: DHCPRange | None) -> int:
 def parse(text: str, macs: Mapping[str, str]) -> dict[str, Lease]:
     """What dnsmasq remembers, by address; `macs` has the MAC address of each name.
 
-    Of a client of DHCPv6 it remembers none: the DUID may tell it, and else the name.
+    Of a client of DHCPv6 it remembers none: the name tells it, which dnsmasq has given to that MAC address. A
+    DUID, where anybody can write anything, is believed only where it names nobody else's.
     """
     return {lease.address: lease for line in text.splitlines() if (lease := _parsed(line.split(), macs))}
 
@@ -196,7 +197,8 @@ def _parsed(words: list[str], macs: Mapping[str, str]) -> Lease | None:
     if ":" not in address:
         # A hardware other than Ethernet stands before the address of it.
         return Lease(address, second.rpartition("-")[2].lower(), hostname, client_id, until=float(until))
-    mac = _mac_of(client_id) or macs.get(hostname, "")
+    claimed = _mac_of(client_id)
+    mac = macs.get(hostname, "") or ("" if claimed in macs.values() else claimed)
     return Lease(str(ip_address(address)), mac, hostname, client_id, second, float(until))
 
 

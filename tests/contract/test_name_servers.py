@@ -9,18 +9,21 @@ import os
 import shlex
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from ipaddress import IPv6Address
 from pathlib import Path
 
 import pytest
 
-from pvc.cluster.clients import Clients, Member, Reservation
+from pvc.cluster.clients import Clients, Lease, Member, Reservation
 from pvc.cluster.network import DHCPRange, IPv4, IPv6, Kind, NetworkSpec
 from pvc.node.drivers import DriverError, GatewayDevice, Settings
 from pvc.node.drivers.dnsmasq import Dnsmasq
@@ -366,11 +369,80 @@ def test_a_guest_gives_itself_an_address_by_what_is_announced(bench: Bench) -> N
     assert bench.run("cat", "/proc/sys/net/ipv6/conf/eth0/mtu").strip() == "1400"
 
 
+def option(code: int, data: bytes) -> bytes:
+    return struct.pack("!HH", code, len(data)) + data
+
+
+def options(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while data:
+        code, length = struct.unpack("!HH", data[:4])
+        found[code], data = data[4 : 4 + length], data[4 + length :]
+    return found
+
+
+def ask6(mac: str, server: bytes = b"", address: str = "") -> dict[int, bytes]:
+    """One round of DHCPv6: soliciting, or asking that server for that address; what was answered."""
+    duid = b"\0\3\0\1" + bytes.fromhex(mac.replace(":", ""))
+    association = struct.pack("!III", 7, 0, 0)
+    if address:
+        association += option(5, IPv6Address(address).packed + struct.pack("!II", 0, 0))
+    message = bytes([3 if server else 1, 1, 2, 3]) + option(1, duid) + option(3, association)
+    message += option(8, b"\0\0") + (option(2, server) if server else b"")
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        index = socket.if_nametoindex("eth0")
+        sock.bind(("::", 546))
+        sock.settimeout(2)
+        for _ in range(10):
+            with suppress(TimeoutError):
+                sock.sendto(message, ("ff02::1:2", 547, 0, index))
+                return options(sock.recv(2000)[4:])
+    raise AssertionError("no answer to DHCPv6")
+
+
+def given6(answer: dict[int, bytes]) -> str:
+    return str(IPv6Address(options(answer[3][12:])[5][:16]))
+
+
+def has_own_address() -> bool:
+    """And knows that nobody else has it."""
+    said = ip("-n", THERE, "-6", "address", "show", "dev", "eth0", "scope", "link")
+    return "fe80" in said and "tentative" not in said
+
+
 def test_it_is_the_same_server_of_dhcpv6_on_every_node(bench: Bench) -> None:
     spec = replace(SPEC, ipv6=replace(SPEC.ipv6, dhcp=True))
-    bench.serve(Clients(spec), lease_file({}))
-    assert bench.ask(WEB)
-    assert f"duid {SERVER_DUID}" in (bench.servers.leases(101) or "").splitlines()
+    reserved = {DB: Reservation(DB, "fd00:101::9", "db")}
+    clients = Clients(spec, {"u1": Member("web1", (WEB,))}, reserved)
+    bench.serve(clients, lease_file({}))
+    guest = ThreadPoolExecutor(1, initializer=enter, initargs=(THERE,))
+    found = {}
+    for mac in (WEB, DB):
+        ip("-n", THERE, "link", "set", "eth0", "down")
+        ip("-n", THERE, "link", "set", "eth0", "address", mac, "up")
+        eventually(has_own_address, within=30)
+        offered = guest.submit(ask6, mac).result(60)
+        assert offered[2].hex(":") == SERVER_DUID
+        found[mac] = given6(guest.submit(ask6, mac, offered[2], given6(offered)).result(60))
+    assert found[DB] == "fd00:101::9"
+    names = {"web1": WEB, "db": DB}
+
+    def remembered() -> dict[str, Lease]:
+        """Is written a moment after it was said."""
+        known = parse(bench.servers.leases(101) or "", names)
+        return known if len(known) == len(found) else {}
+
+    known = eventually(remembered, within=10)
+    assert {(one.mac, one.address, one.hostname) for one in known.values()} == {
+        (WEB, found[WEB], "web1"),
+        (DB, found[DB], "db"),
+    }
+    bench.servers.stop([101])
+    bench.serve(clients, lease_file(promised(known)))
+    again = guest.submit(ask6, DB, bytes.fromhex(SERVER_DUID.replace(":", "")), found[DB]).result(60)
+    assert given6(again) == found[DB], "as the same server"
+    assert eventually(remembered, within=10).keys() == known.keys()
+    assert bench.resolve("web1.shop.example") == {found[WEB]}
 
 
 def test_it_can_make_no_files_and_is_told_of_by_root_only(bench: Bench) -> None:

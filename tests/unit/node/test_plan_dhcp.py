@@ -217,6 +217,12 @@ def test_leases_are_read_and_written_as_dnsmasq_does() -> None:
     assert lease_file(LEASES) == FILE
 
 
+def test_a_duid_with_the_mac_address_of_another_is_not_believed() -> None:
+    text = f"1763840200 7 fd00:1::1:2 * 00:03:00:01:{WEB}\n"
+    assert parse(text, {"web1": WEB})["fd00:1::1:2"].mac == ""
+    assert parse(text, {"db": DB})["fd00:1::1:2"].mac == WEB
+
+
 @pytest.mark.parametrize("text", ["", "duid\n", "17638400", "x y z\n1 2 3 4\n", "a b 10.1.0.1 c d\n"])
 def test_what_is_no_lease_is_passed_over(text: str) -> None:
     assert parse(text, {}) == {}
