@@ -211,6 +211,8 @@ class OwnNetworks:
         self.problems: tuple[str, ...] = ()
         self.published: tuple[str, ...] = ()
         self._said: tuple[str, ...] = ()
+        self._is_clear = False
+        """Nothing is described, and nothing of ours is left: there is nothing to look at."""
         self._asked = threading.Event()
         self._proven = threading.Event()
         self._asking = threading.Event()
@@ -284,7 +286,13 @@ class OwnNetworks:
 
     def _compare(self) -> tuple[str, ...]:
         """Correct what is ours, and say what is not as it should be."""
-        goal, failed = self._bring(lambda found: wanted(self.site.networks, self.site.bridge_device, found))
+        goal, failed = Wanted(), list[str]()
+        is_described = bool(self.site.networks.sections())
+        if is_described or not self._is_clear:
+            goal, failed = self._bring(
+                lambda found: wanted(self.site.networks, self.site.bridge_device, found)
+            )
+            self._is_clear = not is_described and not failed
         self.problems = (*goal.problems, *failed, *self._differs())
         for problem in self.problems:
             if problem not in self._said:
@@ -401,7 +409,7 @@ class OwnNetworks:
         self.memory.remember(Lasting(good=trial.wanted))
         self.memory.remember(Now(trial.wanted))
         moved = trial.wanted.address != self.site.address
-        self.site, self.trial, self._look_due = trial.wanted, None, 0.0
+        self.site, self.trial, self._look_due, self._is_clear = trial.wanted, None, 0.0, False
         log.info("the networks of pvc.toml are kept: the cluster is reached")
         why = "node.address is another: systemctl restart pvc-node" if moved else ""
         self.memory.answer(Answer(trial.request, "kept", why))

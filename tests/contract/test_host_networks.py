@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from pvc.cluster.network import GATEWAY_GROUP, LINK_GROUP
+from pvc.cluster.sriov import VFSettings
 from pvc.config import parse
 from pvc.hostnetworks import HostNetworks
 from pvc.node.drivers import (
@@ -29,6 +31,7 @@ from pvc.node.drivers import (
     SetUp,
 )
 from pvc.node.drivers.host_networks import NetlinkHostNetworking
+from pvc.node.drivers.sriov import KernelVirtualFunctions
 from pvc.node.plan_host_network import OURS, as_before, touched, towards, wanted
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.host_networks import FakeHost
@@ -232,3 +235,23 @@ def test_a_floating_address_and_what_routers_say_are_not_the_hosts_own(kernel: H
     ip("-n", HERE, "addr", "add", "192.0.2.250/24", "dev", "eth9", "valid_lft", "60", "preferred_lft", "0")
     ip("-n", HERE, "route", "add", "default", "via", "192.0.2.9", "proto", "bgp")
     assert kernel.state() == before
+
+
+@pytest.mark.parametrize("group", [LINK_GROUP, GATEWAY_GROUP])
+def test_what_is_made_for_vms_is_not_the_hosts_own(kernel: HostNetworking, group: int) -> None:
+    before = kernel.state()
+    ip("-n", HERE, "link", "add", "br101", "group", str(group), "type", "bridge")
+    ip("-n", HERE, "link", "set", "br101", "up")
+    ip("-n", HERE, "link", "add", "vnet0", "master", "br101", "type", "veth", "peer", "guest")
+    ip("-n", HERE, "link", "set", "guest", "master", "br101")
+    ip("-n", HERE, "address", "add", "10.1.0.1/24", "dev", "br101")
+    assert kernel.state() == before
+
+
+def test_a_device_without_functions_is_asked_and_refuses(kernel: HostNetworking) -> None:
+    """The questions that SR-IOV puts to the kernel are ones that it understands."""
+    functions = KernelVirtualFunctions()
+    assert isinstance(kernel, _Inside)
+    assert kernel.call(lambda: functions.told("eth1")) == {}
+    with pytest.raises(DriverError, match="the driver of eth1 knows no trust"):
+        kernel.call(lambda: functions.set("eth1", 0, VFSettings(trust=True), ("trust",)))

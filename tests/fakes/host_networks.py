@@ -38,7 +38,10 @@ class FakeHost:
     meanwhile: Callable[[HostStep], None] = lambda step: None
     """Before each step."""
 
+    looks: int = 0
+
     def state(self) -> HostState:
+        self.looks += 1
         return HostState(tuple(self.devices.values()), tuple(self.addresses), tuple(self.routes))
 
     def take(self, step: HostStep) -> None:

@@ -10,7 +10,7 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvc.cluster.network import HOST_GROUP
+from pvc.cluster.network import GATEWAY_GROUP, HOST_GROUP, LINK_GROUP
 from pvc.node.drivers import (
     AddAddress,
     AddRoute,
@@ -28,8 +28,8 @@ from pvc.node.drivers import (
     SetMTU,
     SetUp,
     Vlan,
+    rtnetlink,
 )
-from pvc.node.drivers.links import OURS as FOR_VMS
 from pvc.node.drivers.links import SYSCTL
 from pvc.node.drivers.netlink import (
     IFA_F_NODAD,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 OURS = HOST_GROUP
 """The group of bonds and VLANs of the node itself, given in the very call that makes them."""
+FOR_VMS = (LINK_GROUP, GATEWAY_GROUP)
 IFA_F_PERMANENT = 0x80
 RT_TABLE_MAIN, RTN_UNICAST, RT_SCOPE_LINK = 254, 1, 253
 LEARNED = frozenset((1, 2, 9, 11, 16, *range(186, 200)))
@@ -75,14 +76,12 @@ class NetlinkHostNetworking:
     """HostNetworking of the network namespace of the calling thread."""
 
     def state(self) -> HostState:
+        every = rtnetlink.links()
+        names = {one.index: one.name for one in every}
+        for_vms = {one.index for one in every if one.group in FOR_VMS}
+        own = [one for one in every if not one.flags & IFF_LOOPBACK and not for_vms & {one.index, one.master}]
         with opened("its networks") as route:
-            every = [(one, dict(one["attrs"])) for one in route.get_links()]
-            names = {one["index"]: str(attributes["IFLA_IFNAME"]) for one, attributes in every}
-            devices = {
-                one["index"]: device_of(one["flags"], attributes, names)
-                for one, attributes in every
-                if attributes.get("IFLA_GROUP") != FOR_VMS and not one["flags"] & IFF_LOOPBACK
-            }
+            devices = {one.index: device for one in own for device in _devices(route, one.index, names)}
             found = {index: one.name for index, one in devices.items()}
             return HostState(
                 tuple(devices.values()),
@@ -116,6 +115,13 @@ class NetlinkHostNetworking:
 # Reading
 
 
+def _devices(route: IPRoute, index: int, names: Mapping[int, str]) -> list[Device]:
+    """The one; none where it has gone meanwhile."""
+    found: list[Any] = []
+    done_already(errno.ENODEV, lambda: found.extend(route.get_links(index)))
+    return [device_of(one["flags"], dict(one["attrs"]), names) for one in found]
+
+
 def device_of(flags: int, attributes: Mapping[str, Any], names: Mapping[int, str]) -> Device:
     told = attributes.get("IFLA_LINKINFO")
     info = dict(told["attrs"]) if told else {}
@@ -138,9 +144,10 @@ def device_of(flags: int, attributes: Mapping[str, Any], names: Mapping[int, str
 def _addresses(every: Any, names: Mapping[int, str]) -> Iterator[DeviceAddress]:
     """Those that nobody has to renew."""
     for one in every:
+        if one["index"] not in names:
+            continue
         attributes = dict(one["attrs"])
-        flags = attributes.get("IFA_FLAGS", one["flags"])
-        if one["index"] not in names or not flags & IFA_F_PERMANENT:
+        if not attributes.get("IFA_FLAGS", one["flags"]) & IFA_F_PERMANENT:
             continue
         value = attributes.get("IFA_LOCAL") or attributes["IFA_ADDRESS"]
         interface = ip_interface(f"{value}/{one['prefixlen']}")
@@ -156,9 +163,11 @@ def _every_route(route: IPRoute) -> Iterator[Any]:
 
 def _routes(every: Iterator[Any], names: Mapping[int, str]) -> Iterator[Route]:
     for one in every:
+        if one["type"] != RTN_UNICAST or one["proto"] in LEARNED:
+            continue
         attributes = dict(one["attrs"])
         device = names.get(attributes.get("RTA_OIF", 0))
-        if device is None or one["type"] != RTN_UNICAST or one["proto"] in LEARNED:
+        if device is None:
             continue
         everything = "0.0.0.0" if one["family"] == socket.AF_INET else "::"
         to = ip_network(f"{attributes.get('RTA_DST', everything)}/{one['dst_len']}")

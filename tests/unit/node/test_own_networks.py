@@ -178,8 +178,20 @@ def test_without_sections_nothing_is_touched(machine: Machine) -> None:
     machine.configured = Site()
     assert machine.boot() == ()
     own = machine.daemon()
-    machine.run(own, 2 * LOOK_S)
+    looks = machine.host.looks
+    machine.run(own, 3 * LOOK_S)
     assert machine.host.taken == []
+    assert machine.host.looks == looks, "there is nothing to look at"
+
+
+def test_what_is_not_described_any_more_goes_when_that_is_applied(machine: Machine) -> None:
+    machine.boot()
+    own = machine.daemon()
+    machine.reached = lambda: True
+    machine.apply(own, Site())
+    machine.run(own, 2)
+    assert [one.outcome for one in machine.memory.answers] == ["kept"]
+    assert machine.addresses() == set()
 
 
 def test_bring_up_again_in_the_same_boot_changes_only_what_differs(machine: Machine) -> None:
