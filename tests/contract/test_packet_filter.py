@@ -30,6 +30,8 @@ from pvc.cluster.filters import (
     compose,
     render,
 )
+from pvc.commands.context import invoke
+from pvc.commands.registry import find
 from pvc.errors import Invalid
 from pvc.node.drivers import PacketFilter
 from pvc.node.drivers.nft import NFT, generation, routes
@@ -38,6 +40,7 @@ from pvc.peerclient import ask
 from tests.contract.test_addresses import enter, ip
 from tests.contract.test_quorum import config_of
 from tests.fakes.filters import FEATURE, FakeFilter
+from tests.unit.commands.test_network_acl import shop
 from tests.unit.node.test_filters import ACCESS, HIDE, OFFICE, SHOP
 from tests.unit.test_filters import GOOD
 
@@ -310,6 +313,29 @@ def test_nft_takes_what_options_make(real: Inside, proto: Protocol | None, verdi
         rules += [compose("", "", proto, "80,90-100", verdict)]
     access = AccessList(tuple(Rule(Direction.OUT, str(n), text, n) for n, text in enumerate(rules)))
     real.check(render([Filtered(SHOP, access)]).text)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("tcp dport nonsense drop", "Could not resolve service: .*, at nonsense$"),
+        ("tcp dport 22 drop accept", "Statement after terminal statement has no effect, at accept"),
+        ("tcp dport 70000 drop", "Service out of range, at 70000$"),
+        ("nonsense 22 drop", "No symbol type information, at nonsense$"),
+        ("ip saddr 10.0.0.0/33 drop", "Prefix length 33 is invalid .*, at 10.0.0.0/33$"),
+    ],
+)
+@pytest.mark.parametrize("gateway", ["10.1.0.1", ""])
+def test_an_operation_says_what_nft_says_and_where(real: Inside, gateway: str, rule: str, says: str) -> None:
+    world = shop()
+    world.call("network.modify", network="shop", gateway=gateway)
+    context = world.context()
+    context.check_filters = real.check
+    given = {"network": "shop", "direction": "in", "description": "x"}
+    with pytest.raises(Invalid, match=f"^nft does not take the rule: {says}"):
+        invoke(find("network.acl-add"), context, {**given, "rule": rule})
+    invoke(find("network.acl-add"), context, {**given, "rule": "tcp dport ssh drop"})
+    assert real.counts() is None, "checking loads nothing"
 
 
 def test_without_nft_it_is_said() -> None:
