@@ -1,0 +1,194 @@
+"""The primary as gateway of managed networks, a real router upstream; guests are namespaces of nodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+
+from pvc.lab.layout import UPSTREAM
+from tests.lab.dying import primary, secondary
+from tests.lab.labs import RunningLab
+from tests.lab.upstream import AS_NUMBER, OUTSIDE, OUTSIDE6, Router, router
+from tests.lab.vms import Cluster
+from tests.support import eventually
+
+EVERY_S = 0.2
+REPLY = re.compile(r"icmp_seq=(\d+) .*time=")
+NETWORKS = {
+    101: ("-d", "shop", "-i", "10.1.0.0/24", "-g", "10.1.0.1"),
+    102: (
+        *("-d", "back", "-i", "10.2.0.0/24", "-g", "10.2.0.1"),
+        *("-i6", "fd00:2::/64", "-g6", "fd00:2::1"),
+    ),
+    103: ("-d", "alone", "-i", "10.3.0.0/24"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What a VM is to the network: somebody on a port of the bridge."""
+
+    node: str
+    vni: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return f"guest{self.vni}-{self.end}"
+
+    @property
+    def address(self) -> str:
+        return f"10.{self.vni - 100}.0.{self.end}"
+
+    @property
+    def script(self) -> str:
+        port, number = f"tap{self.vni}-{self.end}", self.vni - 100
+        return f"""set -e
+            ip netns add {self.name}
+            ip link add {port} mtu 1500 type veth peer name eth0 netns {self.name}
+            ip link set {port} master br{self.vni} up
+            ip -n {self.name} link set eth0 up
+            ip -n {self.name} address add {self.address}/24 dev eth0
+            ip -n {self.name} address add fd00:{number}::{self.end}/64 dev eth0 nodad
+            ip -n {self.name} route add default via 10.{number}.0.1
+            ip -n {self.name} route add default via fe80::1 dev eth0 || true"""
+
+
+SHOP, BACK = Guest("n1", 101, 11), Guest("n3", 102, 13)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    cluster: Cluster
+    upstream: Router
+
+    def inside(self, guest: Guest, *command: str, check: bool = True) -> str:
+        words = ("ip", "netns", "exec", guest.name, *command)
+        return self.cluster.run(guest.node, *words, check=check).stdout
+
+    def reaches(self, guest: Guest, address: str) -> bool:
+        return " 0% packet loss" in self.inside(guest, "ping", "-nc1", "-W1", address, check=False)
+
+    def begin_pings(self, guest: Guest, address: str) -> None:
+        ping = f"ip netns exec {guest.name} ping -n -i {EVERY_S} {address}"
+        self.cluster.lab.sh(guest.node, f"setsid -f {ping} >/tmp/{guest.name}.pings 2>&1")
+        eventually(lambda: len(self.replies(guest)) > 5, within=10.0)
+
+    def replies(self, guest: Guest) -> list[int]:
+        text = self.cluster.run(guest.node, "cat", f"/tmp/{guest.name}.pings").stdout
+        return [int(number) for number in REPLY.findall(text)]
+
+    def end_pings(self, guest: Guest) -> float:
+        """Once it answers again; the longest silence in seconds."""
+        last = max(self.replies(guest))
+        eventually(
+            lambda: len([one for one in self.replies(guest) if one > last]) > 10, within=60.0, every=0.5
+        )
+        self.cluster.lab.sh(guest.node, f"ip netns pids {guest.name} | xargs -r kill")
+        replies = self.replies(guest)
+        pauses = [after - before for before, after in pairwise(replies)]
+        return (max(pauses) - 1) * EVERY_S
+
+    def primary_address(self) -> str:
+        layout = self.cluster.lab.layout
+        return layout.address(layout.node(primary(self.cluster)), UPSTREAM)
+
+
+@pytest.fixture(scope="module")
+def bench(lab: RunningLab) -> Iterator[Bench]:
+    """Networks with and without gateways, a guest in two of them, and a router."""
+    cluster = Cluster(lab)
+    with ExitStack() as stack:
+        upstream = stack.enter_context(router(lab.layout))
+        for node in lab.nodes:
+            lab.sh(node, f"ip address add {upstream.node_address6(node)}/64 dev ups nodad")
+        routers = (f"{upstream.address}@{AS_NUMBER}", f"{upstream.address6}@{AS_NUMBER}")
+        cluster.pvc("cluster", "set", *(word for one in routers for word in ("--router", one)))
+        stack.callback(cluster.pvc, "cluster", "set", "--router", "none", check=False)
+        for vni, options in NETWORKS.items():
+            cluster.pvc("network", "add", str(vni), "-p", "managed", *options, "--wait", "--timeout", "60")
+            stack.callback(cluster.pvc, "network", "remove", str(vni), "--yes", check=False)
+        for guest in (SHOP, BACK):
+            lab.sh(guest.node, guest.script)
+            stack.callback(lab.sh, guest.node, f"ip netns del {guest.name}", check=False)
+        yield Bench(cluster, upstream)
+
+
+def test_guests_reach_outside_and_are_reached(bench: Bench) -> None:
+    for guest in (SHOP, BACK):
+        eventually(lambda guest=guest: bench.reaches(guest, OUTSIDE), within=30.0, every=0.5)  # type: ignore[misc]
+        eventually(lambda guest=guest: bench.upstream.reaches(guest.address), within=10.0)  # type: ignore[misc]
+    eventually(lambda: bench.reaches(BACK, OUTSIDE6), within=10.0, every=0.5)
+    eventually(lambda: bench.upstream.reaches("fd00:2::13"), within=10.0)
+
+
+def test_only_the_primary_tells_and_only_of_networks_behind_gateways(bench: Bench) -> None:
+    layout = bench.cluster.lab.layout
+    speaking = {layout.address(node, UPSTREAM) for node in layout.nodes}
+    speaking |= {bench.upstream.node_address6(node.name) for node in layout.nodes}
+    eventually(lambda: bench.upstream.sessions() == speaking, within=20.0)
+    told = {prefix: {bench.primary_address()} for prefix in ("10.1.0.0/24", "10.2.0.0/24")}
+    eventually(lambda: bench.upstream.told() == told, within=10.0)
+    assert set(bench.upstream.told(6)) == {"fd00:2::/64"}
+    bench.cluster.pvc("network", "modify", "103", "--gateway", "10.3.0.1")
+    eventually(lambda: "10.3.0.0/24" in bench.upstream.told(), within=20.0)
+    bench.cluster.pvc("network", "modify", "103", "--gateway", "")
+    eventually(lambda: bench.upstream.told() == told, within=20.0)
+
+
+def test_a_node_s_own_default_route_stays(bench: Bench) -> None:
+    node = secondary(bench.cluster)
+    routes = bench.cluster.lab.sh(node, "ip route show default")
+    assert f"via {bench.upstream.address}" in routes, "it had none of its own"
+    other = bench.upstream.address.rpartition(".")[0] + ".254"
+    bench.cluster.lab.sh(node, f"ip route add default via {other}")
+    try:
+        eventually(
+            lambda: bench.cluster.lab.sh(node, "ip route show default").split()[2:3] == [other], within=10.0
+        )
+    finally:
+        bench.cluster.lab.sh(node, f"ip route del default via {other}")
+
+
+def test_a_gateway_moves_with_the_role(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = bench.cluster
+    for number in range(2):
+        bench.begin_pings(SHOP, OUTSIDE)
+        old, new = primary(cluster), secondary(cluster)
+        cluster.pvc("node", "primary", new, "--wait", "--timeout", "60")
+        silent = bench.end_pings(SHOP)
+        with capsys.disabled():
+            print(f"\n  role moved from {old} to {new} ({number + 1}): {silent:.1f} s without an answer")
+        assert silent < 10.0, "a figure, with much room: the promise is measured"
+        assert "gw101" not in cluster.lab.sh(old, "ip -br link")
+        told = {prefix: {bench.primary_address()} for prefix in ("10.1.0.0/24", "10.2.0.0/24")}
+        eventually(lambda told=told: bench.upstream.told() == told, within=10.0)  # type: ignore[misc]
+
+
+def test_a_restart_of_the_primary_s_daemon_is_not_noticed(bench: Bench) -> None:
+    node = primary(bench.cluster)
+    before = bench.cluster.lab.sh(node, "cat /sys/class/net/gw101/ifindex")
+    bench.begin_pings(SHOP, "10.1.0.1")
+    bench.cluster.lab.lab("kill", node, "pvc-node")
+    bench.cluster.lab.settle()
+    bench.end_pings(SHOP)
+    if primary(bench.cluster) == node:
+        assert bench.cluster.lab.sh(node, "cat /sys/class/net/gw101/ifindex") == before
+
+
+def test_a_power_cut_of_the_primary(armed: Cluster, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    dying = "n2"
+    if primary(armed) != dying:
+        armed.pvc("node", "primary", dying, "--wait", "--timeout", "60")
+    eventually(lambda: bench.reaches(SHOP, OUTSIDE), within=30.0, every=0.5)
+    bench.begin_pings(SHOP, OUTSIDE)
+    armed.lab.power(dying, "off")
+    silent = bench.end_pings(SHOP)
+    with capsys.disabled():
+        print(f"\n  power cut of the primary: {silent:.1f} s without an answer")
+    assert silent < 30.0, "a figure, with much room: the promise is measured"
