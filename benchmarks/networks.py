@@ -12,16 +12,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 
 from pvc.clock import SystemClock
 from pvc.cluster import paths
+from pvc.cluster.clients import Clients
+from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
-from pvc.cluster.network import Kind, NetworkSpec
+from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec, bridge_name
 from pvc.cluster.store import Create, Delete
-from pvc.node.drivers import Link
-from pvc.node.drivers.links import NetlinkLinks
+from pvc.node.drivers import Link, rtnetlink
+from pvc.node.drivers.gateways import NetlinkGateways
+from pvc.node.drivers.links import OURS, NetlinkLinks
+from pvc.node.gateway import Gateways
 from pvc.node.network import Networks
 from pvc.node.path_mtu import PathMTU
+from pvc.node.services import Scene
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.routing import FakeRouting
 from tests.fakes.store import MemoryCluster, MemoryStore
@@ -82,6 +88,44 @@ def measure(count: int) -> None:
     measured(networks, links, "remove them")
 
 
+def measure_gateways(count: int) -> None:
+    """A take-over, a round that finds nothing, and the end of the role; with as many bridges."""
+    specs = [_routed(vni) for vni in range(1, count + 1)]
+    scene = Scene(ClusterSpec("bench"), {}, {spec.vni: Clients(spec) for spec in specs})
+    links = NetlinkLinks()
+    for spec in specs:
+        links.add(Link(bridge_name(spec.vni), "bridge", 8950, is_quiet=True, is_ours=True))
+    with TemporaryDirectory() as where:
+        host = NetlinkGateways(f"{where}/before")
+        bridges = {spec.vni: 8950 for spec in specs}
+        gateways = Gateways(host, lambda: bridges, lambda vni: True, SystemClock(), lambda: None)
+        timed("take over the gateways", lambda: gateways.serve(scene))
+        timed("a round, unchanged", lambda: gateways.serve(scene))
+        gateways.due = 0.0
+        timed("look again", lambda: gateways.serve(scene))
+        timed("announce them", lambda: gateways.announce())
+        timed("give them up", gateways.rest)
+        assert not host.gateways()
+    rtnetlink.remove_group(OURS)
+
+
+def _routed(vni: int) -> NetworkSpec:
+    high, low = divmod(vni, 250)
+    return NetworkSpec(
+        vni,
+        f"net{vni}",
+        Kind.MANAGED,
+        ipv4=IPv4(f"10.{high}.{low}.0/24", f"10.{high}.{low}.1"),
+        ipv6=IPv6(f"fd00:{vni:x}::/64", f"fd00:{vni:x}::1"),
+    )
+
+
+def timed(what: str, act: Callable[[], object]) -> None:
+    began = time.monotonic()
+    act()
+    print(f"    {what:<28} {time.monotonic() - began:8.3f} s")
+
+
 def _one_more(store: MemoryStore) -> None:
     store.commit(Create(paths.network(999), dumps(NetworkSpec(999, "more", Kind.MANAGED))))
 
@@ -101,6 +145,7 @@ def in_namespace(act: Callable[[], None]) -> None:
 def measure_all() -> None:
     for count in SIZES:
         measure(count)
+        measure_gateways(count)
 
 
 def main() -> None:

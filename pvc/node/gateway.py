@@ -12,7 +12,6 @@ from pvc.clock import Clock
 from pvc.cluster.addresses import parse_router
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import NetworkProblem
-from pvc.errors import PVCError
 from pvc.node.drivers import Gateway, HostGateways
 from pvc.node.services import Scene
 
@@ -123,11 +122,8 @@ class Gateways:
             left = {vni: [at for at in times if at > now] for vni, times in self._announce_at.items()}
             self._announce_at = {vni: times for vni, times in left.items() if times}
             due = min((times[0] for times in self._announce_at.values()), default=now + IDLE_S)
-        for vni in ready:
-            try:
-                self.host.announce(vni)
-            except PVCError as error:
-                log.warning("%s", error.message)
+        if ready:
+            self.host.announce(ready)
         return due - now
 
     def _correct(
@@ -138,19 +134,17 @@ class Gateways:
         if planned.take:
             self.host.take(planned.take)
             log.info("gave up the gateways of networks %s", ", ".join(map(str, planned.take)))
-        problems = []
-        for gateway in planned.give:
-            try:
-                self.host.give(gateway)
-            except PVCError as error:
-                problems.append(NetworkProblem(gateway.vni, error.message))
-                continue
+        failed = self.host.give(planned.give) if planned.give else {}
+        made = [one for one in planned.give if one.vni not in failed]
+        for gateway in made:
             log.info("%s gw%d with %s", _done(gateway, found), gateway.vni, ", ".join(gateway.addresses))
-            with self.lock:
-                now = self.clock.monotonic()
+        with self.lock:
+            now = self.clock.monotonic()
+            for gateway in made:
                 self._announce_at[gateway.vni] = [now + after for after in ANNOUNCE_AFTER_S]
+        if made:
             self.wake()
-        return tuple(problems)
+        return tuple(NetworkProblem(vni, why) for vni, why in failed.items())
 
 
 def _done(gateway: Gateway, found: Mapping[int, Gateway]) -> str:

@@ -26,13 +26,17 @@ class FakeGateways:
             raise DriverError(self.fails)
         return dict(self.found)
 
-    def give(self, gateway: Gateway) -> None:
-        self.calls.append(f"give {gateway.vni}")
-        if gateway.vni in self.foreign:
-            raise DriverError(f"gw{gateway.vni} is a device of the host's own")
-        if gateway.vni not in self.bridges:
-            raise DriverError(f"there is no device br{gateway.vni}", retryable=True)
-        self.found[gateway.vni] = gateway
+    def give(self, gateways: Iterable[Gateway]) -> Mapping[int, str]:
+        failed: dict[int, str] = {}
+        for gateway in gateways:
+            self.calls.append(f"give {gateway.vni}")
+            if gateway.vni in self.foreign:
+                failed[gateway.vni] = f"gw{gateway.vni} is a device of the host's own"
+            elif gateway.vni not in self.bridges:
+                failed[gateway.vni] = f"there is no device br{gateway.vni}"
+            else:
+                self.found[gateway.vni] = gateway
+        return failed
 
     def take(self, vnis: Iterable[int]) -> None:
         leaving = sorted(vnis)
@@ -40,9 +44,8 @@ class FakeGateways:
         for vni in leaving:
             self.found.pop(vni, None)
 
-    def announce(self, vni: int) -> None:
-        if vni in self.found:
-            self.announced.append(vni)
+    def announce(self, vnis: Iterable[int]) -> None:
+        self.announced += [vni for vni in vnis if vni in self.found]
 
     def forward(self, towards: Iterable[str], *, ipv6: bool) -> bool:
         wanted = tuple(towards), ipv6

@@ -106,7 +106,7 @@ def bench(lab: RunningLab) -> Iterator[Bench]:
     with ExitStack() as stack:
         upstream = stack.enter_context(router(lab.layout))
         for node in lab.nodes:
-            lab.sh(node, f"ip address add {upstream.node_address6(node)}/64 dev ups nodad")
+            lab.sh(node, f"ip address add {upstream.node_address6(node)}/64 dev br0 nodad")
         routers = (f"{upstream.address}@{AS_NUMBER}", f"{upstream.address6}@{AS_NUMBER}")
         cluster.pvc("cluster", "set", *(word for one in routers for word in ("--router", one)))
         stack.callback(cluster.pvc, "cluster", "set", "--router", "none", check=False)

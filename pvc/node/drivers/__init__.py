@@ -364,16 +364,16 @@ class HostGateways(Protocol):
         """Those that are ours, in whatever life of the daemon."""
         ...
 
-    def give(self, gateway: Gateway) -> None:
-        """Have it be so. Raises DriverError where its bridge is missing, or its name is taken."""
+    def give(self, gateways: Iterable[Gateway]) -> Mapping[int, str]:
+        """Have them be so. Those that cannot be, each with the reason: no bridge, or a name that is taken."""
         ...
 
     def take(self, vnis: Iterable[int]) -> None:
         """Done already for those that are not there."""
         ...
 
-    def announce(self, vni: int) -> None:
-        """Tell all in the network whose the addresses are. Nothing where there is no such gateway."""
+    def announce(self, vnis: Iterable[int]) -> None:
+        """Tell all in those networks whose the addresses are. Nothing where there is no such gateway."""
         ...
 
     def forward(self, towards: Iterable[str], *, ipv6: bool) -> bool:

@@ -21,6 +21,8 @@ UNIT = "frr.service"
 DAEMONS = ("watchfrr", "zebra", "bgpd")
 RELOAD = "/usr/lib/frr/frr-reload.py"
 START_S = 60.0
+RELOAD_S = 300.0
+"""With a thousand networks more at once it takes minutes; with one more, a second."""
 
 
 def router_id(address: str) -> str:
@@ -213,7 +215,7 @@ class FRR:
         """Only what differs: sessions of neighbours that stay go on. The file is replaced when it is so."""
         new = self._file.with_name("pvc.conf.new")
         self._write(new, text)
-        self._guarded(lambda: self._call([RELOAD, "--reload", str(new)]))
+        self._guarded(lambda: self._call([RELOAD, "--reload", str(new)], timeout_s=RELOAD_S))
         new.replace(self._file)
 
     def _write(self, file: Path, text: str) -> None:

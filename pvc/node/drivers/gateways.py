@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_interface
@@ -13,10 +14,12 @@ from pvc.cluster.addresses import device_for
 from pvc.cluster.network import GATEWAY_MAC, bridge_name, gateway_name, gateway_port_name
 from pvc.node.drivers import DriverError, Gateway, rtnetlink
 from pvc.node.drivers.links import GATEWAYS, OURS, SYSCTL
-from pvc.node.drivers.netlink import IFA_F_NODAD, IFF_LOOPBACK, IFF_UP, opened, tell, unsupported
+from pvc.node.drivers.netlink import IFA_F_NODAD, IFF_LOOPBACK, IFF_UP, opened, refused, tell, unsupported
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
+
+log = logging.getLogger(__name__)
 
 BEFORE = "/run/pvc/forwarding.json"
 """What a setting of the host was before we changed it: gone with the settings, when the host reboots."""
@@ -66,22 +69,16 @@ class NetlinkGateways:
             for vni in ends.values()
         }
 
-    def give(self, gateway: Gateway) -> None:
-        device, port = gateway_name(gateway.vni), gateway_port_name(gateway.vni)
-        with opened(f"to make {device}") as route:
-            known = _group(route, device)
-            if known not in (None, GATEWAYS):
-                raise DriverError(f"{device} is a device of the host's own")
-            bridge = _index(bridge_name(gateway.vni))
-            if known is None:
-                _make(device, port, gateway.mtu, route)
-            here, there = _index(device), _index(port)
-            _set_up(device, port, has_ipv6=any(":" in one for one in gateway.addresses))
-            route.link("set", index=there, mtu=gateway.mtu, master=bridge, state="up")
-            route.link("set", index=here, mtu=gateway.mtu, address=GATEWAY_MAC)
-            # Up before it has addresses: those of IPv6 are of use only then.
-            route.link("set", index=here, state="up")
-            _address(route, here, gateway.addresses, is_new=known is None)
+    def give(self, gateways: Iterable[Gateway]) -> Mapping[int, str]:
+        failed: dict[int, str] = {}
+        with opened("to make gateways") as route:
+            for gateway in gateways:
+                try:
+                    with refused(f"to make {gateway_name(gateway.vni)}"):
+                        _give(route, gateway)
+                except DriverError as error:
+                    failed[gateway.vni] = error.message
+        return failed
 
     def take(self, vnis: Iterable[int]) -> None:
         """All of them in one call: each alone takes the kernel its time."""
@@ -93,13 +90,14 @@ class NetlinkGateways:
             for vni in leaving & known:
                 route.link("del", index=_index(gateway_name(vni)))
 
-    def announce(self, vni: int) -> None:
-        found = self.gateways().get(vni)
-        for address in found.addresses if found else ():
+    def announce(self, vnis: Iterable[int]) -> None:
+        found = self.gateways()
+        every = [(vni, address) for vni in vnis if vni in found for address in found[vni].addresses]
+        for vni, address in every:
             try:
                 tell(gateway_name(vni), ip_interface(address), is_router=True)
             except OSError as error:
-                raise DriverError(f"{address} of network {vni} is not announced: {error.strerror}") from None
+                log.warning("%s of network %s is not announced: %s", address, vni, error.strerror)
 
     # Forwarding
 
@@ -144,6 +142,22 @@ class NetlinkGateways:
 
 
 # Making
+
+
+def _give(route: IPRoute, gateway: Gateway) -> None:
+    device, port = gateway_name(gateway.vni), gateway_port_name(gateway.vni)
+    known = _group(route, device)
+    if known not in (None, GATEWAYS):
+        raise DriverError(f"{device} is a device of the host's own")
+    bridge = _index(bridge_name(gateway.vni))
+    if known is None:
+        _make(device, port, gateway.mtu, route)
+    here, there = _index(device), _index(port)
+    _set_up(device, port, has_ipv6=any(":" in one for one in gateway.addresses))
+    route.link("set", index=there, mtu=gateway.mtu, master=bridge, state="up")
+    # Up before it has addresses: those of IPv6 are of use only then.
+    route.link("set", index=here, mtu=gateway.mtu, address=GATEWAY_MAC, state="up")
+    _address(route, here, gateway.addresses, is_new=known is None)
 
 
 def _make(device: str, port: str, mtu: int, route: IPRoute) -> None:

@@ -110,13 +110,19 @@ class NetlinkAddresses:
 def opened(what: str) -> Iterator[IPRoute]:
     """The kernel's networks; what it refuses is a DriverError about `what`."""
     try:
-        with IPRoute() as route:
+        with IPRoute() as route, refused(what):
             yield route
+    except OSError as error:
+        raise DriverError(f"no netlink: {error.strerror}", retryable=True) from None
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    try:
+        yield
     except NetlinkError as error:
         said = errno.errorcode.get(error.code, str(error.code))
         raise DriverError(f"the kernel refuses {what}: {said}", retryable=True) from None
-    except OSError as error:
-        raise DriverError(f"no netlink: {error.strerror}", retryable=True) from None
 
 
 def done_already(code: int, act: Callable[[], object]) -> None:
