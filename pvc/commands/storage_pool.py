@@ -119,8 +119,13 @@ def _any_running(ctx: Context) -> str:
     waits="task.info",
     done="pool {pool} is removed; its directory stays",
 )
-def remove(ctx: Context, pool: PoolName) -> TaskInfo:
-    """Forget a pool in which there are no volumes. The directory stays."""
+def remove(
+    ctx: Context,
+    pool: PoolName,
+    *,
+    force: Annotated[bool, Arg("also when it has volumes, or nobody reaches it any more")] = False,
+) -> TaskInfo:
+    """Forget a pool in which there are no volumes. The directory stays, with --force also what is in it."""
     found = ctx.view.pool(pool)
     leaving = replace(found.spec, leaving=True)
     ops: list[Op] = [Put(paths.pool(pool), dumps(leaving), found.spec_version)]
@@ -128,8 +133,8 @@ def remove(ctx: Context, pool: PoolName) -> TaskInfo:
         ctx,
         "storage.pool-remove",
         f"removing pool {pool}",
-        reaching(ctx, found.spec)[0].spec.name,
-        arguments={"pool": to_json(found.spec)},
+        _any_running(ctx) if force else reaching(ctx, found.spec)[0].spec.name,
+        arguments={"pool": to_json(found.spec), "force": force},
         ops=ops,
     )
 

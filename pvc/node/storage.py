@@ -140,19 +140,27 @@ class PoolRemove:
 
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         spec = from_json(PoolSpec, task.arguments["pool"])
-        if busy := self.store.children(paths.pool_claims(spec.name)):
+        busy = self.store.children(paths.pool_claims(spec.name))
+        if not task.arguments["force"]:
+            self._check_empty(spec, busy)
+        found = View(self.store).pool(spec.name)
+        self.store.commit(
+            *(Delete(paths.pool_claim(spec.name, volume)) for volume in busy),
+            Delete(paths.pool_claims(spec.name)),
+            Delete(paths.pool(spec.name), found.spec_version),
+        )
+        directory.retire(spec.path, spec.id)
+        return {"pool": spec.name}
+
+    def _check_empty(self, spec: PoolSpec, busy: tuple[str, ...]) -> None:
+        """Raises Conflict."""
+        if busy:
             raise Conflict(f"volume {busy[0]} of pool {spec.name} is being changed", hint="pvc task list")
         if volumes := self.pools.open(spec.name).volumes():
             raise Conflict(
                 f"pool {spec.name} has {len(volumes)} volumes: {', '.join(one.name for one in volumes[:10])}",
-                hint="remove them first",
+                hint="remove them first, or --force to leave them where they are",
             )
-        found = View(self.store).pool(spec.name)
-        self.store.commit(
-            Delete(paths.pool_claims(spec.name)), Delete(paths.pool(spec.name), found.spec_version)
-        )
-        directory.retire(spec.path, spec.id)
-        return {"pool": spec.name}
 
     def undo(self, task: TaskSpec) -> None:
         """It stays, unless it has gone already."""

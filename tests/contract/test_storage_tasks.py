@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -20,10 +21,9 @@ from pvc.commands.context import invoke
 from pvc.commands.registry import find
 from pvc.config import Config, parse
 from pvc.errors import Conflict, NotFound, Unavailable
-from pvc.node.loop import Loop
+from pvc.node.daemon import Daemon
 from pvc.node.peer import PeerServer
-from pvc.node.storage import Pools, works
-from pvc.node.tasks import Tasks
+from pvc.node.process import Working
 from pvc.peerclient import ask
 from tests.support import eventually
 from tests.unit.commands.world import World, a_world
@@ -52,7 +52,7 @@ def configured(tmp_path: Path) -> Config:
 class OneNode:
     world: World
     config: Config
-    tasks: Tasks
+    working: Working
 
     def call(self, operation: str, /, **given: Any) -> Any:
         context = self.world.context()
@@ -76,19 +76,19 @@ def node(tmp_path: Path) -> Iterator[OneNode]:
     world, config = a_world(1), configured(tmp_path)
     world.edit(paths.node("n1"), address="127.0.0.1")
     world.edit(paths.node_status("n1"), console_port=config.daemon.console_port)
-    store, clock = world.cluster.connect(), SystemClock()
-    doing = Loop("tasks", clock)
-    pools = Pools("n1", store, lambda problems: None)
-    tasks = Tasks(Owner("n1", 1), store, works(pools), clock, doing.wake)
+
+    def pools_are(problems: Mapping[str, str]) -> None:
+        world.edit(paths.node_status("n1"), pool_problems=problems)
+
+    daemon = SimpleNamespace(name="n1", me=Owner("n1", 1), pools_are=pools_are)
     server = PeerServer(config)
     server.start()
     with pytest.raises(Unavailable, match="only just begun"):
         ask(config, "127.0.0.1", config.daemon.console_port, "storage/vms")
-    server.tell_of_storage(pools.tell)
-    doing.start(tasks.step)
-    yield OneNode(world, config, tasks)
-    tasks.close()
-    doing.close()
+    working = Working(cast(Daemon, daemon), world.cluster.connect(), SystemClock())
+    server.tell_of_storage(working.pools.tell)
+    yield OneNode(world, config, working)
+    working.close()
     server.close()
 
 
@@ -158,3 +158,35 @@ def test_one_changes_a_volume_at_a_time(node: OneNode, tmp_path: Path) -> None:
         thread.join()
     assert results.count("done") == 1
     assert [row["name"] for row in node.call("storage.volume-list")] == ["web1"]
+
+
+def test_a_directory_that_goes_is_noticed_and_told(node: OneNode, tmp_path: Path) -> None:
+    where = tmp_path / "pool"
+    where.mkdir()
+    node.done("storage.pool-add", pool="vms", path=str(where))
+    assert node.call("storage.pool-list")[0]["state"] == "up"
+    where.rename(tmp_path / "away")
+    node.working.looking.wake()
+    eventually(lambda: node.call("storage.pool-list")[0]["state"] == "down", within=10)
+    with pytest.raises(Unavailable, match=r"no node reaches pool vms now: n1: .* is not the directory"):
+        node.call("storage.volume-list")
+    (tmp_path / "away").rename(where)
+    node.working.looking.wake()
+    eventually(lambda: node.call("storage.pool-list")[0]["state"] == "up", within=10)
+
+
+def test_a_daemon_that_ends_does_not_wait_for_a_long_copy(node: OneNode, tmp_path: Path) -> None:
+    where = tmp_path / "pool"
+    where.mkdir()
+    node.done("storage.pool-add", pool="vms", path=str(where))
+    node.done("storage.volume-add", pool="vms", volume="golden", size="2G", format="raw")
+    with (where / "golden/disk.raw").open("rb+") as disk:
+        for _ in range(1024):
+            disk.write(b"x" * 1024**2)
+    begun = node.call("storage.volume-clone", pool="vms", volume="golden", new="web1")
+    eventually(lambda: list(where.glob(".task-*")), within=20, every=0.01)
+    node.working.end()
+    eventually(lambda: not node.working.is_busy(), within=20)
+    ended = node.call("task.info", task=begun["name"])
+    assert (ended["state"], ended["reason"]) == ("lost", "the daemon of n1 ended while it was at it")
+    assert sorted(path.name for path in where.iterdir()) == [".pvc-pool", "golden"]

@@ -91,6 +91,22 @@ def test_a_pool_in_which_something_goes_on_stays() -> None:
     assert View(cluster.world.store).pool("vms").spec == spec
 
 
+def test_a_pool_that_nobody_reaches_any_more_can_be_forgotten() -> None:
+    cluster = Storing()
+    cluster.add_pool("local", node="n2")
+    cluster.call("storage.volume-add", pool="local", volume="web1", size="1G")
+    cluster.world.kill_node("n2")
+    with pytest.raises(Unavailable, match="no node reaches pool local"):
+        cluster.call("storage.pool-remove", pool="local")
+    begun = cluster.call("storage.pool-remove", pool="local", force=True)
+    assert begun["node"] == "n1"
+    del cluster.tasks["n2"]
+    cluster.work()
+    assert cluster.call("task.info", task=begun["name"])["reason"] == ""
+    assert cluster.call("storage.pool-list") == []
+    cluster.world.call("node.remove", node="n2")
+
+
 def test_info_tells_what_is_in_it_and_how_it_is_on_each_node() -> None:
     cluster = storing()
     cluster.pool.used_bytes = 30 * GIB
