@@ -10,8 +10,8 @@ import tomllib
 import types
 import typing
 import zlib
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_interface
 from typing import Any
 
 from pvc import hostnetworks
@@ -29,7 +29,7 @@ def path() -> str:
 class NodeConfig:
     name: str = field(default_factory=lambda: socket.gethostname().partition(".")[0])
     address: str = "127.0.0.1"
-    """On the cluster network."""
+    """On the cluster network; unless told, the first one of network.cluster."""
     storage_address: str = ""
     """Where migrations send memory; empty: `address`."""
     bridge_device: str = ""
@@ -134,6 +134,7 @@ def load(file: str | None = None) -> Config:
 
 def parse(plain: dict[str, Any], where: str = "configuration") -> Config:
     config = typing.cast("Config", _section(Config, plain, where, ""))
+    is_told = "address" in plain.get("node", {})
     for key, value in (
         ("node.address", config.node.address),
         ("node.storage_address", config.node.storage_address),
@@ -150,13 +151,16 @@ def parse(plain: dict[str, Any], where: str = "configuration") -> Config:
     try:
         hostnetworks.check(
             config.network,
-            address=config.node.address if "address" in plain.get("node", {}) else "",
+            address=config.node.address if is_told else "",
             storage_address=config.node.storage_address,
             bridge_device=config.node.bridge_device,
         )
     except Invalid as error:
         raise Invalid(f"{where}: {error.message}", hint=error.hint) from None
-    return config
+    cluster = config.network.cluster
+    if is_told or cluster is None or not cluster.address:
+        return config
+    return replace(config, node=replace(config.node, address=str(ip_interface(cluster.address[0]).ip)))
 
 
 def _section(kind: type, plain: Any, where: str, prefix: str) -> Any:

@@ -154,7 +154,7 @@ def _check_mtu(key: str, mtu: int, is_ipv6: bool) -> None:
 
 def _check_gateway(key: str, text: str, own: list[Interface]) -> None:
     try:
-        gateway = ip_address(text)
+        gateway = ip_address(text if "%" not in text else "")  # it is on the device of its network
     except ValueError:
         raise Invalid(f"{key} = {text!r} is not an IP address") from None
     near = [value for value in own if value.version == gateway.version and gateway in value.network]

@@ -95,6 +95,13 @@ def test_networks_of_the_node() -> None:
     assert found.bonds() == {"bond0": Bond(("eth2", "eth3"), "802.3ad")}
 
 
+def test_the_address_of_a_node_need_not_be_said_twice() -> None:
+    assert parse({"network": {"cluster": CLUSTER}}).node.address == "10.0.1.1"
+    both = {"node": {"address": "10.0.1.1"}, "network": {"cluster": CLUSTER}}
+    assert parse(both).node.address == "10.0.1.1"
+    assert parse({"network": {"upstream": UPSTREAM}}).node.address == "127.0.0.1"
+
+
 def test_a_node_whose_networks_somebody_else_configures() -> None:
     assert networks().sections() == {}
     assert set(networks(cluster=CLUSTER).sections()) == {"cluster"}
@@ -126,6 +133,7 @@ def test_a_node_whose_networks_somebody_else_configures() -> None:
         ({"cluster": {**CLUSTER, "device": "enp130s0f1np1", "vlan": 100}}, "more than 15 characters"),
         ({"cluster": {**CLUSTER, "gateway": "10.0.2.1"}}, "network.cluster.gateway 10.0.2.1 is in none"),
         ({"cluster": {**CLUSTER, "gateway": "router"}}, "network.cluster.gateway = 'router' is not an IP"),
+        ({"upstream": {**UPSTREAM, "gateway": "fe80::1%eth0"}}, "'fe80::1%eth0' is not an IP address"),
         ({"cluster": {**CLUSTER, "gateway": "10.0.1.1"}}, "10.0.1.1 is this node's own address"),
         (
             {"upstream": {**UPSTREAM, "gateway": ["10.0.0.253", "10.0.0.254"]}},
