@@ -205,6 +205,7 @@ def problems_of(nodes: Mapping[str, Node], vms: Iterable[VM]) -> Iterator[str]:
             if problem:
                 yield f"node {name}: {problem}"
         yield from _of_networks(name, node)
+        yield from _of_pools(name, node)
     versions = sorted({node.status.version for node in nodes.values() if node.is_running})
     if len(versions) > 1:
         yield f"the nodes run different versions of pvc: {', '.join(versions)}"
@@ -242,6 +243,12 @@ def _of_networks(name: str, node: Node) -> Iterator[str]:
     rest = len(every) - NAMED_AT_MOST
     if rest > 0:
         yield f"node {name}: {rest} more problems with networks (pvc why network NETWORK says why)"
+
+
+def _of_pools(name: str, node: Node) -> Iterator[str]:
+    if node.is_running:
+        for pool, why in sorted(node.status.pool_problems.items()):
+            yield f"node {name}: pool {pool}: {why}"
 
 
 def _stores(facts: Facts) -> Iterator[str]:

@@ -127,6 +127,7 @@ def test_nodes_publish_which_pools_they_do_not_reach() -> None:
     cluster.look()
     assert cluster.world.plain(paths.node_status("n1"))["pool_problems"] == {"vms": "the pool is not here"}
     assert set(cluster.world.plain(paths.node_status("n2"))["pool_problems"]) == {"vms", "local"}
+    assert "node n2: pool local: the pool is not here" in cluster.call("cluster.status")["problems"]
     with pytest.raises(Unavailable, match="no node reaches pool vms now: n1: the pool is not here"):
         cluster.call("storage.volume-add", pool="vms", volume="web1", size="1G")
 
