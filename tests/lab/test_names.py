@@ -125,7 +125,7 @@ def named(lab: RunningLab) -> Iterator[Named]:
     secondary = Secondary(f"{lab.layout.subnet(UPSTREAM)}.254")
     given = ("--dns-domain", "pvc.test", "--dns-secondary", secondary.address)
     cluster.pvc("cluster", "set", *given, "--dns-transfer", f"{lab.layout.subnet(CLUSTER)}.0/24")
-    network = ("--domain", "shop.test", "--ipnet", "10.101.0.0/24", "--gateway", "10.101.0.1")
+    network = ("--domain", "shop.test", "--ipnet", "10.101.0.0/24", "--gateway", "10.101.0.1", "--dhcp")
     cluster.pvc("network", "add", "101", "-d", "shop", "-p", "managed", *network, "--wait")
     with running(secondary), cluster.vm("Web1", "--network", "shop", start=False):
         mac = cluster.pvc("vm", "dump", "Web1").stdout.partition("mac address=")[2][1:18]
