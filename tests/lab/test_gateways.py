@@ -106,7 +106,9 @@ def bench(lab: RunningLab) -> Iterator[Bench]:
     with ExitStack() as stack:
         upstream = stack.enter_context(router(lab.layout))
         for node in lab.nodes:
-            lab.sh(node, f"ip address add {upstream.node_address6(node)}/64 dev br0 nodad")
+            # The lab's nodes have no address of IPv6 there, not even a link-local one, which BGP needs.
+            for address in (upstream.node_address6(node), f"fe80::{lab.layout.node(node).number}"):
+                lab.sh(node, f"ip address add {address}/64 dev br0 nodad")
         routers = (f"{upstream.address}@{AS_NUMBER}", f"{upstream.address6}@{AS_NUMBER}")
         cluster.pvc("cluster", "set", *(word for one in routers for word in ("--router", one)))
         stack.callback(cluster.pvc, "cluster", "set", "--router", "none", check=False)
