@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from tests.lab.labs import RunningLab
-from tests.lab.vms import Cluster
+from tests.lab.vms import TICK, Cluster
 from tests.support import eventually
 
 LEASE = re.compile(r"^lease (bound|renew) ([0-9.]+)/24", re.MULTILINE)
@@ -25,6 +26,8 @@ GUESTS = {
     "other": ("n2", "back", "pvc.dhcp pvc.ping=web.shop.example"),
 }
 """Node, network, and what it does; web calls itself db, and nobody believes it."""
+EMPTY = "n1"
+"""The node without guests."""
 
 
 class Site(Cluster):
@@ -40,6 +43,21 @@ class Site(Cluster):
         """Wait for its first lease; the address."""
         found = eventually(lambda: self.told(name), within=120, every=0.5)
         return str(found[0][1])
+
+    def renewals(self, name: str) -> list[float]:
+        """When it got or renewed its lease, in seconds of its own uptime."""
+        found, uptime = [], 0.0
+        for line in self.said(name).splitlines():
+            if tick := TICK.match(line):
+                uptime = float(tick[2])
+            elif LEASE.match(line):
+                found.append(uptime)
+        return found
+
+    def silence(self, name: str, after: int) -> float:
+        """The longest time between two renewals, after so many."""
+        times = self.renewals(name)[after - 1 :]
+        return max(later - earlier for earlier, later in pairwise(times))
 
     def renews(self, name: str) -> list[str]:
         """Wait until it has renewed three times more; the addresses that it had so far."""
@@ -60,8 +78,9 @@ class Site(Cluster):
         return eventually(lambda: self.leases(network).get(name), within=20) or {}
 
     def primary(self) -> str:
-        (name,) = (one["name"] for one in self.json("node", "list") if one["coordinator_state"] == "primary")
-        return str(name)
+        """Empty: none."""
+        found = (one["name"] for one in self.json("node", "list") if one["coordinator_state"] == "primary")
+        return str(next(found, ""))
 
     def pid(self, node: str, vni: int) -> int:
         unit = f"pvc-dnsmasq@{vni}.service"
@@ -108,20 +127,6 @@ def test_one_that_is_killed_is_back_by_itself_and_it_is_said(site: Site) -> None
     eventually(lambda: site.run(primary, *journal, check=False).stdout, within=20)
 
 
-def test_guests_keep_their_addresses_when_the_primary_moves(site: Site) -> None:
-    addresses = {name: site.bound(name) for name in ("web", "db")}
-    old = site.primary()
-    new = next(name for name in site.lab.nodes if name != old)
-    site.pvc("node", "primary", new, "--wait")
-    eventually(lambda: site.pid(new, 101), within=20)
-    for name, address in addresses.items():
-        assert set(site.renews(name)) == {address}
-        site.hears(name)
-    assert {name: site.leases("shop")[name]["address"] for name in addresses} == addresses
-    eventually(lambda: not site.pid(old, 101) and not site.pid(old, 102), within=20)
-    assert site.run(old, "ls", "/run/pvc/dnsmasq").stdout.split() in ([], ["changed"])
-
-
 def test_a_reservation_is_kept_and_named_without_a_restart(site: Site) -> None:
     primary = site.primary()
     pid = site.pid(primary, 101)
@@ -133,3 +138,37 @@ def test_a_reservation_is_kept_and_named_without_a_restart(site: Site) -> None:
     finally:
         site.pvc("network", "dhcp", "remove", "shop", mac, "--yes", check=False)
     assert site.pid(primary, 101) == pid
+
+
+@pytest.mark.parametrize("how", ["move", "power cut"])
+def test_guests_keep_their_addresses_when_the_primary_role_moves(
+    site: Site, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    addresses = {name: site.bound(name) for name in ("web", "db")}
+    if site.primary() != EMPTY:
+        site.pvc("node", "primary", EMPTY, "--wait")
+    for name in addresses:
+        site.renews(name)
+    before = {name: len(site.renewals(name)) for name in addresses}
+    site.asked = new = "n2"
+    try:
+        if how == "move":
+            site.pvc("node", "primary", new, "--wait")
+        else:
+            site.lab.power(EMPTY, "off")
+        eventually(lambda: site.primary() not in ("", EMPTY), within=60)
+        new = site.primary()
+        eventually(lambda: site.pid(new, 101), within=60)
+        for name, address in addresses.items():
+            assert set(site.renews(name)) == {address}
+            site.hears(name)
+        assert {name: site.leases("shop")[name]["address"] for name in addresses} == addresses
+        silent = max(site.silence(name, count) for name, count in before.items())
+        with capsys.disabled():
+            print(f"\n  {how} of the primary: no renewal for {silent:.1f} s; one is asked for each second")
+        if how == "move":
+            eventually(lambda: not site.pid(EMPTY, 101) and not site.pid(EMPTY, 102), within=20)
+            assert site.run(EMPTY, "ls", "/run/pvc/dnsmasq").stdout.split() in ([], ["changed"])
+    finally:
+        site.asked = "n1"
+        site.lab.repair()
