@@ -605,6 +605,14 @@ def test_a_directory_is_one_pool(tmp_path: Path) -> None:
         prepare(str(tmp_path / "absent"), "p1")
 
 
+def test_qemu_may_open_what_is_made_whoever_it_is_on_a_node(directory: Directory) -> None:
+    directory.add("golden", SIZE, Format.QCOW2, "t1")
+    directory.clone("golden", "web1", "t2", nothing)
+    for name in ("golden", "web1"):
+        file = Path(directory.location(name))
+        assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o666, 0o755)
+
+
 def test_what_a_crash_leaves_is_no_volume_and_goes(directory: Directory) -> None:
     half = directory.path / ".task-t1"
     half.mkdir()

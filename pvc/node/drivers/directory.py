@@ -354,7 +354,7 @@ class Directory:
             half.mkdir(mode=0o755)
             yield half
             for file in half.iterdir():
-                file.chmod(0o600)  # libvirt gives it to QEMU
+                file.chmod(0o666)  # QEMU runs as another user on each node
                 _sync(file)
             _sync(half)
             self._rename(half, name)
