@@ -439,7 +439,7 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
         dhcp = DHCP(Dnsmasq(wake), commit, clock)
         names = Names(daemon.name, store, commit, PowerDNS(), clock.wall)
         metadata = MetadataAddress(NetlinkLoopback(), lambda: is_served(guests.ADDRESS, guests.PORT))
-        return filters, gateways, dhcp, metadata, names
+        return filters, gateways, metadata, dhcp, names
 
     def make(wake: Callable[[], None]) -> Services:
         return Services(daemon.name, store, lambda commit: services(commit, wake), daemon.services_are, wake)
