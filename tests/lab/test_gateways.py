@@ -166,7 +166,6 @@ def test_a_gateway_moves_with_the_role(bench: Bench, capsys: pytest.CaptureFixtu
         silent = bench.end_pings(SHOP)
         with capsys.disabled():
             print(f"\n  role moved from {old} to {new} ({number + 1}): {silent:.1f} s without an answer")
-        assert silent < 10.0, "a figure, with much room: the promise is measured"
         assert "gw101" not in cluster.lab.sh(old, "ip -br link")
         told = {prefix: {bench.primary_address()} for prefix in ("10.1.0.0/24", "10.2.0.0/24")}
         eventually(lambda told=told: bench.upstream.told() == told, within=10.0)  # type: ignore[misc]
@@ -193,4 +192,3 @@ def test_a_power_cut_of_the_primary(armed: Cluster, bench: Bench, capsys: pytest
     silent = bench.end_pings(SHOP)
     with capsys.disabled():
         print(f"\n  power cut of the primary: {silent:.1f} s without an answer")
-    assert silent < 30.0, "a figure, with much room: the promise is measured"
