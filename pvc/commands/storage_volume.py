@@ -209,7 +209,7 @@ def clone(
     volume: VolumeName,
     new: Annotated[VolumeName, Arg("what the clone is called", metavar="NEW")],
     *,
-    force: Force = False,
+    force: Annotated[bool, Arg("also when the pool gets fuller than it should")] = False,
 ) -> TaskInfo:
     """Make a volume with the same content, that is not in use. Neither depends on the other afterwards.
 

@@ -1,0 +1,51 @@
+"""Pools on real nodes: a shared directory, and a volume that a VM runs from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.labs import RunningLab
+from tests.lab.vms import Cluster
+from tests.support import eventually
+
+WHERE = "/srv/share/pool"
+
+
+@pytest.fixture(scope="module")
+def cluster(lab: RunningLab) -> Iterator[Cluster]:
+    """With the pool vms."""
+    made = Cluster(lab)
+    made.run("n1", "mkdir", "-p", WHERE)
+    made.pvc("storage", "pool", "add", "vms", "--path", WHERE)
+    yield made
+    made.run("n1", "sh", "-c", f"rm -rf {WHERE}/* {WHERE}/.task-*", check=False)
+    made.pvc("storage", "pool", "remove", "vms", "--yes")
+
+
+def volume(cluster: Cluster, name: str) -> Any:
+    return cluster.json("storage", "volume", "info", "vms", name)
+
+
+def test_a_vm_runs_from_a_volume_which_is_left_alone_on_every_node(cluster: Cluster) -> None:
+    assert set(cluster.json("storage", "pool", "info", "vms")["nodes"].values()) == {"up"}
+    cluster.pvc("storage", "volume", "add", "vms", "web1", "64M")
+    found = volume(cluster, "web1")
+    assert (found["size_bytes"], found["is_open"], found["vms"]) == (64 * 1024**2, False, [])
+    again = cluster.pvc("storage", "volume", "add", "vms", "web1", "64M", check=False)
+    assert (again.code, "there is a volume web1 already" in again.stderr) == (4, True)
+    # On a node that is not the one that does the tasks: its QEMU's locks are seen from there.
+    with cluster.vm("web1", "--target", "n3", "--disk", found["location"]):
+        cluster.ticking("web1", "n3")
+        eventually(lambda: volume(cluster, "web1")["is_open"], within=10)
+        assert volume(cluster, "web1")["vms"] == ["web1"]
+        removed = cluster.pvc("storage", "volume", "remove", "vms", "web1", "--yes", check=False)
+        assert (removed.code, "is a disk of web1" in removed.stderr) == (4, True)
+        kept = cluster.pvc("storage", "volume", "snapshot", "add", "vms", "web1", "s1", check=False)
+        assert (kept.code, "web1 is in use" in kept.stderr) == (4, True)
+    eventually(lambda: not volume(cluster, "web1")["is_open"], within=30)
+    cluster.pvc("storage", "volume", "snapshot", "add", "vms", "web1", "s1")
+    cluster.pvc("storage", "volume", "remove", "vms", "web1", "--yes")
+    assert cluster.json("storage", "volume", "list", "--pool", "vms") == []
