@@ -41,6 +41,8 @@ LATE_S = 30.0
 """A coordinator whose round takes longer hangs."""
 NETWORKS_S = 5.0
 """So long VMs wait for the networks when the daemon starts."""
+SERVICES_S = 20.0
+"""For the services of networks to end, after the node has left."""
 DRAIN_S = 60.0
 """For what lanes have begun (a start, a migration) to end before it leaves: less than systemd waits."""
 
@@ -266,7 +268,7 @@ def main(config: Config) -> None:
             if coordinating is not None:
                 coordinating.close()
             if serving is not None:
-                serving.close()
+                serving.end()
             working.end()
             process.drain(daemon, working.is_busy)
             log.info("leaving the cluster; VMs go on")
@@ -274,6 +276,10 @@ def main(config: Config) -> None:
         except PVCError as error:
             ended_by = error
         finally:
+            if coordinating is not None:
+                coordinating.close()
+            if serving is not None:
+                serving.close()
             working.close()
             probing.close()
             networking.close()
@@ -405,12 +411,26 @@ class Serving:
 
     def __init__(self, make: Callable[[Callable[[], None]], Services], clock: Clock) -> None:
         self.loop = Loop("services", clock)
+        self.closing: threading.Thread | None = None
         self.services = make(self.loop.wake)
         self.loop.start(self.services.step)
 
-    def close(self) -> None:
-        self.loop.close()
+    def end(self) -> None:
+        """Beside all else that the daemon has to end: systemd and the kernel may take their time."""
+        if self.closing is None:
+            self.closing = threading.Thread(target=self._end, name="end of services", daemon=True)
+            self.closing.start()
+
+    def _end(self) -> None:
         self.services.close()
+        self.loop.close()
+
+    def close(self) -> None:
+        self.end()
+        if self.closing is not None:
+            self.closing.join(SERVICES_S)
+            if self.closing.is_alive():
+                log.error("the services of networks have not ended within %g s", SERVICES_S)
 
 
 def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Serving | None:
@@ -469,6 +489,8 @@ def _own_networks(config: Config, guard: Guard, clock: Clock) -> OwnNetworks:
         made.begin()
     except PVCError as error:
         log.error("%s", error.message)
+    except Exception:  # the boundary: VMs need the daemon more than it needs to look after these
+        log.exception("the node's own networks stay as they are: a bug in pvc")
     loop = Loop("own networks", clock)
 
     def ask(*_: object) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from pvc.cluster import paths
@@ -71,31 +73,35 @@ class Services:
         self.clients = ClientsView(self.view)
         self.is_serving: bool | None = None
         """None: it is not known what an earlier life has left."""
+        self.lock = threading.Lock()
+        """Over a round, and over the end: neither begins anew what the other ends."""
+        self.ending = False
         self.published: tuple[NetworkProblem, ...] | None = None
 
     def step(self) -> float:
         """Seconds until the next round is due.
 
-        While the store does not answer, what is served goes on, as VMs do. Another primary may serve besides:
-        an identical gateway with the same addresses, which decides nothing for the cluster.
+        What is served goes on until another node is primary: while the store does not answer, while nobody
+        is, and where an earlier life of this daemon was. Another primary may serve besides for a moment: an
+        identical gateway with the same addresses, which decides nothing for the cluster.
         """
-        state = self.store.session.state
-        if state is SessionState.LOST:
-            self.rest()
-        if state is not SessionState.CONNECTED:
-            return UNAVAILABLE_S
+        with self.lock:
+            if self.ending:
+                return LOOK_S
+            if self.store.session.state is not SessionState.CONNECTED:
+                return UNAVAILABLE_S
+            self._round()
+            return LOOK_S
+
+    def _round(self) -> None:
         changed = self.mirror.sync()
         self.clients.update(changed)
-        if not self.is_primary():
+        stored = self.mirror.get(paths.PRIMARY)
+        if stored is not None and stored.session == self.store.session.id:
+            self._serve()
+        elif stored is not None and self.view.decode(Primary, stored).node != self.node:
             self.rest()
             self._publish(())
-            return LOOK_S
-        self._serve()
-        return LOOK_S
-
-    def is_primary(self) -> bool:
-        stored = self.mirror.get(paths.PRIMARY)
-        return stored is not None and stored.session == self.store.session.id
 
     def commit(self, *ops: Op) -> None:
         """As primary. Raises Conflict when somebody else is, or what the operations check has changed."""
@@ -108,7 +114,7 @@ class Services:
     def scene(self) -> Scene:
         stored = self.mirror.get(paths.CLUSTER)
         cluster = self.view.decode(ClusterSpec, stored) if stored else ClusterSpec("")
-        specs = {name: self.view.node_spec(name) for name in self.mirror.children(paths.NODES)}
+        specs = {name: self._node(name) for name in self.mirror.children(paths.NODES)}
         nodes = {name: spec for name, spec in specs.items() if spec is not None}
         return Scene(cluster, nodes, dict(self.clients.networks))
 
@@ -117,20 +123,35 @@ class Services:
             return
         if self.is_serving:
             log.info("ending the services of networks")
-        failed = False
-        for service in reversed(self.services):
-            try:
-                service.rest()
-            except PVCError as error:
-                failed = True
-                log.error("%s", error.message)
+        failed = [why for service in reversed(self.services) if (why := _failure(service.rest))]
+        for why in failed:
+            log.error("%s", why)
         self.is_serving = None if failed else False
 
     def close(self) -> None:
         """When the daemon ends: others serve from now on. Where there are none, what is served goes on."""
-        others = [spec for name, spec in self.scene().nodes.items() if name != self.node]
-        if any(spec.role is NodeRole.COORDINATOR for spec in others):
-            self.rest()
+        self.ending = True
+        with self.lock:
+            if self._has_others():
+                self.rest()
+
+    def _has_others(self) -> bool:
+        """Coordinators, or nodes of which nobody can say."""
+        try:
+            names = self.mirror.children(paths.NODES)
+        except PVCError as error:
+            log.warning("the services of networks go on: %s", error.message)
+            return False
+        others = [self._node(name) for name in names if name != self.node]
+        return any(spec is None or spec.role is NodeRole.COORDINATOR for spec in others)
+
+    def _node(self, name: str) -> NodeSpec | None:
+        """None: it cannot be read. It may be of a newer pvc."""
+        try:
+            return self.view.node_spec(name)
+        except PVCError as error:
+            log.warning("%s", error.message)
+            return None
 
     def _serve(self) -> None:
         if not self.is_serving:
@@ -139,10 +160,10 @@ class Services:
         scene = self.scene()
         problems = [NetworkProblem(vni, why) for vni, why in self.clients.unreadable.items()]
         for service in self.services:
-            try:
-                problems += service.serve(scene)
-            except PVCError as error:
-                problems.append(NetworkProblem(0, error.message))
+            if self.ending:
+                return
+            if why := _failure(partial(_ask, service, scene, problems)):
+                problems.append(NetworkProblem(0, why))
         self._publish(tuple(sorted(problems, key=lambda one: (one.vni, one.why))))
 
     def _publish(self, problems: tuple[NetworkProblem, ...]) -> None:
@@ -153,6 +174,22 @@ class Services:
                 log.warning("network %s: %s", problem.vni or "services", problem.why)
         self.publish(problems)
         self.published = problems
+
+
+def _ask(service: Service, scene: Scene, problems: list[NetworkProblem]) -> None:
+    problems += service.serve(scene)
+
+
+def _failure(act: Callable[[], None]) -> str:
+    """Why it failed; empty: it did not. What one service cannot do keeps no other from what it can."""
+    try:
+        act()
+    except PVCError as error:
+        return error.message
+    except Exception as error:
+        log.exception("a service of networks failed: a bug in pvc")
+        return f"a bug in pvc: {error!r}"
+    return ""
 
 
 _FOLLOWED = (

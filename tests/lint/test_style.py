@@ -25,6 +25,7 @@ BOUNDARIES = {
     "pvc/node/process.py": "a cycle of the daemon",
     "pvc/node/loop.py": "a round beside the daemon's own",
     "pvc/node/lanes.py": "an action of the daemon",
+    "pvc/node/services.py": "one of several services",
     "pvc/node/tasks.py": "a task",
 }
 

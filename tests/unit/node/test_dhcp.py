@@ -189,6 +189,7 @@ def test_another_primary_goes_on_with_what_the_store_knows(bench: Bench) -> None
 
 def test_who_is_not_primary_any_more_ends_and_forgets_all(bench: Bench) -> None:
     bench.store.commit(Delete(paths.PRIMARY))
+    take(bench.world.cluster.connect(), "n2")
     assert bench.round() == ["stop 101"]
     assert not bench.servers.running
     assert not bench.servers.memory

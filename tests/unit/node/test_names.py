@@ -266,5 +266,6 @@ def test_from_the_store_to_the_name_server() -> None:
     found = {(one.name, one.content) for one in machine.zones["shop.example"].records if one.type == "A"}
     assert ("db.shop.example", "10.1.0.9") in found
     world.store.commit(Delete(paths.PRIMARY))
+    take(world.cluster.connect(), "n2")
     services.step()
     assert machine.life() == 0

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from pvc.cluster import paths
 from pvc.cluster.clients import Clients, Lease, Reservation
-from pvc.cluster.codec import dumps
+from pvc.cluster.codec import dumps, loads
 from pvc.cluster.membership import Primary
-from pvc.cluster.node import NetworkProblem
+from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.cluster.store import Create, Delete, Put
 from pvc.errors import Conflict, Failed
 from pvc.node.services import LOOK_S, UNAVAILABLE_S, Commit, Scene, Service, Services
 from tests.fakes.store import MemoryStore
+from tests.support import eventually
 from tests.unit.commands.world import World, a_world
 
 
@@ -28,18 +30,27 @@ class Recorder:
     scenes: list[Scene] = field(default_factory=list)
     problems: tuple[NetworkProblem, ...] = ()
     fails: str = ""
+    breaks: bool = False
+    """By a mistake in it."""
+    meanwhile: Callable[[], object] = lambda: None
+    """While it serves."""
 
     def serve(self, scene: Scene) -> Sequence[NetworkProblem]:
         self.calls.append(f"serve {self.name}")
         self.scenes.append(scene)
-        if self.fails:
-            raise Failed(self.fails)
+        self.meanwhile()
+        self._fail()
         return self.problems
 
     def rest(self) -> None:
         self.calls.append(f"rest {self.name}")
+        self._fail()
+
+    def _fail(self) -> None:
         if self.fails:
             raise Failed(self.fails)
+        if self.breaks:
+            raise KeyError("gw101")
 
 
 def take(store: MemoryStore, node: str) -> None:
@@ -81,25 +92,42 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_only_the_primary_serves_and_ends_in_the_opposite_order(bench: Bench) -> None:
+def test_only_the_primary_serves_until_another_one_is(bench: Bench) -> None:
     assert bench.services.step() == LOOK_S
-    assert bench.calls == ["rest second", "rest first"], "an earlier life may have left something"
-    bench.services.step()
     bench.become_primary()
     assert bench.woken
     bench.services.step()
     bench.store.commit(Delete(paths.PRIMARY))
     bench.services.step()
-    assert bench.calls[2:] == ["serve first", "serve second", "rest second", "rest first"]
+    assert bench.calls == ["serve first", "serve second"], "while nobody is, it goes on"
+    take(bench.world.cluster.connect(), "n2")
+    bench.services.step()
+    bench.services.step()
+    assert bench.calls[2:] == ["rest second", "rest first"], "in the opposite order, and once"
+
+
+def test_what_an_earlier_life_has_left_ends_where_another_is_primary(bench: Bench) -> None:
+    take(bench.world.cluster.connect(), "n2")
+    bench.services.step()
+    bench.services.step()
+    assert bench.calls == ["rest second", "rest first"]
 
 
 def test_who_is_primary_again_after_a_restart_takes_up_what_is_there(bench: Bench) -> None:
+    """The session of a daemon that was killed has the role for some seconds more."""
+    killed = bench.world.cluster.connect()
+    take(killed, "n1")
+    bench.services.step()
+    bench.world.cluster.expire(killed)
+    bench.services.step()
+    assert not bench.calls
     bench.become_primary()
     bench.services.step()
     assert bench.calls == ["serve first", "serve second"]
 
 
 def test_what_cannot_be_ended_is_tried_again(bench: Bench) -> None:
+    take(bench.world.cluster.connect(), "n2")
     bench.first.fails = "busy"
     bench.services.step()
     bench.first.fails = ""
@@ -168,16 +196,18 @@ def test_problems_are_published_when_they_change(bench: Bench) -> None:
     ], "and one that fails does not keep the next from serving"
 
 
-def test_while_the_store_is_silent_what_is_served_goes_on_until_the_session_has_ended(bench: Bench) -> None:
+def test_what_is_served_goes_on_without_the_store_and_with_another_session(bench: Bench) -> None:
     bench.become_primary()
     bench.services.step()
     bench.world.cluster.suspend(bench.store)
     assert bench.services.step() == UNAVAILABLE_S
-    assert bench.calls == ["serve first", "serve second"]
     bench.world.cluster.expire(bench.store)
     bench.world.cluster.resume(bench.store)
     bench.services.step()
-    assert bench.calls[2:4] == ["rest second", "rest first"]
+    assert bench.calls == ["serve first", "serve second"]
+    take(bench.world.cluster.connect(), "n2")
+    bench.services.step()
+    assert bench.calls[2:] == ["rest second", "rest first"]
 
 
 def test_commits_are_those_of_the_primary_only(bench: Bench) -> None:
@@ -195,3 +225,56 @@ def test_at_the_end_of_the_daemon_others_serve_if_there_are_any(bench: Bench) ->
     bench.services.step()
     bench.services.close()
     assert bench.calls[2:] == [], "n2 and n3 are hypervisors: nobody else would serve"
+
+
+def test_a_daemon_ends_though_the_store_does_not_say_who_else_there_is(bench: Bench) -> None:
+    bench.world.cluster.suspend(bench.store)
+    bench.services.close()
+    assert not bench.calls
+
+
+def add_coordinator(bench: Bench, name: str) -> None:
+    stored = bench.store.get(paths.node(name))
+    assert stored is not None
+    spec = replace(loads(NodeSpec, stored.data), role=NodeRole.COORDINATOR)
+    bench.store.commit(Put(stored.path, dumps(spec), stored.version))
+
+
+def test_a_mistake_in_one_service_costs_only_what_that_one_does(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.become_primary()
+    bench.first.breaks = bench.second.breaks = True
+    add_coordinator(bench, "n2")
+    bench.services.step()
+    assert bench.calls == ["serve first", "serve second"]
+    assert bench.published == [(NetworkProblem(0, "a bug in pvc: KeyError('gw101')"),) * 2]
+    assert "Traceback" in caplog.text
+    bench.services.close()
+    assert bench.calls[2:] == ["rest second", "rest first"]
+
+
+def test_a_node_that_cannot_be_read_may_serve(bench: Bench) -> None:
+    """It may be of a newer pvc. And the daemon's end is not kept up by it."""
+    bench.become_primary()
+    bench.store.commit(Put(paths.node("n3"), b"{"))
+    bench.services.step()
+    assert bench.first.scenes[-1].nodes.keys() == {"n1", "n2"}
+    bench.services.close()
+    assert bench.calls == ["serve first", "serve second", "rest second", "rest first"]
+
+
+def test_nothing_begins_anew_while_the_daemon_ends(bench: Bench) -> None:
+    bench.become_primary()
+    add_coordinator(bench, "n2")
+    ending = threading.Thread(target=bench.services.close)
+
+    def end() -> None:
+        ending.start()
+        eventually(lambda: bench.services.ending, within=10)
+
+    bench.first.meanwhile = end
+    bench.services.step()
+    ending.join()
+    bench.services.step()
+    assert bench.calls == ["serve first", "rest second", "rest first"]
