@@ -28,6 +28,8 @@ MAX_DEPTH = 64
 MAX_MEMORY_MIB = 16 * 1024 * 1024
 MAX_VCPUS = 288  # what a q35 machine has at most
 SHAPES_KEPT = 1024
+UNREADABLE = "unreadable"
+"""Digest of a domain that is ours, and does not say what it was started with."""
 MARKED = ("mac", "network", "model", "bridge", "digest")
 """What a domain carries of each interface."""
 SPARE_PORTS = 6
@@ -194,19 +196,34 @@ def shape(xml: str) -> Shape:
 
 
 def running(xml: str) -> Shape:
-    """Of a domain that runs: the interfaces it has now, each as the definition had it when it came."""
-    root = _read(xml)
+    """Of a domain that runs: the interfaces it has now, each as the definition had it when it came.
+
+    Whatever carries our metadata is ours, and has a digest: also what cannot be read, or was edited by hand.
+    """
+    try:
+        root = _read(xml, limited=False)  # also when somebody has stored much besides in it
+    except Invalid:
+        return Shape(UNREADABLE) if NAMESPACE in xml else Shape()
     own = _own_metadata(root)
-    if own is None:
-        return Shape()
     known = {
         one.get("mac", ""): Interface(*(one.get(name, "") for name in MARKED))
-        for one in own
+        for one in (() if own is None else own)
         if str(one.tag).rpartition(":")[2] == "interface"  # libvirt gives it the prefix of its parent
     }
     nics = [nic for one in root.findall("devices/interface") if (nic := _readable_nic(one)) is not None]
-    here = tuple(known.get(nic.mac) or _interface(nic) for nic in nics)
-    return Shape(own.get("digest", ""), own.get("rest", ""), here)
+    here = tuple(dict.fromkeys(known.get(nic.mac) or _interface(nic) for nic in nics))
+    if own is None:
+        return Shape(interfaces=here)
+    return Shape(own.get("digest") or UNREADABLE, own.get("rest", ""), here)
+
+
+def keep(known: Shape, now: Shape) -> Shape:
+    """Of one run, read twice: a domain that was ours stays ours, whatever has become of its metadata."""
+    if not known.digest or now.digest not in ("", UNREADABLE):
+        return now
+    noted = {one.mac: one for one in known.interfaces}
+    here = tuple(noted.get(one.mac, one) for one in now.interfaces)
+    return Shape(known.digest, known.rest, here)
 
 
 def bridges(xml: str, has: Iterable[Interface] = ()) -> tuple[str, ...]:
@@ -436,12 +453,12 @@ def render(xml: str, *, emulation: str, emulator: str, console_log: str) -> str:
 # --- documents ----------------------------------------------------------------------------------------------
 
 
-def _read(xml: str) -> ET.Element:
+def _read(xml: str, *, limited: bool = True) -> ET.Element:
     """The tree as written, with prefixes and comments. No document type: nothing to expand or fetch."""
     data = xml.encode(
         errors="surrogatepass"
     )  # what is not Unicode text is refused by the parser, with its line
-    if len(data) > MAX_BYTES:
+    if limited and len(data) > MAX_BYTES:
         raise Invalid(f"the XML is larger than {MAX_BYTES // KIB} KiB")
     # The first parser knows namespaces and so refuses prefixes nobody declared; only the second one builds.
     strict, plain = expat.ParserCreate("utf-8", namespace_separator=" "), expat.ParserCreate("utf-8")
@@ -452,7 +469,7 @@ def _read(xml: str) -> ET.Element:
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal depth
         depth += 1
-        if depth > MAX_DEPTH:
+        if limited and depth > MAX_DEPTH:
             raise Invalid(f"the XML is nested more than {MAX_DEPTH} deep")
         builder.start(tag, attributes)
 

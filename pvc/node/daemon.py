@@ -30,7 +30,7 @@ from pvc.node.actions import Action, Answer, NodeAction
 from pvc.node.drivers import Domain, DomainEvent, DriverError, EventKind, Hypervisor
 from pvc.node.execute import Executor
 from pvc.node.lanes import Lanes, ThreadLanes
-from pvc.node.lease import ContactFile, Guard, is_ours
+from pvc.node.lease import ContactFile, Guard
 from pvc.node.outage import doubt
 from pvc.node.plan import Note, Picture, Plan, plan, remember
 
@@ -247,7 +247,7 @@ class Daemon:
         """In this order: what a lane has begun is in libvirt's list when the lane is done."""
         is_idle = self.is_idle()
         try:
-            return is_idle and not any(map(is_ours, self.hypervisor.domains().values()))
+            return is_idle and not any(map(self.guard.is_ours, self.hypervisor.domains().values()))
         except DriverError:
             return False
 
@@ -368,6 +368,7 @@ class Daemon:
         busy = self.lanes.busy
         self.mirror.sync()
         picture = self._picture(busy, now)
+        self.guard.known = frozenset(self.mirror.children(paths.node_vms(self.name)))
         self._keep_promise(picture.cluster.maintenance)  # also while libvirt is silent
         picture = self._with_domains(picture)
         if self.guard.lease.over:
@@ -403,7 +404,7 @@ class Daemon:
 
     def _publish_end(self, picture: Picture, now: float) -> float:
         """Nothing else is done before all that runs here has ended."""
-        names = sorted(domain.name for domain in picture.domains.values() if is_ours(domain))
+        names = sorted(domain.name for domain in picture.domains.values() if self.guard.is_ours(domain))
         self.trouble = f"it had lost contact to the cluster, and ends {', '.join(names)}" if names else ""
         self._publish_load(picture, now)
         return 1.0

@@ -149,6 +149,9 @@ class Guard:
         """Nothing can begin to run here. Of what an earlier life has begun nobody can say that."""
         self.is_out: Callable[[], bool] = lambda: False
         """The whole store was out at one moment since this was called."""
+        self.known: Collection[str] = ()
+        """VMs that concern this node, as its daemon last read them: theirs is also a QEMU that has lost our
+        metadata before this life, or before it came here."""
         self.ends: Callable[[str], None] = lambda uuid: None
         """A VM is going to be ended."""
         self._lock = threading.Lock()
@@ -319,7 +322,7 @@ class Guard:
             return max(LOOK_S, min(FEED_S, lease.ends - now)) if lease.armed else FEED_S
         # In this order: what a lane has begun is in libvirt's list when the lane is done.
         is_idle = self.is_idle()
-        ours = [domain for domain in self.hypervisor.domains().values() if is_ours(domain)]
+        ours = [domain for domain in self.hypervisor.domains().values() if self.is_ours(domain)]
         for domain in ours:
             self._end(domain)
         with self._lock:
@@ -329,6 +332,10 @@ class Guard:
                 self.lease = replace(self.lease, over=False, quiet_at=None)
                 log.warning("contact again: VMs may run here")
         return LOOK_S
+
+    def is_ours(self, domain: Domain) -> bool:
+        """Also one that is on its way here, of which little is known yet."""
+        return bool(domain.digest) or domain.state is DomainState.INCOMING or domain.uuid in self.known
 
     def _end(self, domain: Domain) -> None:
         uuid = domain.uuid
@@ -348,11 +355,6 @@ class Guard:
         finally:
             with self._lock:
                 self._ending.discard(uuid)
-
-
-def is_ours(domain: Domain) -> bool:
-    """Also one that is on its way here, of which little is known yet."""
-    return bool(domain.digest) or domain.state is DomainState.INCOMING
 
 
 class Guarding:

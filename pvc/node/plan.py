@@ -312,7 +312,8 @@ def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Acti
     if status.state is not State.START or status.attempts < vm.spec.attempts or status.migration is not None:
         running = replace(status, state=State.START, attempts=vm.spec.attempts, migration=None)
         return Commit(vm, None, running, "it runs")
-    if domain.digest and (change := _plan_interfaces(picture, vm, domain, result)):
+    is_known = domain.digest not in ("", domainxml.UNREADABLE)
+    if is_known and (change := _plan_interfaces(picture, vm, domain, result)):
         return change
     if status.failures and note.running_since is not None:
         if picture.now >= note.running_since + GOOD_RUN_S:

@@ -6,10 +6,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+import libvirt
 import pytest
 
 from pvc.cluster import domainxml
@@ -32,6 +34,7 @@ from pvc.node.drivers import (
     Progress,
 )
 from pvc.node.drivers.libvirt import ANSWER_WITHIN_S, CONNECT_WITHIN_S, LibvirtHypervisor
+from pvc.proc import run
 from tests.fakes.hypervisor import FakeWorld
 from tests.libvirtd import Host, libvirt_hosts
 from tests.support import eventually
@@ -78,6 +81,8 @@ class Bench(Protocol):
     def terminate_emulator(self, number: int, uuid: str) -> None: ...
     def restart_libvirt(self, number: int) -> None: ...
     def another(self, number: int) -> Hypervisor: ...
+    def plug_in(self, number: int, uuid: str, device: str) -> None: ...
+    def lose_metadata(self, number: int, uuid: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -107,6 +112,12 @@ class FakeBench:
 
     def another(self, number: int) -> Hypervisor:
         return self.hosts[number]
+
+    def plug_in(self, number: int, uuid: str, device: str) -> None:
+        self.hosts[number].plug_in(uuid, device)
+
+    def lose_metadata(self, number: int, uuid: str) -> None:
+        self.hosts[number].lose_metadata(uuid)
 
     def close(self) -> None:
         return
@@ -147,6 +158,20 @@ class LibvirtBench:
         hypervisor = LibvirtHypervisor(self.machines[number].uri, emulation=lambda: Emulation.QEMU)
         self.opened.append(hypervisor)
         return hypervisor
+
+    def _virsh(self, number: int, *words: str) -> None:
+        run(["virsh", "-c", self.machines[number].uri, *words])
+
+    def plug_in(self, number: int, uuid: str, device: str) -> None:
+        file = self.directory / "device.xml"
+        file.write_text(device)
+        self._virsh(number, "attach-device", uuid, str(file), "--live")
+
+    def lose_metadata(self, number: int, uuid: str) -> None:
+        self._virsh(number, "metadata", uuid, domainxml.NAMESPACE, "--remove", "--live")
+
+    def edit_metadata(self, number: int, uuid: str, text: str) -> None:
+        self._virsh(number, "metadata", uuid, domainxml.NAMESPACE, "--set", text, "--key", "pvc", "--live")
 
     def close(self) -> None:
         for number in (0, 1):
@@ -472,6 +497,52 @@ def test_interfaces_that_came_and_went_migrate(bench: Bench) -> None:
     assert macs_of(bench.hosts[1], uuid) == [MACS[1]]
 
 
+TWICE = (
+    f'<interface type="bridge"><mac address="{MACS[0]}"/><source bridge="br0"/>'
+    '<model type="virtio"/></interface>'
+)
+
+
+def test_a_domain_that_we_would_not_start_any_more_stays_ours(bench: Bench) -> None:
+    """Somebody gives it a MAC address twice: what is not ours outlives the lease, and would run twice."""
+    uuid, _ = with_nics(bench, Guest.DEAF, MACS[0])
+    host = bench.hosts[0]
+    with events_of(host) as events:
+        before = host.domains()[uuid]
+        assert before.digest
+        bench.plug_in(0, uuid, TWICE)
+        eventually(lambda: DomainEvent(EventKind.CHANGED, uuid) in events, within=WITHIN_S)
+    for daemon in (host, bench.another(0)):
+        assert replace(daemon.domains()[uuid], vcpus=2) == before
+    host.mark(uuid, Shape("new", before.rest, before.interfaces))
+    assert host.domains()[uuid].digest == "new"
+
+
+def test_a_domain_whose_metadata_somebody_removed_stays_ours_as_long_as_it_runs(bench: Bench) -> None:
+    uuid, xml = with_nics(bench, Guest.DEAF, MACS[0])
+    host = bench.hosts[0]
+    with events_of(host) as events:
+        before = host.domains()[uuid]
+        bench.lose_metadata(0, uuid)
+        eventually(lambda: DomainEvent(EventKind.CHANGED, uuid) in events, within=WITHIN_S)
+        assert host.domains()[uuid] == before
+        bench.restart_libvirt(0)
+        eventually(lambda: DomainEvent(EventKind.DISCONNECTED) in events, within=WITHIN_S)
+
+    def listed() -> bool:
+        with suppress(DriverError):
+            return host.domains()[uuid] == before
+        return False
+
+    eventually(listed, within=WITHIN_S)
+    bench.plug_in(0, uuid, TWICE.replace(MACS[0], MACS[1]))
+    eventually(lambda: macs_of(host, uuid) == list(MACS[:2]), within=WITHIN_S)
+    assert host.domains()[uuid].digest == before.digest
+    host.destroy(uuid)
+    host.start(render(xml))
+    assert host.domains()[uuid] == before
+
+
 def test_what_libvirt_refuses_to_attach_leaves_nothing(bench: Bench) -> None:
     uuid, _ = with_nics(bench, Guest.DEAF, MACS[0])
     with pytest.raises(DriverError) as refused:
@@ -658,6 +729,35 @@ def test_a_qemu_that_hangs_holds_up_nobody_and_can_be_ended(real: LibvirtBench) 
     assert time.monotonic() - begin < 3 * ANSWER_WITHIN_S
     host.destroy(hangs)
     assert set(host.domains()) == {works}
+
+
+def test_whoever_carries_our_metadata_is_ours(real: LibvirtBench) -> None:
+    uuid, _ = with_nics(real, Guest.DEAF, MACS[0])
+    known = real.hosts[0].domains()[uuid]
+    real.edit_metadata(0, uuid, "<vm/>")
+    eventually(lambda: real.another(0).domains()[uuid].digest == domainxml.UNREADABLE, within=WITHIN_S)
+    real.plug_in(0, uuid, TWICE)
+    assert real.another(0).domains()[uuid].digest == domainxml.UNREADABLE, "also of a life that begins now"
+    assert real.hosts[0].domains()[uuid] == known
+
+
+def test_a_domain_that_cannot_be_read_again_is_what_it_was(
+    real: LibvirtBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid, xml = with_nics(real, Guest.DEAF, MACS[0])
+    host = real.hosts[0]
+    before = host.domains()[uuid]
+    new = attach(host, uuid, xml, MACS[1])
+
+    def fails(*_: object) -> NoReturn:
+        raise libvirt.libvirtError("it cannot be read")
+
+    with monkeypatch.context() as now:
+        now.setattr(libvirt.virDomain, "XMLDesc", fails)
+        assert host.domains()[uuid] == before
+        with pytest.raises(DriverError):
+            real.another(0).domains()  # what nobody can know is not said
+    assert host.domains()[uuid].interfaces == domainxml.shape(new).interfaces
 
 
 def test_a_libvirt_that_hangs_is_not_waited_for(real: LibvirtBench) -> None:

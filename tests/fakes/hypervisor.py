@@ -68,6 +68,13 @@ def marked(xml: str, shape: Shape) -> str:
     return _text(root)
 
 
+def unmarked(xml: str) -> str:
+    root = ET.fromstring(xml)
+    for metadata in root.findall("metadata"):
+        root.remove(metadata)
+    return _text(root)
+
+
 def _text(root: ET.Element) -> str:
     """libvirt declares our prefix where it is used."""
     declared = f' xmlns:pvc="{domainxml.NAMESPACE}"'
@@ -183,6 +190,14 @@ class FakeHypervisor:
     def gain_power(self) -> None:
         self.powered = True
 
+    def plug_in(self, uuid: str, device: str) -> None:
+        """Somebody gives it one with virsh."""
+        self._change(uuid, with_device(self._machine(uuid).xml, device))
+
+    def lose_metadata(self, uuid: str) -> None:
+        """Somebody removes it with virsh."""
+        self._change(uuid, unmarked(self._machine(uuid).xml))
+
     # The protocol
 
     def capabilities(self) -> Capabilities:
@@ -281,11 +296,11 @@ class FakeHypervisor:
             self._change(uuid, domainxml.remove_nic(xml, mac))
 
     def _change(self, uuid: str, xml: str) -> None:
-        machine, shape = self._machine(uuid), domainxml.running(xml)
+        machine = self._machine(uuid)
+        domain = machine.domain
+        shape = domainxml.keep(Shape(domain.digest, domain.rest, domain.interfaces), domainxml.running(xml))
         machine.xml = xml
-        machine.domain = replace(
-            machine.domain, digest=shape.digest, rest=shape.rest, interfaces=shape.interfaces
-        )
+        machine.domain = replace(domain, digest=shape.digest, rest=shape.rest, interfaces=shape.interfaces)
         self._tell(DomainEvent(EventKind.CHANGED, uuid))
 
     def migrate(

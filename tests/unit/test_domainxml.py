@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pvc.cluster import domainxml
-from pvc.cluster.domainxml import NewDisk, NewNic, Topology
+from pvc.cluster.domainxml import NewDisk, NewNic, Shape, Topology
+from pvc.cluster.vm import Interface
 from pvc.errors import Invalid
 
 UUID = "0a1b2c3d-0000-4000-8000-00000000abcd"
@@ -380,6 +381,43 @@ def test_render_carries_the_digest_of_the_definition() -> None:
         rendered(FOREIGN).find("metadata/{http://libosinfo.org/xmlns/libvirt/domain/1.0}libosinfo")
         is not None
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(
+            "</devices>", '<interface><mac address="52:54:00:00:00:09"/></interface>' * 2 + "</devices>"
+        ),
+        lambda text: text.replace("<vcpu>", "<vcpu>-"),
+        lambda text: text.replace("</metadata>", "<x>" * 100 + "</x>" * 100 + "</metadata>"),
+        lambda text: text.replace("</metadata>", "<x>" + "y" * domainxml.MAX_BYTES + "</x></metadata>"),
+    ],
+    ids=["a MAC address twice", "no number", "deep", "large"],
+)
+def test_a_domain_that_would_be_refused_says_what_it_was_started_with(change: Callable[[str], str]) -> None:
+    xml = created()
+    text = change(domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l"))
+    with pytest.raises(Invalid):
+        domainxml.parse(text)
+    assert domainxml.running(text).digest == domainxml.digest(xml)
+
+
+def test_what_carries_our_metadata_is_ours_until_it_ends() -> None:
+    known = Shape("d", "r", (Interface("52:54:00:00:00:01", "br0", "virtio", "br0", "i"),))
+    own = f'<vm xmlns="{domainxml.NAMESPACE}"/>'
+    bare, edited, broken = (
+        domainxml.running(text)
+        for text in ("<domain/>", f"<domain><metadata>{own}</metadata></domain>", f"<domain>{own}")
+    )
+    assert [one.digest for one in (bare, edited, broken)] == ["", "unreadable", "unreadable"]
+    for one in (bare, edited):
+        assert domainxml.keep(known, one) == Shape("d", "r")
+        assert domainxml.keep(Shape(), one) == one
+        assert domainxml.keep(one, known) == known
+    assert domainxml.keep(edited, bare).digest == "unreadable"
+    plain = Interface("52:54:00:00:00:01", "br0", "virtio", "br0", "")
+    assert domainxml.keep(known, Shape(interfaces=(plain,))) == known
 
 
 def test_the_digest_sees_content_only() -> None:

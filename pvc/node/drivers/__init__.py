@@ -174,7 +174,10 @@ class Hypervisor(Protocol):
     def load(self) -> HostLoad: ...
 
     def domains(self) -> Mapping[str, Domain]:
-        """Active domains by UUID; soon, also when one of them hangs."""
+        """Active domains by UUID; soon, also when one of them hangs.
+
+        One that has been listed with a digest has one until it ends, whatever others make of it meanwhile.
+        """
         ...
 
     def watch(self, callback: Callable[[DomainEvent], None]) -> None:

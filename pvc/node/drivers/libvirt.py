@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, TypeVar
 from xml.etree import ElementTree
@@ -94,6 +95,7 @@ class _Started:
     """What changes while a QEMU runs only with an event that tells of it."""
 
     run: int  # libvirt's number of this run of the domain
+    change: int  # the last one that had been told of when this was read
     name: str
     shape: Shape
     memory_mib: int
@@ -168,6 +170,8 @@ class LibvirtHypervisor:
         self._closed = False
         self._callbacks: list[Callable[[DomainEvent], None]] = []
         self._started: dict[str, _Started] = {}
+        self._changes: dict[str, int] = {}  # UUID → number of the last change of it
+        self._change_numbers = itertools.count(1)
         self._quiet: dict[str, int] = {}  # UUID → run that is known to be in no migration
         self._told_to_end: set[str] = set()  # QEMU got a signal: not the guest's wish
         self._migrations: dict[str, _Migration] = {}
@@ -218,9 +222,13 @@ class LibvirtHypervisor:
                 else:
                     found[seen.uuid] = seen
         for uuid in self._started.keys() - found.keys():
-            self._started.pop(uuid, None)
-            self._quiet.pop(uuid, None)
+            for known in (self._started, self._changes, self._quiet):
+                known.pop(uuid, None)
         return found
+
+    def _read_again(self, uuid: str) -> None:
+        """What was read is kept until then: a run of ours stays ours."""
+        self._changes[uuid] = next(self._change_numbers)
 
     def start(self, xml: str) -> None:
         with self._talk(alone=True) as connection:
@@ -275,13 +283,11 @@ class LibvirtHypervisor:
         try:
             self._request(uuid, what, call, CHANGES_WITHIN_S)
         finally:
-            self._started.pop(uuid, None)  # its event may come later than the next look
+            self._read_again(uuid)  # its event may come later than the next look
 
     def _look_at(self, domain: libvirt.virDomain, state: int, reason: int) -> Domain:
         uuid, run = domain.UUIDString(), domain.ID()
-        started = self._started.get(uuid)
-        if started is None or started.run != run:
-            started = self._started[uuid] = _read_started(domain, run)
+        started = self._started_as(domain, uuid, run)
         silent, moving = False, None
         try:
             moving = self._moving(uuid, run, state)
@@ -303,6 +309,25 @@ class LibvirtHypervisor:
             rest=started.shape.rest,
             interfaces=started.shape.interfaces,
         )
+
+    def _started_as(self, domain: libvirt.virDomain, uuid: str, run: int) -> _Started:
+        """As it was last read, where it cannot be read now; and ours whatever has become of its metadata."""
+        known, change = self._started.get(uuid), self._changes.get(uuid, 0)
+        if known is not None and known.run != run:
+            known = None
+        if known is not None and known.change == change:
+            return known
+        try:
+            now = _read_started(domain, run, change)
+        except libvirt.libvirtError as error:
+            if known is None or _is_gone(error):
+                raise
+            log.warning("domain %s cannot be read: %s", known.name, error.get_error_message())
+            return known
+        if known is not None:
+            now = replace(now, shape=domainxml.keep(known.shape, now.shape))
+        self._started[uuid] = now
+        return now
 
     def _moving(self, uuid: str, run: int, state: int) -> DomainState | None:
         """Ask for a job only where there can be one that is not ours: in new runs and in paused ones."""
@@ -430,7 +455,7 @@ class LibvirtHypervisor:
 
     def _changed(self, _: object, domain: libvirt.virDomain, *__: object) -> None:
         uuid = domain.UUIDString()
-        self._started.pop(uuid, None)
+        self._read_again(uuid)
         self._tell(DomainEvent(EventKind.CHANGED, uuid))
 
     def _job_completed(
@@ -465,7 +490,8 @@ class LibvirtHypervisor:
                 return self._open
             self._open = connection = self._connect()
         self._quiet.clear()
-        self._started.clear()
+        for uuid in tuple(self._started):
+            self._read_again(uuid)
         log.info("connected to libvirt at %s", self._uri)
         self._tell(DomainEvent(EventKind.CONNECTED))
         return connection
@@ -574,14 +600,16 @@ def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def _read_started(domain: libvirt.virDomain, run: int) -> _Started:
-    xml = domain.XMLDesc()
+def _read_started(domain: libvirt.virDomain, run: int, change: int) -> _Started:
+    """Ours is what carries our metadata, even where somebody has made of it what we would not start."""
+    xml, name = domain.XMLDesc(), domain.name()
+    shape = domainxml.running(xml)
     try:
         facts = domainxml.parse(xml)
-    except Invalid as error:  # started by somebody else, and beyond us
-        log.warning("domain %s: %s", domain.name(), error.message)
-        return _Started(run, domain.name(), Shape(), 0, 0)
-    return _Started(run, facts.name, domainxml.running(xml), facts.memory_mib, facts.vcpus)
+    except Invalid as error:
+        log.warning("domain %s: %s", name, error.message)
+        return _Started(run, change, name, shape, domain.maxMemory() // 1024, domain.maxVcpus())
+    return _Started(run, change, facts.name, shape, facts.memory_mib, facts.vcpus)
 
 
 def _migrate(

@@ -595,6 +595,18 @@ def test_last_word_of_a_node(bench: Bench, runs: bool) -> None:
     assert not seen.dog.is_armed
 
 
+def test_vm_of_ours_that_has_lost_our_metadata_still_runs(bench: Bench) -> None:
+    """Before this life, so that libvirt does not tell it from somebody else's."""
+    watched(bench)
+    bench.add(spec())
+    bench.rounds(2)
+    machine = bench.host.machines[UUID]
+    bench.host.machines[UUID] = replace(machine, domain=replace(machine.domain, digest=""))
+    bench.rounds(1)
+    bench.daemon.leave()
+    assert not bench.node.status.nothing_runs
+
+
 @pytest.mark.parametrize("runs", [True, False])
 def test_who_cannot_take_the_promise_back_keeps_it(bench: Bench, runs: bool) -> None:
     """Unless it is kept already: nothing runs, and nothing will."""

@@ -350,6 +350,35 @@ def test_domain_of_somebody_else_is_left_alone() -> None:
     assert bench.ended == []
 
 
+def test_vm_that_has_lost_our_metadata_before_this_life_is_ended_too() -> None:
+    bench = Bench()
+    guard = bench.armed()
+    bench.run()
+    machine = bench.host.machines[UUID]
+    bench.host.machines[UUID] = replace(machine, domain=replace(machine.domain, digest=""))
+    guard.known = {UUID}
+    bench.after(L)
+    guard.end()
+    assert bench.ended == [UUID]
+
+
+@pytest.mark.parametrize("accident", ["lose_metadata", "plug_in"])
+def test_vm_that_somebody_has_changed_is_ended_too(accident: str) -> None:
+    bench = Bench()
+    guard = bench.armed()
+    bench.run()
+    if accident == "lose_metadata":
+        bench.host.lose_metadata(UUID)
+    else:
+        for _ in range(2):
+            bench.host.plug_in(
+                UUID, '<interface type="bridge"><mac address="52:54:00:00:00:01"/></interface>'
+            )
+    bench.after(L)
+    guard.end()
+    assert bench.ended == [UUID]
+
+
 def test_what_is_over_ends_even_if_contact_is_back_meanwhile() -> None:
     bench = Bench(slow=True)
     guard = bench.armed()
