@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 GONE_S = 1.0
 """So long a lease must be missing: dnsmasq writes all of them over the old ones, and may be seen doing it."""
+LIVES_S = 1.0
+"""Not oftener it is asked who runs, however often guests make it a round. No longer than GONE_S: one that was
+killed while it wrote is known to have been before what it lost counts as gone."""
 LEASES_AT_ONCE = 1000
 """In one transaction: a server of ZooKeeper takes no greater one than a megabyte."""
 
@@ -59,37 +62,54 @@ class DHCP:
         self.commit = commit
         self.clock = clock
         self._served: dict[int, Served] = {}
+        self._heard: set[int] = set()
+        """Those whose leases have to be read and brought to the store."""
+        self._lives: Mapping[int, int] = {}
+        self._look_at = 0.0
 
     def serve(self, scene: Scene) -> Sequence[NetworkProblem]:
         wanted = {vni: one for vni, one in scene.networks.items() if one.spec.gateways}
         self.servers.listen()
-        lives = self.servers.lives()
+        lives = self._who_lives()
         self._say_who_died(lives)
         self._end(lives.keys() - wanted.keys())
-        heard = self.servers.changed() | self._tell_all(wanted, lives)
-        self._hear(heard | {vni for vni, one in self._served.items() if one.stored is None or one.missing})
+        self._heard |= self.servers.changed()
+        try:
+            self._tell_all(wanted, lives)
+        finally:
+            self._hear()
         why = "its dnsmasq does not run; systemd starts it again and again (journalctl -u pvc-dnsmasq@{})"
         return [NetworkProblem(vni, why.format(vni)) for vni, one in self._served.items() if not one.life]
 
     def rest(self) -> None:
         self._served.clear()
-        self.servers.stop(self.servers.lives().keys())
+        self._heard.clear()
+        self._stop(self.servers.lives().keys())
         self.servers.forget()
+
+    def _who_lives(self) -> Mapping[int, int]:
+        now = self.clock.monotonic()
+        if now >= self._look_at:
+            self._lives, self._look_at = self.servers.lives(), now + LIVES_S
+        return self._lives
+
+    def _stop(self, vnis: Iterable[int]) -> None:
+        self._look_at = 0.0
+        self.servers.stop(set(vnis))
 
     # What they are told
 
-    def _tell_all(self, wanted: Mapping[int, Clients], lives: Mapping[int, int]) -> set[int]:
-        """Those whose leases have to be read, whether they said so or not."""
+    def _tell_all(self, wanted: Mapping[int, Clients], lives: Mapping[int, int]) -> None:
         devices = self.servers.devices([gateway_name(vni) for vni in wanted])
         others = {
             vni: (clients, devices[gateway_name(vni)])
             for vni, clients in wanted.items()
             if gateway_name(vni) in devices and not self._is_so(clients, devices[gateway_name(vni)], lives)
         }
+        self._heard |= others.keys()
         anew = [vni for vni, (clients, device) in others.items() if not self._tell(clients, device, lives)]
         if anew:
             self._begin({vni: others[vni] for vni in anew}, lives)
-        return {*others}
 
     def _is_so(self, clients: Clients, device: GatewayDevice, lives: Mapping[int, int]) -> bool:
         """All that concerns it is as it was."""
@@ -127,7 +147,7 @@ class DHCP:
     def _begin(self, networks: Mapping[int, tuple[Clients, GatewayDevice]], lives: Mapping[int, int]) -> None:
         """All at once. What those that ran so far know, they are asked when they have ended."""
         log.info("starting dnsmasq of %s", ", ".join(f"network {vni}" for vni in networks))
-        self.servers.stop(networks.keys() & lives.keys())
+        self._stop(networks.keys() & lives.keys())
         made: dict[int, Settings] = {}
         for vni, (clients, device) in networks.items():
             made[vni] = settings(clients, device, self.servers.place(vni))
@@ -135,7 +155,7 @@ class DHCP:
             self.servers.write(vni, made[vni], None)
             self.servers.remember(vni, lease_file(later(found or {}, promised(self._valid(clients)))))
         self.servers.start(networks.keys())
-        lives = self.servers.lives()
+        lives = self._who_lives()
         for vni, (clients, device) in networks.items():
             self._served[vni] = Served(clients, device, made[vni], lives.get(vni, 0))
 
@@ -143,7 +163,7 @@ class DHCP:
         gone = set(vnis)
         if gone:
             log.info("ending dnsmasq of %s", ", ".join(f"network {vni}" for vni in gone))
-            self.servers.stop(gone)
+            self._stop(gone)
         for vni in gone:
             self._served.pop(vni, None)
 
@@ -172,22 +192,28 @@ class DHCP:
             if is_lease_of(clients.spec, address) and promised({address: one})[address].until > now
         }
 
-    def _hear(self, vnis: Iterable[int]) -> None:
-        for vni in vnis:
-            served = self._served.get(vni)
-            found = self._found(served.clients) if served else None
-            if served is None or found is None:
-                continue
-            stored = served.clients.leases if served.stored is None else served.stored
-            learned = self._confirmed(served, differences(stored, found))
-            try:
-                self._store(vni, learned)
-            except (Conflict, NotFound) as error:
-                # Read so from a mirror that is a moment behind: once more, with what it says then.
-                log.info("leases of network %s: %s; looking again", vni, error.message)
-                served.stored = None
-                continue
-            served.stored = _with(stored, learned)
+    def _hear(self) -> None:
+        """One whose leases could not be read or stored is heard in the next round."""
+        self._heard |= {vni for vni, one in self._served.items() if one.stored is None or one.missing}
+        for vni in sorted(self._heard):
+            self._hear_one(vni)
+            self._heard.discard(vni)
+
+    def _hear_one(self, vni: int) -> None:
+        served = self._served.get(vni)
+        found = self._found(served.clients) if served else None
+        if served is None or found is None:
+            return
+        stored = served.clients.leases if served.stored is None else served.stored
+        learned = self._confirmed(served, differences(stored, found))
+        try:
+            self._store(vni, learned)
+        except (Conflict, NotFound) as error:
+            # Read so from a mirror that is a moment behind: once more, with what it says then.
+            log.info("leases of network %s: %s; looking again", vni, error.message)
+            served.stored = None
+            return
+        served.stored = _with(stored, learned)
 
     def _confirmed(self, served: Served, learned: Differences) -> Differences:
         """Without those of whom it is not sure that they are gone: they are looked at again."""

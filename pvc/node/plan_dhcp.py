@@ -20,7 +20,8 @@ SERVER_DUID = f"00:03:00:01:{GATEWAY_MAC}"
 """By it clients of DHCPv6 know their server: the gateway, whichever node that is now."""
 FIRST6, LAST6 = 0x1_0000, 0xFFFF_FFFF
 """Of a /64, what DHCPv6 gives; those before are for reservations, and those after for who chose their own."""
-MOST_LEASES = 65_536
+MOST_LEASES = 8192
+"""Each change costs dnsmasq and the daemon a look at all of them, and guests can ask for any number."""
 SPARE_LEASES = 1000
 
 
@@ -125,7 +126,8 @@ def _dhcp(spec: NetworkSpec, device: GatewayDevice, place: Place) -> Iterator[st
     dhcp = spec.ipv4.dhcp if spec.ipv4.gateway else None
     if dhcp is None and not spec.ipv6.gateway:
         return
-    yield from ("dhcp-authoritative", "no-ping", "dhcp-ignore-names")
+    # Guests are known by their MAC addresses: copies of one image may all say the same client identifier.
+    yield from ("dhcp-authoritative", "no-ping", "dhcp-ignore-names", "dhcp-ignore-clid")
     yield f"dhcp-lease-max={_most_leases(dhcp)}"
     yield f"dhcp-leasefile={place.leases}"
     yield f"dhcp-hostsdir={place.hosts}"

@@ -283,6 +283,15 @@ def test_a_guest_gets_an_address_and_all_that_the_network_has(bench: Bench) -> N
     assert "name = web1.shop.example" in bench.asked(address)
 
 
+def test_copies_of_one_image_with_one_client_identifier_are_two_guests(bench: Bench) -> None:
+    bench.serve(Clients(SPEC, {"u1": Member("web1", (WEB,)), "u2": Member("web2", (DB,))}))
+    given = {mac: bench.ask(mac, "-x", "0x3d:ff00000001deadbeef").split()[1] for mac in (WEB, DB)}
+    assert given[WEB] != given[DB]
+    assert {mac: f"{address}/24" for mac, address in bench.leases().items()} == given
+    assert bench.ask(WEB, "-x", "0x3d:ff00000001deadbeef").split()[1] == given[WEB]
+    assert bench.resolve("web1.shop.example") == {given[WEB].removesuffix("/24")}
+
+
 def test_a_lease_says_so_at_once_and_whoever_does_not_listen_keeps_nobody_waiting(bench: Bench) -> None:
     bench.serve(Clients(SPEC))
     assert bench.ask(WEB)

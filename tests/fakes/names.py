@@ -19,6 +19,9 @@ class FakeNameServers:
     calls: list[str] = field(default_factory=list)
     listens: bool = False
     fails: str = ""
+    refuses: set[int] = field(default_factory=set)
+    """Whose files cannot be written."""
+    asked: int = 0
     _lives: count[int] = field(default_factory=lambda: count(100))
 
     # What the tests do
@@ -48,6 +51,7 @@ class FakeNameServers:
         return {name: self.found[name] for name in names if name in self.found}
 
     def lives(self) -> Mapping[int, int]:
+        self.asked += 1
         if self.fails:
             raise DriverError(self.fails, retryable=True)
         return dict(self.running)
@@ -59,6 +63,10 @@ class FakeNameServers:
         return self.files.get(vni)
 
     def write(self, vni: int, settings: Settings, before: Settings | None) -> None:
+        if vni in self.refuses:
+            raise DriverError(
+                f"the files of dnsmasq of network {vni}: No space left on device", retryable=True
+            )
         self.calls.append(f"write {vni}")
         self.files[vni] = settings
 

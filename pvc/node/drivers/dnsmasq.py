@@ -5,12 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
+import select
 import shutil
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +31,10 @@ SIOCGIFMTU = 0x8921
 READ_AT_MOST = 100
 """Times, until nobody wrote meanwhile."""
 RUNS = ("active", "activating", "reloading")
+HEAR_S = 1.0
+AT_ONCE = 20
+"""So many changes of a network are heard in the moment they come, and then one in HEAR_S: guests that boot
+together do not wait, and one that asks for addresses in a loop keeps nobody busy."""
 
 
 class Run(Protocol):
@@ -36,6 +43,31 @@ class Run(Protocol):
 
 def _unit(vni: int) -> str:
     return f"{UNIT}{vni}.service"
+
+
+@dataclass(slots=True)
+class Pace:
+    """When who said something is heard: all that was said until then is one."""
+
+    _waiting: set[int] = field(default_factory=set)
+    _spent_until: dict[int, float] = field(default_factory=dict)
+    """When it would be through if it had been heard once in HEAR_S."""
+
+    def say(self, vnis: Collection[int]) -> None:
+        self._waiting |= set(vnis)
+
+    def wait_s(self, now: float) -> float | None:
+        """Until the next one is due; None: nobody waits."""
+        return max(0.0, min(map(self._due_at, self._waiting)) - now) if self._waiting else None
+
+    def due(self, now: float) -> set[int]:
+        due = {vni for vni in self._waiting if self._due_at(vni) <= now}
+        self._waiting -= due
+        self._spent_until |= {vni: max(now, self._spent_until.get(vni, now)) + HEAR_S for vni in due}
+        return due
+
+    def _due_at(self, vni: int) -> float:
+        return self._spent_until.get(vni, 0.0) - (AT_ONCE - 1) * HEAR_S
 
 
 class Dnsmasq:
@@ -172,11 +204,14 @@ class Dnsmasq:
         self._is_listening = True
 
     def _hear(self, opened: int) -> None:
+        pace = Pace()
         while True:
-            said = os.read(opened, 65536).split()
-            with self._lock:
-                self._changed |= {int(word) for word in said if word.isdigit()}
-            self._wake()
+            if select.select([opened], [], [], pace.wait_s(time.monotonic()))[0]:
+                pace.say([int(word) for word in os.read(opened, 65536).split() if word.isdigit()])
+            if due := pace.due(time.monotonic()):
+                with self._lock:
+                    self._changed |= due
+                self._wake()
 
     def changed(self) -> set[int]:
         with self._lock:

@@ -14,7 +14,8 @@ from pvc.cluster.codec import dumps, loads
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import NetworkProblem
 from pvc.cluster.store import Create, Delete, Op, Put
-from pvc.node.dhcp import DHCP
+from pvc.errors import Unavailable
+from pvc.node.dhcp import DHCP, LIVES_S
 from pvc.node.drivers import GatewayDevice
 from pvc.node.plan_dhcp import LEASE_S, SLACK_S
 from pvc.node.services import Commit, Service, Services
@@ -50,6 +51,7 @@ class Bench:
         self.servers = FakeNameServers()
         self.problems: tuple[NetworkProblem, ...] = ()
         self.committed = 0
+        self.is_store_out = False
         self.begin()
 
     def begin(self) -> None:
@@ -58,6 +60,8 @@ class Bench:
 
     def _services(self, commit: Commit) -> Sequence[Service]:
         def counted(*ops: Op) -> None:
+            if self.is_store_out:
+                raise Unavailable("the store does not answer")
             self.committed += 1
             commit(*ops)
 
@@ -80,6 +84,11 @@ class Bench:
         self.services.step()
         self.services.step()
         return self.servers.taken()
+
+    def look(self) -> list[str]:
+        """A round in which it asks who runs."""
+        self.clock.advance(LIVES_S)
+        return self.round()
 
     def settle(self) -> list[str]:
         """Until it is sure of what is gone."""
@@ -152,6 +161,44 @@ def test_one_that_is_seen_writing_has_forgotten_nothing(bench: Bench) -> None:
     assert bench.committed == 1
 
 
+def test_what_the_store_did_not_take_is_stored_when_it_answers_again(bench: Bench) -> None:
+    bench.add(102)
+    bench.servers.lease(101, bench.line("10.101.0.129"))
+    bench.round()
+    bench.is_store_out = True
+    bench.servers.lease(101, bench.line("10.101.0.130", DB))
+    bench.servers.lease(102, bench.line("10.102.0.130"))
+    bench.round()
+    assert [one.why for one in bench.problems] == ["the store does not answer"]
+    bench.is_store_out = False
+    bench.round()
+    assert bench.leases(101).keys() == {"10.101.0.129", "10.101.0.130"}
+    assert bench.leases(102).keys() == {"10.102.0.130"}
+    assert not bench.problems
+
+
+def test_a_network_that_cannot_be_told_something_keeps_no_lease_from_the_store(bench: Bench) -> None:
+    bench.add(102)
+    bench.round()
+    bench.servers.refuses = {102}
+    bench.world.call("network.modify", network="102", domain="other.example")
+    bench.servers.lease(101, bench.line("10.101.0.130"))
+    bench.round()
+    assert "10.101.0.130" in bench.leases(101)
+    assert bench.problems
+
+
+def test_it_is_not_asked_who_runs_as_often_as_guests_like(bench: Bench) -> None:
+    bench.look()
+    asked = bench.servers.asked
+    for last in range(130, 140):
+        bench.servers.lease(101, bench.line(f"10.101.0.{last}", f"52:54:00:00:01:{last - 100}"))
+        bench.round()
+    assert (len(bench.leases(101)), bench.servers.asked) == (10, asked)
+    bench.look()
+    assert bench.servers.asked == asked + 1
+
+
 def test_all_that_one_says_is_one_transaction(bench: Bench) -> None:
     for last in range(130, 140):
         bench.servers.lease(101, bench.line(f"10.101.0.{last}", f"52:54:00:00:01:{last - 100}"))
@@ -220,7 +267,7 @@ def test_one_that_was_killed_goes_on_and_it_is_said(bench: Bench, caplog: pytest
     bench.servers.lease(101, bench.line("10.101.0.130"))
     bench.round()
     bench.servers.kill(101)
-    assert bench.round() == []
+    assert bench.look() == []
     said = [one.message for one in caplog.records if "ended by itself" in one.message]
     assert said == ["the dnsmasq of network 101 ended by itself and was started again"]
 
@@ -231,23 +278,24 @@ def test_one_that_was_killed_while_it_wrote_gets_its_memory_back(bench: Bench) -
     bench.servers.memory[101] = ""
     bench.servers.kill(101)
     bench.servers.say(101)
-    assert bench.round() == ["stop 101", "write 101", "start 101"]
+    bench.round()
+    assert bench.look() == ["stop 101", "write 101", "start 101"]
     assert "10.101.0.130" in bench.servers.memory[101]
     assert "10.101.0.130" in bench.leases(101)
 
 
 def test_one_that_does_not_run_is_a_problem_until_it_does(bench: Bench) -> None:
     bench.servers.running[101] = 0
-    assert bench.round() == []
+    assert bench.look() == []
     assert [(one.vni, "does not run" in one.why) for one in bench.problems] == [(101, True)]
     bench.servers.kill(101)
-    assert bench.round() == []
+    assert bench.look() == []
     assert not bench.problems
 
 
 def test_one_that_somebody_stopped_is_started_again(bench: Bench) -> None:
     bench.servers.running.clear()
-    assert bench.round() == ["write 101", "start 101"]
+    assert bench.look() == ["write 101", "start 101"]
 
 
 def test_a_gateway_that_was_made_anew_needs_a_new_start(bench: Bench) -> None:
@@ -329,5 +377,5 @@ def test_a_store_that_changed_meanwhile_is_asked_again(bench: Bench) -> None:
 
 def test_a_driver_that_fails_is_a_problem(bench: Bench) -> None:
     bench.servers.fails = "dnsmasq: systemctl is missing"
-    bench.round()
+    bench.look()
     assert [one.why for one in bench.problems] == ["dnsmasq: systemctl is missing"]
