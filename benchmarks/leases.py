@@ -23,7 +23,8 @@ from pvc.node.services import Commit, Service, Services
 from tests.contract.test_name_servers import SPEC, Bench, wire
 from tests.fakes.store import MemoryCluster
 
-CLIENTS = 30
+CLIENTS = 20
+"""As many as are heard without delay: see pvc.node.drivers.dnsmasq."""
 LEASES = (10, 100, 1_000)
 
 
