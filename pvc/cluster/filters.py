@@ -33,7 +33,8 @@ def chain_name(direction: Direction, vni: int) -> str:
 # What people write
 
 _CHARACTERS = re.compile(r'[A-Za-z0-9 ,.:/_+*!=<>&|^~(){}"-]*')
-_WORDS = re.compile(r'"[^"]*"|[{}]|[^\s"{},]+')
+_WORDS = re.compile(r'"[^"]*"|[{}()]|[=!<>&|^~]+|[^\s"{},()=!<>&|^~]+')
+"""As nft parts them: neither it nor we need spaces around what is no letter."""
 _NEVER: dict[str, str] = {
     **dict.fromkeys(("chain", "table", "include", "define", "undefine", "redefine"), "is not part of a rule"),
     **dict.fromkeys(("flush", "destroy", "rename", "list", "insert", "create"), "is a command"),
@@ -86,33 +87,16 @@ def check_rule(text: str) -> None:
         depth += {"{": 1, "}": -1}.get(word, 0)
         if not 0 <= depth <= 1:
             raise Invalid("the braces of the rule do not belong to each other")
-        if word in _NEVER:
-            raise Invalid(f"the rule has the word {word}, which {_NEVER[word]}")
+        said = word if _ADDRESS.fullmatch(word) else re.split(r"\d", word)[-1]
+        if said in _NEVER:  # to nft 80notrack is two words
+            raise Invalid(f"the rule has the word {said}, which {_NEVER[said]}")
     if depth:
         raise Invalid("the braces of the rule do not belong to each other")
     _check_addresses(words)
 
 
 _OF_ADDRESS = ("saddr", "daddr", "nexthop")
-_OPERATORS = (
-    "==",
-    "!=",
-    "<",
-    ">",
-    "<=",
-    ">=",
-    "&",
-    "|",
-    "^",
-    "and",
-    "or",
-    "xor",
-    "eq",
-    "ne",
-    "lt",
-    "gt",
-    "(",
-)
+_OPERATOR = re.compile(r"[=!<>&|^~()]+|and|or|xor|lshift|rshift|eq|ne|lt|gt|le|ge")
 _ADDRESS = re.compile(r"[0-9./*-]+|[0-9a-fA-F:./*-]*:[0-9a-fA-F:./*-]*")
 
 
@@ -138,8 +122,8 @@ def _values(words: Sequence[str]) -> Iterator[str]:
             end = words.index("}", place)
             yield from words[place + 1 : end]
             return
-        if word in _OPERATORS:
-            expected = True
+        if _OPERATOR.fullmatch(word):
+            expected = expected or word != ")"
         elif expected:
             yield word
             expected = False
