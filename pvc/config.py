@@ -16,7 +16,7 @@ from typing import Any
 
 from pvc import hostnetworks
 from pvc.errors import Invalid, NotFound, NotPermitted
-from pvc.hostnetworks import HostNetworks
+from pvc.hostnetworks import HostNetwork, HostNetworks
 
 DEFAULT_PATH = "/etc/pvc/pvc.toml"
 
@@ -31,7 +31,7 @@ class NodeConfig:
     address: str = "127.0.0.1"
     """On the cluster network; unless told, the first one of network.cluster."""
     storage_address: str = ""
-    """Where migrations send memory; empty: `address`."""
+    """Where migrations send memory; unless told, the first one of network.storage; empty: `address`."""
     bridge_device: str = ""
     """Whose VLANs bridged networks are; empty: this node can have none."""
     sriov_devices: dict[str, int] = field(default_factory=dict)
@@ -97,6 +97,12 @@ class Config:
         turned = every[first:] + every[:first]
         return tuple(sorted(turned, key=lambda server: server.rpartition(":")[0] != self.node.address))
 
+    def among_nodes(self) -> tuple[str, ...]:
+        """This node's addresses in its cluster and its storage network."""
+        described = [one.address for one in (self.network.cluster, self.network.storage) if one]
+        every = [str(ip_interface(text).ip) for texts in described for text in texts]
+        return tuple(dict.fromkeys(filter(None, (self.node.address, self.node.storage_address, *every))))
+
     def secret(self) -> str:
         """The cluster key. Raises NotFound or Invalid naming the file."""
         try:
@@ -157,10 +163,16 @@ def parse(plain: dict[str, Any], where: str = "configuration") -> Config:
         )
     except Invalid as error:
         raise Invalid(f"{where}: {error.message}", hint=error.hint) from None
-    cluster = config.network.cluster
-    if is_told or cluster is None or not cluster.address:
-        return config
-    return replace(config, node=replace(config.node, address=str(ip_interface(cluster.address[0]).ip)))
+    node = config.node
+    if not is_told:
+        node = replace(node, address=_first(config.network.cluster) or node.address)
+    if not node.storage_address:
+        node = replace(node, storage_address=_first(config.network.storage))
+    return replace(config, node=node)
+
+
+def _first(network: HostNetwork | None) -> str:
+    return str(ip_interface(network.address[0]).ip) if network and network.address else ""
 
 
 def _section(kind: type, plain: Any, where: str, prefix: str) -> Any:

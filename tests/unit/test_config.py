@@ -100,6 +100,18 @@ def test_the_address_of_a_node_need_not_be_said_twice() -> None:
     both = {"node": {"address": "10.0.1.1"}, "network": {"cluster": CLUSTER}}
     assert parse(both).node.address == "10.0.1.1"
     assert parse({"network": {"upstream": UPSTREAM}}).node.address == "127.0.0.1"
+    storage = {"device": "eth2", "address": ["10.0.2.1/24", "fd00:2::1/64"]}
+    described = parse({"network": {"cluster": CLUSTER, "storage": storage}})
+    assert described.node.storage_address == "10.0.2.1"
+    assert parse({"network": {"cluster": CLUSTER}}).node.storage_address == ""
+
+
+def test_addresses_among_nodes_are_all_that_are_told_or_described() -> None:
+    storage = {"device": "eth2", "address": ["10.0.2.1/24", "fd00:2::1/64"]}
+    described = parse({"network": {"upstream": UPSTREAM, "cluster": CLUSTER, "storage": storage}})
+    assert described.among_nodes() == ("10.0.1.1", "10.0.2.1", "fd00:2::1")
+    told = parse({"node": {"address": "10.0.1.1", "storage_address": "10.0.2.1"}})
+    assert told.among_nodes() == ("10.0.1.1", "10.0.2.1")
 
 
 def test_a_node_whose_networks_somebody_else_configures() -> None:
