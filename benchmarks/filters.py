@@ -18,6 +18,7 @@ from pvc.clock import SystemClock
 from pvc.cluster.clients import AccessList, Clients, Direction, Rule
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.network import IPv4, Kind, NetworkSpec
+from pvc.node.drivers.gateways import NetlinkGateways
 from pvc.node.drivers.nft import NFT, routes
 from pvc.node.filters import Filters
 from pvc.node.services import Scene
@@ -70,7 +71,7 @@ def clients(number: int, rules: int, extra: int = 0) -> Clients:
 
 def measure(networks: int, rules: int) -> None:
     nft = Counting()
-    filters = Filters(NFT(nft), ("10.255.0.1",), routes, SystemClock())
+    filters = Filters(NFT(nft), ("10.255.0.1",), routes, NetlinkGateways(), SystemClock())
     every = {1000 + n: clients(n, rules) for n in range(networks)}
 
     def serve(extra: int) -> None:

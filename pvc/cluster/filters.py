@@ -14,7 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from pvc.cluster.clients import AccessList, Direction, Rule
 from pvc.cluster.guests import ADDRESS as METADATA
-from pvc.cluster.network import GATEWAY_GROUP, NetworkSpec, Prefix, gateway_name
+from pvc.cluster.network import GATEWAY_GROUP, LINK_GROUP, NetworkSpec, Prefix, gateway_name
 from pvc.errors import Invalid, PVCError
 
 FAMILY, TABLE = "inet", "pvc"
@@ -242,6 +242,19 @@ def _collapsed(prefixes: Iterable[Prefix]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Transit:
+    """What the host passes on between others whether it is primary or not: it was a router before."""
+
+    ipv4: bool = False
+    """From wherever it comes."""
+    ipv6: bool = False
+    devices: tuple[str, ...] = ()
+    """IPv4, if it comes in by one of these."""
+    bridges: tuple[str, ...] = ()
+    """Of the host's own; a kernel may show filters also what only passes a bridge."""
+
+
+@dataclass(frozen=True, slots=True)
 class Filtered:
     """A network, as far as it concerns filters."""
 
@@ -299,6 +312,7 @@ def render(
     hide: Hidden = Hidden(),
     counts: Mapping[Key, Number] | None = None,
     broken: Broken = frozenset(),
+    transit: Transit = Transit(),
 ) -> Rendered:
     """The whole table, in place of the one before. `counts` go on where they were."""
     every = sorted((one for one in networks if one.spec.gateways), key=lambda one: one.spec.vni)
@@ -321,8 +335,8 @@ def render(
                     lines.append(f"\t\t{_counted(rule.rule, chain, str(rule.number), counted)}")
                     places[len(lines)] = Place(one.spec.vni, rule)
             lines.append("\t}")
-    lines += _sets(every, hide)
-    lines += _chains(counted)
+    lines += _sets(every, hide, transit)
+    lines += _chains(transit, counted)
     lines += ["}", ""]
     return Rendered("\n".join(lines), places)
 
@@ -353,7 +367,7 @@ def _without_counters(text: str) -> str:
     return _COUNTER.sub(lambda found: found[1] or "", text).strip()
 
 
-def _sets(networks: Sequence[Filtered], hide: Hidden) -> Iterator[str]:
+def _sets(networks: Sequence[Filtered], hide: Hidden, transit: Transit) -> Iterator[str]:
     names = {one.spec.vni: f'"{gateway_name(one.spec.vni)}"' for one in networks}
     yield from _set("set gateways", "ifname", names.values())
     yield from _set("set same", "ifname . ifname", (f"{name} . {name}" for name in names.values()))
@@ -370,6 +384,8 @@ def _sets(networks: Sequence[Filtered], hide: Hidden) -> Iterator[str]:
     for version, mark in ((4, "."), (6, ":")):
         there = (prefix for prefix in hide.prefixes if mark in prefix)
         yield from _set(f"set hidden{version}", f"ipv{version}_addr", there, interval=True)
+    yield from _set("set transit", "ifname", (f'"{device}"' for device in transit.devices))
+    yield from _set("set bridged", "ifname . ifname", (f'"{name}" . "{name}"' for name in transit.bridges))
 
 
 def _set(head: str, kind: str, elements: Iterable[str], *, interval: bool = False) -> Iterator[str]:
@@ -395,6 +411,7 @@ _BASE: Mapping[str, tuple[str, ...]] = {
         "type filter hook forward priority filter + 10; policy accept;",
         "iifname @gateways goto guest",
         f'iifname "gw*" iifgroup {GATEWAY_GROUP} DROP unfiltered',
+        "oifname != @gateways goto others",
     ),
     "arriving": (
         "type filter hook forward priority filter + 20; policy accept;",
@@ -438,8 +455,19 @@ _FURTHER: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _chains(counts: Mapping[Key, Number]) -> Iterator[str]:
-    for name, rules in (*_FURTHER.items(), *_BASE.items()):
+def _others(transit: Transit) -> Iterator[str]:
+    """The kernel passes packets on from a device, or all of IPv6, and not to gateways only."""
+    yield f"iifgroup {LINK_GROUP} oifgroup {LINK_GROUP} accept"
+    yield "iifname . oifname @bridged accept"
+    if not transit.ipv4:
+        yield "meta nfproto ipv4 iifname != @transit DROP transit4"
+    if not transit.ipv6:
+        yield "meta nfproto ipv6 DROP transit6"
+
+
+def _chains(transit: Transit, counts: Mapping[Key, Number]) -> Iterator[str]:
+    others = {"others": tuple(_others(transit))}
+    for name, rules in (*_FURTHER.items(), *others.items(), *_BASE.items()):
         yield f"\tchain {name} {{"
         for rule in rules:
             matches, is_drop, comment = rule.rpartition("DROP ")

@@ -13,12 +13,13 @@ from pvc.cluster.filters import (
     Refused,
     Rendered,
     Route,
+    Transit,
     hidden,
     render,
 )
 from pvc.cluster.node import NetworkProblem
 from pvc.errors import Failed
-from pvc.node.drivers import PacketFilter
+from pvc.node.drivers import HostGateways, PacketFilter
 from pvc.node.services import Scene
 
 log = logging.getLogger(__name__)
@@ -35,28 +36,31 @@ class Filters:
         host: PacketFilter,
         addresses: Sequence[str],
         routes: Callable[[], Iterable[Route]],
+        gateways: HostGateways,
         clock: Clock,
     ) -> None:
         self.host = host
         self.addresses = addresses
         """Of this node, in its cluster and its storage network."""
         self.routes = routes
+        self.gateways = gateways
+        """Only asked."""
         self.clock = clock
         self.look_due = 0.0
-        self.hide = Hidden()
+        self.around = Hidden(), Transit()
         self.loaded: dict[int, Filtered] = {}
-        self.loaded_hide: Hidden | None = None
+        self.loaded_around: tuple[Hidden, Transit] | None = None
         """None: nothing is loaded, as far as this life of the daemon knows."""
         self.problems: tuple[NetworkProblem, ...] = ()
 
     def serve(self, scene: Scene) -> Sequence[NetworkProblem]:
         if self.clock.monotonic() >= self.look_due:
-            self.hide = hidden(self.routes(), self.addresses)
+            self.around = hidden(self.routes(), self.addresses), self.gateways.transit()
             self.look_due = self.clock.monotonic() + LOOK_S
         wanted = {
             vni: Filtered(one.spec, one.access) for vni, one in scene.networks.items() if one.spec.gateways
         }
-        if self.hide != self.loaded_hide or wanted != self.loaded:
+        if self.around != self.loaded_around or wanted != self.loaded:
             self._load(wanted)
         elif not self.host.is_as_loaded():
             log.warning("somebody else changed the filters: loading them again")
@@ -64,7 +68,9 @@ class Filters:
         return self.problems
 
     def rest(self) -> None:
-        self.loaded, self.loaded_hide, self.problems = {}, None, ()
+        if self.gateways.is_left():
+            raise Failed("the filters stay: gateways are still there, or packets still passed on")
+        self.loaded, self.loaded_around, self.problems, self.look_due = {}, None, (), 0.0
         self.host.remove()
 
     def guards(self, vni: int) -> bool:
@@ -78,7 +84,8 @@ class Filters:
         counts = self.host.counts() or {}
         closed: dict[tuple[int, Direction], NetworkProblem] = {}
         while True:
-            rendered = render(wanted.values(), self.hide, counts, frozenset(closed))
+            hide, transit = self.around
+            rendered = render(wanted.values(), hide, counts, frozenset(closed), transit)
             try:
                 self.host.load(rendered.text)
                 break
@@ -87,7 +94,7 @@ class Filters:
                 if not found:
                     raise Failed(f"no network can be filtered here: {refused.message}") from refused
                 closed |= found
-        self.loaded, self.loaded_hide = dict(wanted), self.hide
+        self.loaded, self.loaded_around = dict(wanted), self.around
         self.problems = tuple(closed.values())
         log.info("loaded the filters of %d networks", len(wanted))
 

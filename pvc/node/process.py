@@ -449,10 +449,10 @@ def _serve(daemon: Daemon, store: Store, clock: Clock, networks: Networks) -> Se
     from pvc.node.names import Names
     from pvc.node.services import Services
 
-    node = daemon.config.node
     announcing = Loop("announcements", clock)
-    filters = Filters(NFT(), (node.address, node.storage_address), routes, clock)
-    gateways = Gateways(NetlinkGateways(), lambda: networks.bridges, filters.guards, clock, announcing.wake)
+    host = NetlinkGateways()
+    filters = Filters(NFT(), daemon.config.among_nodes(), routes, host, clock)
+    gateways = Gateways(host, lambda: networks.bridges, filters.guards, clock, announcing.wake)
 
     def services(commit: Commit, wake: Callable[[], None]) -> Sequence[Service]:
         """Filters come before what they guard, and addresses before who answers there."""

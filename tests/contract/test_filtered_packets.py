@@ -9,17 +9,20 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from pvc.cluster.clients import AccessList, Direction, Rule
-from pvc.cluster.filters import Filtered, Hidden, Key, Number, render
-from pvc.cluster.network import GATEWAY_GROUP
+from pvc.cluster.filters import Filtered, Hidden, Key, Number, Transit, render
+from pvc.cluster.network import GATEWAY_GROUP, LINK_GROUP
+from pvc.node.drivers.gateways import NetlinkGateways
 from tests.contract.test_addresses import ip
 from tests.contract.test_packet_filter import Inside
 from tests.unit.node.test_filters import OFFICE, SHOP
 
 HIDE = Hidden(("clu",), ("10.0.0.0/24",))
+ROUTER = Transit(ipv4=True, ipv6=True)
 ANSWER_S = "1"
 
 
@@ -38,16 +41,12 @@ class Site:
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
             self._sysctl(name, "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
-        for key in (
-            "net.ipv4.ip_forward=1",
-            "net.ipv6.conf.all.forwarding=1",
-            "net.ipv4.conf.all.rp_filter=0",
-        ):
-            self._sysctl(self.names["node"], key)
+        self._sysctl(self.names["node"], "net.ipv4.conf.all.rp_filter=0")
+        self.be_router(True)
         self._cable("shop", "gw101", "10.1.0.1/24", "10.1.0.10/24", "fd00:1::1/64", "fd00:1::10/64")
         self._cable("office", "gw102", "10.2.0.1/24", "10.2.0.10/24")
         self._cable("world", "front", "192.0.2.1/24", "192.0.2.10/24", "fd00:f::1/64", "fd00:f::10/64")
-        self._cable("peer", "clu", "10.0.0.1/24", "10.0.0.2/24")
+        self._cable("peer", "clu", "10.0.0.1/24", "10.0.0.2/24", "fd00:9::1/64", "fd00:9::2/64")
         for gateway in ("gw101", "gw102"):
             ip("-n", self.names["node"], "link", "set", gateway, "group", str(GATEWAY_GROUP))
         self.ip("node", "address add 169.254.169.254/32 dev lo")
@@ -58,6 +57,15 @@ class Site:
         subprocess.run(
             ["ip", "netns", "exec", name, "sysctl", "-qw", *settings], check=True, capture_output=True
         )
+
+    def be_router(self, is_router: bool) -> None:
+        """As its administrator says."""
+        value = int(is_router)
+        settings = (f"net.ipv4.ip_forward={value}", f"net.ipv6.conf.all.forwarding={value}")
+        self._sysctl(self.names["node"], *settings)
+
+    def set_forwarding(self, *devices: str) -> None:
+        self._sysctl(self.names["node"], *(f"net.ipv4.conf.{device}.forwarding=1" for device in devices))
 
     def _cable(self, name: str, device: str, *addresses: str) -> None:
         node, there = self.names["node"], self.names[name]
@@ -83,13 +91,20 @@ class Site:
         argv = ["ip", "netns", "exec", self.names[name], "/usr/bin/python3", "-c", script, *words]
         return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=30)
 
-    def load(self, *rules: tuple[str, str], hide: Hidden = HIDE, keep: bool = False) -> None:
+    def load(
+        self,
+        *rules: tuple[str, str],
+        hide: Hidden = HIDE,
+        transit: Transit = ROUTER,
+        keep: bool = False,
+    ) -> None:
         """Rules of 101, in order: direction and rule."""
         access = AccessList(
             tuple(Rule(Direction(way), text, text, n) for n, (way, text) in enumerate(rules, 1))
         )
         counts = self.counts() if keep else {}
-        self.inside.load(render([Filtered(SHOP, access), Filtered(OFFICE, AccessList())], hide, counts).text)
+        networks = [Filtered(SHOP, access), Filtered(OFFICE, AccessList())]
+        self.inside.load(render(networks, hide, counts, transit=transit).text)
 
     def counts(self) -> dict[Key, Number]:
         return dict(self.inside.counts() or {})
@@ -363,7 +378,7 @@ s.sendto(b"x", ("255.255.255.255", 67))
 
 def test_a_gateway_without_filters_lets_nothing_pass(site: Site) -> None:
     """It is of a network that has just come, or is about to go."""
-    site.inside.load(render([Filtered(OFFICE, AccessList())], HIDE).text)
+    site.inside.load(render([Filtered(OFFICE, AccessList())], HIDE, transit=ROUTER).text)
     assert not site.pings("shop", "10.1.0.1")
     assert not site.pings("shop", "192.0.2.10")
     assert not site.pings("world", "10.1.0.10")
@@ -371,3 +386,112 @@ def test_a_gateway_without_filters_lets_nothing_pass(site: Site) -> None:
     assert site.packets("leaving", "unfiltered") > 0
     assert site.packets("arriving", "unfiltered") > 0
     assert site.pings("world", "10.2.0.10")
+
+
+# Who is no guest
+
+CLUSTER = ("10.0.0.2", "fd00:9::2")
+OUTSIDE = "192.0.2.1/24"
+
+
+class Passing:
+    """What the primary passes on, by the real driver. Another one knows what it knows: as after a restart."""
+
+    def __init__(self, site: Site, before: Path) -> None:
+        self.site = site
+        self.before = str(before / "before.json")
+
+    def driver(self) -> NetlinkGateways:
+        return NetlinkGateways(self.before)
+
+    def transit(self) -> Transit:
+        return self.site.inside.call(self.driver().transit)
+
+    def begin(self) -> None:
+        """Filters first, as the primary does."""
+        self.site.load(transit=self.transit())
+        self.site.inside.call(lambda: self.driver().forward([OUTSIDE], ipv6=True))
+
+    def end(self) -> None:
+        self.site.inside.call(self.driver().end_forwarding)
+
+    def arrives(self, address: str) -> bool:
+        """From upstream at a node in the cluster network, whether or not its answer finds the way back."""
+        return self.site.udp("world", address, 2181, "peer")
+
+
+@pytest.fixture
+def passing(site: Site, tmp_path: Path) -> Iterator[Passing]:
+    made = Passing(site, tmp_path)
+    site.be_router(False)
+    site.set_forwarding("gw101", "gw102")
+    try:
+        yield made
+    finally:
+        made.end()
+        site.be_router(True)
+
+
+def test_nobody_passes_the_primary_but_from_and_to_gateways(site: Site, passing: Passing) -> None:
+    passing.begin()
+    for _ in range(2):
+        for address in CLUSTER:
+            assert not passing.arrives(address), address
+        assert not site.pings("peer", "fd00:f::10")
+        assert site.packets("others", "transit4") == 1
+        assert site.packets("others", "transit6") == 2
+        for name, address in (("shop", "192.0.2.10"), ("shop", "fd00:f::10")):
+            assert site.pings(name, address), address
+        for address in ("10.1.0.10", "fd00:1::10"):
+            assert site.pings("world", address), address
+        assert passing.transit() == Transit(), "what we pass on is not the host's own"
+        site.load(transit=passing.transit())
+    site.inside.remove()
+    for address in CLUSTER:
+        assert passing.arrives(address), f"{address}: it is the filters that keep them away"
+
+
+def test_a_host_that_was_a_router_stays_one(site: Site, passing: Passing) -> None:
+    site.be_router(True)
+    passing.begin()
+    assert passing.transit() == ROUTER
+    for address in CLUSTER:
+        assert site.pings("world", address), address
+
+
+def test_a_host_that_passed_on_from_some_devices_goes_on(site: Site, passing: Passing) -> None:
+    site.set_forwarding("clu", "front")
+    passing.begin()
+    assert passing.transit() == Transit(devices=("clu", "front"))
+    assert site.pings("world", "10.0.0.2")
+    assert not passing.arrives("fd00:9::2")
+
+
+def test_a_host_that_becomes_a_router_is_one(site: Site, passing: Passing) -> None:
+    passing.begin()
+    site.be_router(True)
+    assert passing.transit().ipv4
+    site.load(transit=passing.transit())
+    assert site.pings("world", "10.0.0.2")
+    assert not passing.arrives("fd00:9::2"), "whether all of IPv6 is meant by us or by others nobody can see"
+
+
+@pytest.mark.parametrize(("bridge", "group"), [("br103", LINK_GROUP), ("br0", 0)])
+def test_what_only_passes_a_bridge_passes(site: Site, passing: Passing, bridge: str, group: int) -> None:
+    """Where the host shows filters that, too (br_netfilter)."""
+    site.ip("node", f"link add {bridge} group {group} type bridge forward_delay 0")
+    try:
+        site.ip("node", f"link set {bridge} up")
+        for n, name in enumerate(("shop", "world"), 1):
+            there = site.names[name]
+            site.ip("node", f"link add port{n} type veth peer name eth1 netns {there}")
+            site.ip("node", f"link set port{n} master {bridge} up")
+            site.ip(name, "link set eth1 up")
+            site.ip(name, f"address add 10.7.0.{n}/24 dev eth1")
+            site.ip(name, f"address add fd00:7::{n}/64 dev eth1 nodad")
+        passing.begin()
+        assert site.pings("shop", "10.7.0.2")
+        assert site.pings("shop", "fd00:7::2")
+    finally:
+        for device in (bridge, "port1", "port2"):
+            site.ip("node", f"link del {device}")

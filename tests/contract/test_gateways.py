@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import pytest
 
+from pvc.cluster.filters import Transit
 from pvc.cluster.network import GATEWAY_MAC
 from pvc.node.drivers import Gateway, HostGateways
 from pvc.node.drivers.gateways import NetlinkGateways
@@ -61,6 +62,12 @@ class Inside:
 
     def end_forwarding(self) -> None:
         self.call(self.driver.end_forwarding)
+
+    def transit(self) -> Transit:
+        return self.call(self.driver.transit)
+
+    def is_left(self) -> bool:
+        return self.call(self.driver.is_left)
 
 
 @contextmanager
@@ -170,6 +177,25 @@ def test_packets_are_passed_on_once_it_is_said(host: HostGateways) -> None:
     host.end_forwarding()
     host.end_forwarding()
     assert host.forward(["198.51.100.1/24"], ipv6=True)
+
+
+def test_what_filters_are_needed_for_is_left_until_it_is_gone(host: HostGateways) -> None:
+    assert not host.is_left()
+    give(host, FOUR)
+    assert host.is_left()
+    host.take([101])
+    assert not host.is_left()
+    host.forward(["198.51.100.1/24"], ipv6=False)
+    assert host.is_left()
+    host.end_forwarding()
+    assert not host.is_left()
+
+
+def test_what_is_passed_on_for_gateways_is_not_the_hosts_own(host: HostGateways) -> None:
+    before = host.transit()
+    give(host, BOTH)
+    host.forward(["198.51.100.1/24"], ipv6=True)
+    assert host.transit() == before
 
 
 def test_who_is_not_there_is_not_announced(host: HostGateways) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from pvc.cluster.filters import Transit
 from pvc.node.drivers import DriverError, Gateway
 
 
@@ -19,6 +20,7 @@ class FakeGateways:
     forwarding: tuple[tuple[str, ...], bool] = ((), False)
     calls: list[str] = field(default_factory=list)
     """That change something."""
+    passes: Transit = field(default_factory=Transit)
     fails: str = ""
 
     def gateways(self) -> Mapping[int, Gateway]:
@@ -57,3 +59,9 @@ class FakeGateways:
     def end_forwarding(self) -> None:
         self.calls.append("end forwarding")
         self.forwarding = (), False
+
+    def transit(self) -> Transit:
+        return self.passes
+
+    def is_left(self) -> bool:
+        return self.forwarding[0] != () or self.forwarding[1] or bool(self.gateways())

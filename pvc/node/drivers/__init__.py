@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from pvc.cluster.addresses import Router
-from pvc.cluster.filters import Key, Number
+from pvc.cluster.filters import Key, Number, Transit
 from pvc.cluster.sriov import VFSettings, VirtualFunction
 from pvc.cluster.zones import Zone
 from pvc.errors import Failed
@@ -382,13 +382,21 @@ class HostGateways(Protocol):
     def forward(self, towards: Iterable[str], *, ipv6: bool) -> bool:
         """Pass packets on between gateways and the networks of those addresses, and the default route.
 
-        True where something had to be done for that. Never between other devices for IPv4; for IPv6 the
-        kernel knows only all or none.
+        True where something had to be done for that. The kernel asks only by which device a packet came, and
+        for IPv6 nothing: filters see to it that nothing else passes.
         """
         ...
 
     def end_forwarding(self) -> None:
         """As it was before `forward`."""
+        ...
+
+    def transit(self) -> Transit:
+        """What the host passes on without `forward`, also while that holds."""
+        ...
+
+    def is_left(self) -> bool:
+        """Whether there is a gateway, or `forward` holds: what filters are needed for."""
         ...
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvc.cluster.addresses import device_for
+from pvc.cluster.filters import Transit
 from pvc.cluster.network import GATEWAY_MAC, bridge_name, gateway_name, gateway_port_name
 from pvc.node.drivers import DriverError, Gateway, rtnetlink
 from pvc.node.drivers.links import GATEWAYS, OURS, SYSCTL
@@ -31,7 +32,7 @@ ROUTER4 = {"forwarding": 1, "rp_filter": 1, "arp_ignore": 1, "accept_source_rout
 route from anybody."""
 ROUTER6 = {"accept_ra": 0, "accept_redirects": 0, "accept_dad": 0, "addr_gen_mode": 1}
 """It has no address but those that it is given. Whether IPv6 packets pass, `all` says."""
-ALL6 = "ipv6/conf/all/forwarding"
+ALL4, ALL6 = "ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"
 NUMBERS4 = {
     "forwarding": 0,
     "rp_filter": 7,
@@ -122,6 +123,28 @@ class NetlinkGateways:
             if _read(name) is not None:
                 _write(name, before[name])
         self._before.unlink(missing_ok=True)
+
+    def transit(self) -> Transit:
+        before = self._remembered()
+        links = [link for link in rtnetlink.links() if link.group not in (OURS, GATEWAYS)]
+        # Whoever makes the whole host a router says so here, as we never do: also after us.
+        is_router4 = _read(ALL4) == "1"
+        devices = (
+            link.name
+            for link in links
+            if link.ipv4
+            and link.ipv4[NUMBERS4["forwarding"]] == 1
+            and before.get(f"ipv4/conf/{link.name}/forwarding", "1") == "1"
+        )
+        return Transit(
+            is_router4,
+            before.get(ALL6, _read(ALL6)) == "1",
+            () if is_router4 else tuple(sorted(devices)),
+            tuple(sorted(link.name for link in links if link.kind == "bridge")),
+        )
+
+    def is_left(self) -> bool:
+        return self._before.exists() or bool(self.gateways())
 
     def _remembered(self) -> dict[str, str]:
         try:

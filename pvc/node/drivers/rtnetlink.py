@@ -31,7 +31,8 @@ LONG_S = 60.0
 """To remove thousands of links."""
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
-IFLA_AF_SPEC, IFLA_GROUP, IFLA_EXT_MASK = 26, 27, 29
+IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_EXT_MASK = 18, 26, 27, 29
+IFLA_INFO_KIND = 1
 IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
 RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL = 1, 2
@@ -53,6 +54,8 @@ class RawLink:
     """The settings of /proc/sys/net/ipv4/conf; the one that the kernel calls 1 is the first, 0."""
     ipv6: tuple[int, ...]
     """Of /proc/sys/net/ipv6/conf, by the kernel's numbers; empty: without IPv6."""
+    kind: str = ""
+    """Like bridge; empty: hardware."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ def _link(body: memoryview) -> RawLink:
     families = _attributes(attributes[IFLA_AF_SPEC]) if IFLA_AF_SPEC in attributes else {}
     return RawLink(
         index=index,
-        name=bytes(attributes[IFLA_IFNAME]).rstrip(b"\0").decode(),
+        name=_text(attributes[IFLA_IFNAME]),
         flags=flags,
         mtu=_number(attributes.get(IFLA_MTU)),
         mac=bytes(attributes.get(IFLA_ADDRESS, b"")).hex(":"),
@@ -136,7 +139,12 @@ def _link(body: memoryview) -> RawLink:
         master=_number(attributes.get(IFLA_MASTER)),
         ipv4=_numbers(families.get(socket.AF_INET), IFLA_INET_CONF),
         ipv6=_numbers(families.get(socket.AF_INET6), IFLA_INET6_CONF),
+        kind=_text(_attributes(attributes.get(IFLA_LINKINFO, memoryview(b""))).get(IFLA_INFO_KIND)),
     )
+
+
+def _text(value: memoryview | None) -> str:
+    return bytes(value or b"").rstrip(b"\0").decode()
 
 
 def _number(value: memoryview | None) -> int:

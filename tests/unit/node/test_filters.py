@@ -10,13 +10,15 @@ import pytest
 
 from pvc.cluster.clients import AccessList, Clients, Direction, Rule
 from pvc.cluster.cluster import ClusterSpec
-from pvc.cluster.filters import Filtered, Hidden, Rendered, Route, Verdict, compose, render
+from pvc.cluster.filters import Filtered, Hidden, Rendered, Route, Transit, Verdict, compose, render
 from pvc.cluster.filters import Protocol as Proto
 from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec
 from pvc.errors import Failed
+from pvc.node.drivers import DriverError, Gateway
 from pvc.node.filters import LOOK_S, Filters
 from pvc.node.services import Scene
 from tests.fakes.filters import FEATURE, FakeFilter
+from tests.fakes.gateways import FakeGateways
 from tests.unit.node.test_network import ManualClock
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -109,11 +111,12 @@ class Bench:
         self.host = FakeFilter()
         self.clock = ManualClock()
         self.routes = [Route("clu", ip_network("10.0.0.0/24"), True)]
+        self.gateways = FakeGateways(bridges={101})
         self.networks = {101: Clients(SHOP, access=ACCESS), 103: Clients(ALONE, access=ACCESS)}
         self.filters = self.again()
 
     def again(self) -> Filters:
-        return Filters(self.host, ("10.0.0.1", ""), lambda: self.routes, self.clock)
+        return Filters(self.host, ("10.0.0.1", ""), lambda: self.routes, self.gateways, self.clock)
 
     def serve(self) -> list[str]:
         scene = Scene(ClusterSpec("test"), {}, dict(self.networks))
@@ -184,6 +187,38 @@ def test_another_cluster_network_is_noticed(bench: Bench) -> None:
     bench.clock.now += LOOK_S
     bench.serve()
     assert '"bond0"' in bench.host.loads[-1]
+
+
+def test_a_host_that_became_a_router_is_left_one(bench: Bench) -> None:
+    bench.serve()
+    assert 'comment "transit4"' in bench.host.loads[-1]
+    assert 'comment "transit6"' in bench.host.loads[-1]
+    bench.gateways.passes = Transit(ipv4=True, ipv6=True, bridges=("docker0",))
+    bench.clock.now += LOOK_S
+    bench.serve()
+    assert "transit4" not in bench.host.loads[-1]
+    assert "transit6" not in bench.host.loads[-1]
+    assert '"docker0" . "docker0"' in bench.host.loads[-1]
+
+
+def test_filters_stay_while_there_is_anything_to_guard(bench: Bench) -> None:
+    bench.serve()
+    bench.gateways.give([Gateway(101, 1400, ("10.1.0.1/24",))])
+    with pytest.raises(Failed, match="gateways are still there"):
+        bench.filters.rest()
+    bench.gateways.fails = "no netlink"
+    with pytest.raises(DriverError):
+        bench.filters.rest()
+    bench.gateways.fails = ""
+    bench.gateways.take([101])
+    bench.gateways.forward(["192.0.2.1/24"], ipv6=False)
+    with pytest.raises(Failed, match="packets still passed on"):
+        bench.filters.rest()
+    assert bench.host.counts() is not None
+    assert bench.filters.guards(101)
+    bench.gateways.end_forwarding()
+    bench.filters.rest()
+    assert bench.host.counts() is None
 
 
 def test_a_rule_that_this_kernel_does_not_take_closes_its_own_network_only(bench: Bench) -> None:
