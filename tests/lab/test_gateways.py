@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,9 +12,9 @@ from itertools import pairwise
 import pytest
 
 from pvc.lab.layout import UPSTREAM
-from tests.lab.dying import primary, secondary
+from tests.lab.dying import make_primary, primary, secondary
 from tests.lab.labs import RunningLab
-from tests.lab.upstream import AS_NUMBER, OUTSIDE, OUTSIDE6, Router, router
+from tests.lab.upstream import AS_NUMBER, OUTSIDE, OUTSIDE6, PORT, Router, router
 from tests.lab.vms import Cluster
 from tests.support import eventually
 
@@ -60,6 +61,7 @@ class Guest:
 
 
 SHOP, BACK = Guest("n1", 101, 11), Guest("n3", 102, 13)
+SHOPS = (SHOP, Guest("n2", 101, 12), Guest("n3", 101, 13))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +85,52 @@ class Bench:
         text = self.cluster.run(guest.node, "cat", f"/tmp/{guest.name}.pings").stdout
         return [int(number) for number in REPLY.findall(text)]
 
-    def end_pings(self, guest: Guest) -> float:
-        """Once it answers again; the longest silence in seconds."""
+    def end_pings(self, guest: Guest) -> list[int]:
+        """Once there are answers again; to which ones of the pings there were any."""
         last = max(self.replies(guest))
         eventually(
             lambda: len([one for one in self.replies(guest) if one > last]) > 10, within=60.0, every=0.5
         )
         self.cluster.lab.sh(guest.node, f"ip netns pids {guest.name} | xargs -r kill")
-        replies = self.replies(guest)
-        pauses = [after - before for before, after in pairwise(replies)]
-        return (max(pauses) - 1) * EVERY_S
+        return sorted(self.replies(guest))
+
+    def start_daemon_again(self, node: str, how: str) -> None:
+        """`restart` or `kill`; until its new life is in the cluster."""
+        other = next(name for name in self.cluster.lab.nodes if name != node)
+
+        def life() -> int:
+            """0: not in the cluster."""
+            said = json.loads(self.cluster.run(other, "pvc", "node", "info", node, "-f", "json").stdout)
+            return int(said["incarnation"]) if said["daemon_state"] == "run" else 0
+
+        before = life()
+        if how == "kill":
+            self.cluster.lab.lab("kill", node, "pvc-node")
+        else:
+            self.cluster.run(node, "systemctl", "restart", "pvc-node")
+        eventually(lambda: life() > before, within=60.0, every=0.5)
+        self.cluster.lab.settle()
+
+    def make_primary(self, node: str) -> str:
+        """Until routers know it."""
+        make_primary(self.cluster, node)
+        told = {prefix: {self.primary_address()} for prefix in ("10.1.0.0/24", "10.2.0.0/24")}
+        eventually(lambda: self.upstream.told() == told, within=20.0, every=0.5)
+        return node
 
     def primary_address(self) -> str:
         layout = self.cluster.lab.layout
         return layout.address(layout.node(primary(self.cluster)), UPSTREAM)
+
+
+def lost(answered: list[int]) -> list[int]:
+    return sorted({*range(answered[0], answered[-1])} - {*answered})
+
+
+def silence(answered: list[int]) -> str:
+    """The longest, for people."""
+    pings = max(after - before for before, after in pairwise(answered)) - 1
+    return f"{pings} pings of {EVERY_S} s in a row without an answer"
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +149,7 @@ def bench(lab: RunningLab) -> Iterator[Bench]:
         for vni, options in NETWORKS.items():
             cluster.pvc("network", "add", str(vni), "-p", "managed", *options, "--wait", "--timeout", "60")
             stack.callback(cluster.pvc, "network", "remove", str(vni), "--yes", check=False)
-        for guest in (SHOP, BACK):
+        for guest in (*SHOPS, BACK):
             lab.sh(guest.node, guest.script)
             stack.callback(lab.sh, guest.node, f"ip netns del {guest.name}", check=False)
         yield Bench(cluster, upstream)
@@ -163,23 +197,76 @@ def test_a_gateway_moves_with_the_role(bench: Bench, capsys: pytest.CaptureFixtu
         bench.begin_pings(SHOP, OUTSIDE)
         old, new = primary(cluster), secondary(cluster)
         cluster.pvc("node", "primary", new, "--wait", "--timeout", "60")
-        silent = bench.end_pings(SHOP)
+        answered = bench.end_pings(SHOP)
         with capsys.disabled():
-            print(f"\n  role moved from {old} to {new} ({number + 1}): {silent:.1f} s without an answer")
+            print(f"\n  role moved from {old} to {new} ({number + 1}): {silence(answered)}")
         assert "gw101" not in cluster.lab.sh(old, "ip -br link")
         told = {prefix: {bench.primary_address()} for prefix in ("10.1.0.0/24", "10.2.0.0/24")}
         eventually(lambda told=told: bench.upstream.told() == told, within=10.0)  # type: ignore[misc]
 
 
-def test_a_restart_of_the_primary_s_daemon_is_not_noticed(bench: Bench) -> None:
-    node = primary(bench.cluster)
-    before = bench.cluster.lab.sh(node, "cat /sys/class/net/gw101/ifindex")
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_guests_lose_nothing_of_each_other_when_a_daemon_starts_again(bench: Bench, how: str) -> None:
+    """Any node's, first the primary's, which moves the role if it ends in good order."""
+    pairs = list(zip(SHOPS, (*SHOPS[1:], SHOPS[0]), strict=True))
+    for guest, other in pairs:
+        bench.begin_pings(guest, other.address)
+    first = primary(bench.cluster)
+    for node in sorted(bench.cluster.lab.nodes, key=lambda name: name != first):
+        bench.start_daemon_again(node, how)
+    found = {guest.name: lost(bench.end_pings(guest)) for guest, _ in pairs}
+    assert found == {guest.name: [] for guest in SHOPS}
+
+
+def links(bench: Bench, node: str) -> str:
+    """Others if one was made anew."""
+    return bench.cluster.lab.sh(node, "cd /sys/class/net; grep . gw*/ifindex br10*/ifindex vx10*/ifindex")
+
+
+def test_a_primary_whose_daemon_was_killed_stays_gateway(bench: Bench) -> None:
+    node = bench.make_primary("n2")
+    eventually(lambda: bench.reaches(BACK, OUTSIDE), within=30.0, every=0.5)
+    before = links(bench, node)
     bench.begin_pings(SHOP, "10.1.0.1")
-    bench.cluster.lab.lab("kill", node, "pvc-node")
+    bench.begin_pings(BACK, OUTSIDE)
+    bench.start_daemon_again(node, "kill")
+    eventually(lambda: primary(bench.cluster) == node, within=30.0, every=0.5)
+    assert [lost(bench.end_pings(guest)) for guest in (SHOP, BACK)] == [[], []]
+    assert links(bench, node) == before
+
+
+def test_a_primary_whose_daemon_starts_again_leaves_the_gateway_to_another(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = bench.make_primary("n1")
+    eventually(lambda: bench.reaches(BACK, OUTSIDE), within=30.0, every=0.5)
+    bench.begin_pings(BACK, OUTSIDE)
+    bench.cluster.run(node, "systemctl", "stop", "pvc-node")
+    assert "gw102" not in bench.cluster.lab.sh(node, "ip -br link")
+    bench.cluster.run(node, "systemctl", "start", "pvc-node")
     bench.cluster.lab.settle()
-    bench.end_pings(SHOP)
-    if primary(bench.cluster) == node:
-        assert bench.cluster.lab.sh(node, "cat /sys/class/net/gw101/ifindex") == before
+    answered = bench.end_pings(BACK)
+    with capsys.disabled():
+        print(f"\n  clean restart of the primary's daemon: {silence(answered)}")
+
+
+def test_a_connection_to_outside_survives_live_migrations(bench: Bench) -> None:
+    """Onto the gateway's node and away from it."""
+    cluster, place = bench.cluster, bench.make_primary("n2")
+    words = f"pvc.ip=10.1.0.21/24 pvc.gateway=10.1.0.1 pvc.stream={OUTSIDE}:{PORT}"
+    away = [node for node in cluster.lab.nodes if node != place]
+    with (
+        bench.upstream.hearing() as heard,
+        cluster.vm("caller", "--target", away[0], "--network", "shop", cmdline=words),
+    ):
+        eventually(lambda: len(heard()) > 5, within=90.0)
+        for target in (place, away[1]):
+            cluster.pvc("vm", "move", "caller", "--target", target, "--wait", "--timeout", "60")
+            assert cluster.info("caller")["node"] == target
+            already = len(heard())
+            eventually(lambda already=already: len(heard()) > already + 25, within=60.0)  # type: ignore[misc]
+        numbers = heard()
+        assert numbers == list(range(1, len(numbers) + 1))
 
 
 def test_a_power_cut_of_the_primary(armed: Cluster, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +276,6 @@ def test_a_power_cut_of_the_primary(armed: Cluster, bench: Bench, capsys: pytest
     eventually(lambda: bench.reaches(SHOP, OUTSIDE), within=30.0, every=0.5)
     bench.begin_pings(SHOP, OUTSIDE)
     armed.lab.power(dying, "off")
-    silent = bench.end_pings(SHOP)
+    answered = bench.end_pings(SHOP)
     with capsys.disabled():
-        print(f"\n  power cut of the primary: {silent:.1f} s without an answer")
+        print(f"\n  power cut of the primary: {silence(answered)}")

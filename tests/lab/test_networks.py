@@ -151,6 +151,23 @@ def test_a_live_migration_loses_hardly_a_ping(guests: Cluster, capsys: pytest.Ca
     answers(guests, "shop-a", "n1", after=max(pings(guests, "shop-a", "n1")))
 
 
+def test_a_tcp_connection_survives_that_either_end_migrates(guests: Cluster) -> None:
+    """Over a new connection the numbers would begin from 1 again."""
+    options, serve = ("--network", "shop"), "pvc.ip=10.1.0.11/24 pvc.serve=7000"
+    stream = "pvc.ip=10.1.0.12/24 pvc.stream=10.1.0.11:7000"
+    with (
+        guests.vm("hearer", "--target", "n2", *options, cmdline=serve),
+        guests.vm("teller", "--target", "n1", *options, cmdline=stream),
+    ):
+        heard = guests.hearing("hearer", "n2", more_than=5)
+        for name, target in (("teller", "n3"), ("hearer", "n1")):
+            guests.pvc("vm", "move", name, "--target", target, "--wait", "--timeout", "60")
+            assert guests.info(name)["node"] == target
+            assert "downtime" in guests.info(name)["last_migration"], "it was not live"
+            heard = guests.hearing("hearer", "n2", "n1", more_than=len(heard) + 25)
+        assert heard == list(range(1, len(heard) + 1))
+
+
 def identity(cluster: Cluster, node: str) -> str:
     """Another if a link was made anew or lost its carrier for a moment, or FRR was started again."""
     links_of = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ END = 231
 OUTSIDE = "203.0.113.1"
 """An address that only the router knows."""
 OUTSIDE6 = "2001:db8:113::1"
+PORT = 7000
+"""Where it takes a guest's stream."""
 DAEMONS = ("zebra", "bgpd")
 
 
@@ -84,6 +87,20 @@ class Router:
     def reaches(self, address: str) -> bool:
         argv = ["ip", "netns", "exec", self.namespace, "ping", "-n", "-c", "1", "-W", "1", address]
         return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+    @contextmanager
+    def hearing(self) -> Iterator[Callable[[], list[int]]]:
+        """Takes one connection; all numbers that came over it."""
+        heard = self.base / "heard"
+        argv = ["ip", "netns", "exec", self.namespace, "busybox", "nc", "-l", "-p", str(PORT)]
+        with (
+            heard.open("w") as out,
+            subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=out) as listener,
+        ):
+            try:
+                yield lambda: [int(number) for number in re.findall(r"(\d+)\n", heard.read_text())]
+            finally:
+                listener.kill()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tests.support import eventually
 
 KERNEL, INITRD = "/usr/share/pvc/guest/vmlinuz", "/usr/share/pvc/guest/initrd"
 TICK = re.compile(r"^tick (\d+) (\d+\.\d+)", re.MULTILINE)
+HEARD = re.compile(r"^heard (\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,15 @@ class Cluster:
         return self._ticks(self.info(name)["uuid"], node)
 
     def _ticks(self, uuid: str, node: str) -> list[Tick]:
+        return [
+            Tick(int(number), float(uptime)) for number, uptime in TICK.findall(self._console(uuid, node))
+        ]
+
+    def _console(self, uuid: str, node: str) -> str:
         """From the node's disk, which needs no program to run in it."""
         layout = self.lab.layout
         log = layout.upper(layout.node(node)) / f"var/log/pvc/console/{uuid}.log"
-        text = log.read_text(errors="replace").replace("\r", "") if log.exists() else ""
-        return [Tick(int(number), float(uptime)) for number, uptime in TICK.findall(text)]
+        return log.read_text(errors="replace").replace("\r", "") if log.exists() else ""
 
     def ticking(self, name: str, node: str, *, more_than: int = 0, within: float = 90) -> list[Tick]:
         """Wait until the guest has ticked on that node."""
@@ -74,6 +79,17 @@ class Cluster:
             return ticks if ticks and ticks[-1].number > more_than else []
 
         return eventually(has_ticked, within=within)
+
+    def hearing(self, name: str, *nodes: str, more_than: int = 0) -> list[int]:
+        """Wait until the guest has heard of more numbers of a stream; all, in the order of those nodes."""
+        uuid = self.info(name)["uuid"]
+
+        def heard() -> list[int]:
+            text = "".join(self._console(uuid, node) for node in nodes)
+            numbers = [int(number) for number in HEARD.findall(text)]
+            return numbers if len(numbers) > more_than else []
+
+        return eventually(heard, within=90)
 
     def qemus(self, name: str) -> list[str]:
         """Nodes on which a QEMU of that VM is alive, as their process tables say."""
