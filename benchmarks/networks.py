@@ -27,6 +27,7 @@ from pvc.node.drivers.links import OURS, NetlinkLinks
 from pvc.node.gateway import Gateways
 from pvc.node.network import Networks
 from pvc.node.path_mtu import PathMTU
+from pvc.node.routing import Speaking
 from pvc.node.services import Scene
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.routing import FakeRouting
@@ -75,8 +76,9 @@ def measure(count: int) -> None:
     links = CountedLinks()
     clock = SystemClock()
     path_mtu = PathMTU(lambda address, payload: True, clock, lambda: None, lambda: None)
+    speaking = Speaking(FakeRouting(), lambda: None, lambda: None)
     networks = Networks(
-        "10.9.0.1", "", store, links, FakeRouting(), clock, lambda found: None, lambda: None, path_mtu
+        "10.9.0.1", "", store, links, speaking, clock, lambda found: None, lambda: None, path_mtu
     )
     specs = [NetworkSpec(vni, f"net{vni}", Kind.MANAGED) for vni in range(1001, 1001 + count)]
     store.commit(*(Create(paths.network(spec.vni), dumps(spec)) for spec in specs))

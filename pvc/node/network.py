@@ -19,7 +19,7 @@ from pvc.cluster.store import SessionState, Store
 from pvc.cluster.view import View
 from pvc.errors import PVCError
 from pvc.node import routing
-from pvc.node.drivers import HostLinks, Routing, Speaker
+from pvc.node.drivers import HostLinks, Speaker
 from pvc.node.path_mtu import PathMTU, Paths
 from pvc.node.plan_network import Add, Change, Host, Remove, Step, plan, vni_of
 
@@ -44,7 +44,7 @@ class Found:
 class Networks:
     """`step` does one round: compare what is wanted with what is, and take what steps there are.
 
-    Links are looked at when a network changed and now and then; routing, which may die, more often.
+    Links are looked at when a network changed and now and then. They wait neither for routing nor for paths.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Networks:
         bridge_device: str,
         store: Store,
         links: HostLinks,
-        speakers: Routing,
+        speaking: routing.Speaking,
         clock: Clock,
         publish: Callable[[Found], None],
         wake: Callable[[], None],
@@ -65,7 +65,7 @@ class Networks:
         self.store = store
         self.links = links
         self.clock = clock
-        self.speaking = routing.Speaking(speakers)
+        self.speaking = speaking
         self.publish = publish
         self.path_mtu = paths
         self.routes = routes
@@ -94,10 +94,9 @@ class Networks:
             self._see_to_links(specs, unreadable)
         self.linked.set()
         is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
-        speech = self.speaking.step(self._speaker(specs) if is_managed else None)
-        self._publish(speech)
-        left = self.links_due - self.clock.monotonic()
-        return max(0.0, min(left, routing.LOOK_S) if is_managed else left)
+        self.speaking.speak(self._speaker(specs) if is_managed else None)
+        self._publish()
+        return max(0.0, self.links_due - self.clock.monotonic())
 
     def _speaker(self, specs: Iterable[NetworkSpec]) -> Speaker:
         stored = self.mirror.get(paths.CLUSTER)
@@ -124,8 +123,8 @@ class Networks:
             self.bridges = bridges
             self.bridges_changed()
 
-    def _publish(self, speech: tuple[NetworkProblem, ...]) -> None:
-        said = (*self.link_problems, *speech, *self.path_mtu.problems)
+    def _publish(self) -> None:
+        said = (*self.link_problems, *self.speaking.problems, *self.path_mtu.problems)
         problems = sorted(said, key=lambda one: one.vni)
         found = Found(*self.mtus, tuple(problems))
         if found != self.published:

@@ -193,6 +193,7 @@ def main(config: Config) -> None:
     from pvc.node.network import Networks
     from pvc.node.path_mtu import PathMTU
     from pvc.node.peer import PeerServer
+    from pvc.node.routing import Speaking
     from pvc.node.upkeep import Upkeep, remove_old_consoles
     from pvc.systemd import notify
 
@@ -238,14 +239,15 @@ def main(config: Config) -> None:
         upkeep.start()
         node = config.node
         networking = Loop("networks", clock)
-        probing = Loop("path MTU", clock)
+        probing, routing = Loop("path MTU", clock), Loop("routing", clock)
+        speaking = Speaking(FRR(), routing.wake, networking.wake)
         path_mtu = PathMTU(ping, clock, probing.wake, networking.wake)
         networks = Networks(
             node.address,
             node.bridge_device,
             store,
             NetlinkLinks(),
-            FRR(),
+            speaking,
             clock,
             daemon.networks_are,
             networking.wake,
@@ -254,6 +256,7 @@ def main(config: Config) -> None:
         )
         networking.start(networks.step)
         probing.start(path_mtu.step)
+        routing.start(speaking.step)
         if not networks.linked.wait(NETWORKS_S):
             log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
         coordinating = _coordinate(process, daemon, store, host, secret)
@@ -282,6 +285,7 @@ def main(config: Config) -> None:
                 serving.close()
             working.close()
             probing.close()
+            routing.close()
             networking.close()
             if splitting is not None:
                 splitting.close()

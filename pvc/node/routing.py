@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from pvc.cluster.addresses import parse_router
 from pvc.cluster.cluster import ClusterSpec
@@ -20,6 +20,8 @@ OF_VMS = re.compile(r"(gw|gp|br|vx|vl)[0-9]+")
 """Devices of networks of VMs."""
 LOOK_S = 5.0
 """Between two looks at the daemons."""
+IDLE_S = 30.0
+"""The same while no network needs them."""
 
 
 def speaker(
@@ -73,14 +75,40 @@ def own_networks(routes: Iterable[Route]) -> tuple[str, ...]:
 
 
 class Speaking:
-    """Keeps the routing daemons of this node as they are wanted; says what is wrong with them."""
+    """Keeps the routing daemons of this node as they are wanted; says what is wrong with them.
 
-    def __init__(self, routing: Routing) -> None:
+    Told what is wanted by the thread of the networks; on its own, since these daemons may take minutes.
+    """
+
+    def __init__(self, routing: Routing, wake: Callable[[], None], changed: Callable[[], None]) -> None:
         self.routing = routing
+        self.wake = wake
+        self.changed = changed
+        self.problems: tuple[NetworkProblem, ...] = ()
+        self._wanted: Speaker | None = None
+        self._is_told = False
         self._lives: Mapping[str, int] = {}
 
-    def step(self, wanted: Speaker | None) -> tuple[NetworkProblem, ...]:
+    def speak(self, wanted: Speaker | None) -> None:
         """None: no network needs them."""
+        if self._is_told and wanted == self._wanted:
+            return
+        self._wanted = wanted
+        self._is_told = True
+        self.wake()
+
+    def step(self) -> float:
+        """Seconds until the next look is due. Nothing is touched before it is known what is wanted."""
+        if not self._is_told:
+            return IDLE_S
+        wanted = self._wanted
+        found = self._see_to(wanted)
+        if found != self.problems:
+            self.problems = found
+            self.changed()
+        return IDLE_S if wanted is None else LOOK_S
+
+    def _see_to(self, wanted: Speaker | None) -> tuple[NetworkProblem, ...]:
         try:
             if wanted is None:
                 if self.routing.stop():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
@@ -21,7 +22,7 @@ from pvc.node import routing
 from pvc.node.drivers import Link, Speaker, Upstream
 from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Networks
 from pvc.node.path_mtu import PathMTU
-from pvc.node.routing import speaker
+from pvc.node.routing import Speaking, speaker
 from tests.fakes.links import FakeLinks
 from tests.fakes.routing import FakeRouting
 from tests.fakes.store import MemoryStore
@@ -57,18 +58,25 @@ class Bench:
         return self.networks_of(self.store, self._wake)
 
     def networks_of(self, store: MemoryStore, wake: Callable[[], None]) -> Networks:
+        self.speaking = Speaking(self.routing, self._wake, wake)
         self.path_mtu = PathMTU(lambda address, payload: payload < 8000, self.clock, self._wake, wake)
         return Networks(
             "10.0.0.1",
             "",
             store,
             self.links,
-            self.routing,
+            self.speaking,
             self.clock,
             self.published.append,
             wake,
             self.path_mtu,
         )
+
+    def round(self) -> None:
+        """With what is done on threads beside."""
+        self.networks.step()
+        self.speaking.step()
+        self.networks.step()
 
     def _wake(self) -> None:
         self.woken += 1
@@ -209,39 +217,64 @@ def test_without_the_store_nothing_is_done(bench: Bench) -> None:
 
 
 def test_routing_is_wanted_while_a_managed_network_is(bench: Bench) -> None:
-    bench.networks.step()
+    bench.round()
     assert bench.routing.speaker is None
     bench.add(101)
-    bench.networks.step()
+    bench.round()
     assert bench.routing.speaker is not None
     bench.world.call("network.remove", network="101")
-    bench.networks.step()
+    bench.round()
     assert bench.routing.speaker is None
 
 
 def test_a_bridged_network_needs_no_routing(bench: Bench) -> None:
     bench.world.call("network.add", vni=7, description="dmz", kind="bridged")
-    bench.networks.step()
+    bench.round()
     assert bench.routing.speaker is None
 
 
 def test_bridges_are_ready_before_routing_is_begun_with(bench: Bench) -> None:
     bench.add(101)
-    seen: list[tuple[set[str], bool]] = []
-    bench.routing.asked = lambda: seen.append((bench.ours(), bench.networks.linked.is_set()))
+    bench.speaking.step()
+    assert bench.routing.speaker is None, "it is not known yet what is wanted"
     bench.networks.step()
-    assert seen == [({"br101", "vx101"}, True)]
+    assert bench.networks.linked.is_set()
+    assert bench.ours() == {"br101", "vx101"}
+    assert bench.routing.speaker is None, "routing waits for its own thread"
+
+
+def test_a_new_bridge_does_not_wait_for_routing(bench: Bench) -> None:
+    """With very many networks its daemons take minutes for a change."""
+    bench.add(101)
+    bench.networks.step()
+    began, may_end = threading.Event(), threading.Event()
+
+    def take_long() -> None:
+        began.set()
+        assert may_end.wait(30)
+
+    bench.routing.asked = take_long
+    busy = threading.Thread(target=bench.speaking.step)
+    busy.start()
+    try:
+        assert began.wait(30)
+        bench.add(102)
+        bench.networks.step()
+        assert bench.ours() == {"br101", "vx101", "br102", "vx102"}
+    finally:
+        may_end.set()
+        busy.join()
 
 
 def test_whom_a_node_speaks_with_follows_the_nodes(bench: Bench) -> None:
     for number, role in ((1, "coordinator"), (2, "coordinator"), (3, "hypervisor")):
         bench.world.edit(paths.node(f"n{number}"), role=role, address=f"10.0.0.{number}")
     bench.add(101)
-    bench.networks.step()
+    bench.round()
     assert bench.routing.speaker == Speaker("10.0.0.1", True, ("10.0.0.2",), ("10.0.0.3",))
     bench.world.kill_node("n3")
     bench.world.call("node.remove", node="n3")
-    bench.networks.step()
+    bench.round()
     assert bench.routing.speaker == Speaker("10.0.0.1", True, ("10.0.0.2",), ())
 
 
@@ -259,24 +292,24 @@ def test_hypervisors_speak_with_coordinators_only() -> None:
 def test_routing_that_fails_is_a_problem_and_links_are_made_all_the_same(bench: Bench) -> None:
     bench.add(101)
     bench.routing.fails = "FRR: no such unit"
-    bench.networks.step()
+    bench.round()
     assert bench.ours() == {"br101", "vx101"}
     assert bench.problems() == (NetworkProblem(0, "FRR: no such unit"),)
     bench.routing.fails = ""
     bench.clock.now += routing.LOOK_S
-    bench.networks.step()
+    bench.round()
     assert bench.problems() == ()
 
 
 def test_a_daemon_of_routing_that_died_is_reported(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.add(101)
-    bench.networks.step()
+    bench.round()
     bench.routing.found["bgpd"] = 0
-    bench.networks.step()
+    bench.round()
     assert bench.problems() == (NetworkProblem(0, "bgpd of FRR does not run"),)
     assert "bgpd of FRR ended by itself and does not run" in caplog.text
     bench.routing.found["bgpd"] = 77
-    bench.networks.step()
+    bench.round()
     assert bench.problems() == ()
 
 
@@ -284,12 +317,12 @@ def test_a_daemon_of_routing_that_is_back_already_is_reported_too(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.add(101)
-    bench.networks.step()
+    bench.round()
     bench.routing.found["zebra"] += 1
-    bench.networks.step()
+    bench.round()
     assert "zebra of FRR ended by itself and was started again" in caplog.text
     caplog.clear()
-    bench.networks.step()
+    bench.round()
     assert not caplog.text
 
 
@@ -297,14 +330,14 @@ def test_paths_that_carry_less_are_published_with_the_rest(bench: Bench) -> None
     for number in (2, 3):
         spec = NodeSpec(f"n{number}", f"10.0.0.{number}", f"10.0.0.{number}")
         bench.store.commit(Put(paths.node(spec.name), dumps(spec)))
-    bench.networks.step()
+    bench.round()
     bench.path_mtu.step()
-    bench.networks.step()
+    bench.round()
     assert not bench.problems(), "no managed network, so nobody minds"
     bench.add(101)
-    bench.networks.step()
+    bench.round()
     bench.path_mtu.step()
-    bench.networks.step()
+    bench.round()
     (problem,) = bench.problems()
     assert problem.vni == 0
     assert "packets of 9000 bytes" in problem.why
@@ -353,8 +386,8 @@ def test_a_router_that_is_named_is_spoken_with(bench: Bench) -> None:
     for name in ("n2", "n3"):
         bench.world.edit(paths.node(name), address=f"10.0.0.{name[1]}")
     bench.add(101, ipnet="10.1.0.0/24", gateway="10.1.0.1")
-    bench.networks.step()
+    bench.round()
     bench.world.call("cluster.set", router=["192.0.2.1@64512"])
-    bench.networks.step()
+    bench.round()
     assert bench.routing.speaker is not None
     assert bench.routing.speaker.upstream == Upstream((Router("192.0.2.1", 64512),), {101: ("10.1.0.0/24",)})
