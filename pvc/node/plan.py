@@ -462,7 +462,7 @@ def _ended(picture: Picture, vm: VM, result: Plan) -> Action | None:
 
 def release(picture: Picture, vm: VM, ended: Ended | None) -> Commit:
     """The transaction after a domain has been seen gone."""
-    if vm.status.migration is not None and ended in (None, Ended.MIGRATED):
+    if vm.status.migration is not None and ended in MAY_HAVE_LEFT:
         return _left_to_target(picture, vm, vm.status.migration)
     spec, status = vm.spec, replace(vm.status, owner=None, migration=None, interfaces=(), refused=())
     if spec.power is not Power.STARTED:
@@ -495,6 +495,9 @@ def _left_to_target(picture: Picture, vm: VM, migration: Migration) -> Commit:
     return Commit(vm, None, status, f"it left for {migration.target}")
 
 
+MAY_HAVE_LEFT = (None, Ended.MIGRATED, Ended.DESTROYED, Ended.FAILED)
+"""While it migrated. What is left here of a VM that runs elsewhere already can still be ended or fail, as by
+who has lost contact; a guest that powers itself off or panics runs here."""
 CUT_OFF = "its node had lost contact to the cluster and ended it"
 ENDED_WORDS: dict[Ended | None, str] = {
     None: "it ended while nobody looked",

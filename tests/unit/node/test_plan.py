@@ -281,11 +281,25 @@ ROWS = [
         then="commit start owner=n2",
     ),
     Row(
-        "crashed while migrating",
+        "panicked while migrating",
+        AWAY,
+        TO_N2,
+        note=Note(gone_since=NOW, ended=Ended.CRASHED),
+        then="commit starting owner=none",
+    ),
+    Row(
+        "QEMU died while migrating: it may run there",
         AWAY,
         TO_N2,
         note=Note(gone_since=NOW, ended=Ended.FAILED),
-        then="commit starting owner=none",
+        then="commit start owner=n2",
+    ),
+    Row(
+        "ended while migrating, by who had lost contact: it may run there",
+        AWAY,
+        TO_N2,
+        note=Note(gone_since=NOW, ended=Ended.DESTROYED, cut_off=True),
+        then="commit start owner=n2",
     ),
     # another node's
     Row("elsewhere", AWAY, OTHERS),
