@@ -127,12 +127,18 @@ def named(lab: RunningLab) -> Iterator[Named]:
     cluster.pvc("cluster", "set", *given, "--dns-transfer", f"{lab.layout.subnet(CLUSTER)}.0/24")
     network = ("--domain", "shop.test", "--ipnet", "10.101.0.0/24", "--gateway", "10.101.0.1", "--dhcp")
     cluster.pvc("network", "add", "101", "-d", "shop", "-p", "managed", *network, "--wait")
-    with running(secondary), cluster.vm("Web1", "--network", "shop", start=False):
-        mac = cluster.pvc("vm", "dump", "Web1").stdout.partition("mac address=")[2][1:18]
-        cluster.pvc("network", "dhcp", "add", "shop", "10.101.0.9", "www", mac)
-        made = Named(cluster, upstream, inside, secondary)
-        eventually(lambda: made.ask("web1.shop.test", "A") == ["10.101.0.9"], within=SOON_S)
-        yield made
+    try:
+        with running(secondary), cluster.vm("Web1", "--network", "shop", start=False):
+            mac = cluster.pvc("vm", "dump", "Web1").stdout.partition("mac address=")[2][1:18]
+            cluster.pvc("network", "dhcp", "add", "shop", "10.101.0.9", "www", mac)
+            made = Named(cluster, upstream, inside, secondary)
+            eventually(lambda: made.ask("web1.shop.test", "A") == ["10.101.0.9"], within=SOON_S)
+            yield made
+    finally:
+        cluster.pvc("network", "remove", "shop", "--yes")
+        cluster.pvc(
+            "cluster", "set", "--dns-domain", "none", "--dns-secondary", "none", "--dns-transfer", "none"
+        )
 
 
 def test_names_forward_and_reverse(named: Named) -> None:
