@@ -87,8 +87,8 @@ class Judge:
         self.session_timeout_s = session_timeout_s
         self.notes: dict[str, Note] = {}
         self.notes_lock = threading.Lock()
-        self.taken: dict[str, BMC] = {}
-        """Nodes that this one has switched off, and no receipt says so yet."""
+        self.taken: dict[str, tuple[BMC, int]] = {}
+        """Nodes that this one has switched off and not on again, and the incarnation that was."""
         self.lanes = lanes(self.carry_out)
 
     def _session_changed(self, session: Session) -> None:
@@ -105,8 +105,9 @@ class Judge:
         self, nodes: Mapping[str, Node], busy: Mapping[str, Duty], now: float, believed_from: float
     ) -> float:
         """Begin what is due. When more will be, on the monotonic clock."""
-        for name in [one for one in self.taken if not _is_missed(nodes.get(one))]:
-            del self.taken[name]
+        for name, (_, incarnation) in list(self.taken.items()):
+            if _is_over(nodes.get(name), incarnation):
+                self.taken.pop(name, None)
         scene = Scene(
             me=self.me.node,
             cluster=self.view.cluster(),
@@ -167,10 +168,11 @@ class Judge:
 
     def give_back(self) -> None:
         """With those who were switched off the store may have lost its majority: then nobody can write a
-        receipt, nor come to the end of a fence. No VM was taken from them, so they may as well go on."""
+        receipt, nor come to the end of a fence. What they ran has ended with their power, with a receipt or
+        without, so they may as well begin anew."""
         if not self.taken or self.view.cluster().fence_policy is not FencePolicy.POWER_CYCLE:
             return
-        for name, bmc in list(self.taken.items()):
+        for name, (bmc, _) in list(self.taken.items()):
             access = self.access(bmc, self.secret)
             try:
                 if self.power.state(access) is PowerState.OFF:
@@ -247,7 +249,6 @@ class Judge:
             fenced_at=self.clock.wall(),
         )
         self._write(receipt, version, _not_returned(node))
-        self.taken.pop(fence.node, None)
         log.warning("fenced %s after %.1f s, evidence: %s", fence.node, receipt.fence_s, evidence)
 
     def _tried(self, fence: Fence) -> Fence:
@@ -322,7 +323,7 @@ class Judge:
         if self.clock.monotonic() > look.at + BEHIND_S and self._look(fence) is None:
             return Evidence.NONE
         log.warning("switching off %s", fence.node)
-        self.taken[fence.node] = bmc
+        self.taken[fence.node] = bmc, fence.incarnation
         self.power.off(access)
         return Evidence.POWER_OFF if self.power.state(access) is PowerState.OFF else Evidence.NONE
 
@@ -407,6 +408,7 @@ class Judge:
         if bmc is not None and was_shot and is_cycled:
             self.role.commit()
             self._switch_on(duty.fence, bmc)
+        self.taken.pop(duty.fence.node, None)
         self._write(duty.fence, duty.version)
 
     def _switch_on(self, fence: Fence, bmc: BMC) -> None:
@@ -419,11 +421,11 @@ class Judge:
         log.warning("switched %s on again", fence.node)
 
 
-def _is_missed(node: Node | None) -> bool:
-    """It is gone, and no receipt says why."""
-    if node is None or not is_gone(node.status, node.alive):
-        return False
-    return node.fence is None or node.fence.state is not FenceState.FENCED
+def _is_over(node: Node | None, incarnation: int) -> bool:
+    """That life has a successor, or its fence has come to its end, with which it got its power back."""
+    if node is None or node.status.incarnation != incarnation:
+        return True
+    return node.fence is not None and node.fence.finished
 
 
 def _not_returned(node: Node) -> Op:

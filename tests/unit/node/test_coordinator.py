@@ -327,6 +327,20 @@ def test_who_was_shot_together_with_the_majority_is_switched_on_again(
     assert not machine.is_on, "once: now it was somebody else"
 
 
+def test_who_was_fenced_before_the_majority_went_is_switched_on_again() -> None:
+    """Found by the simulation, too: a receipt, and no store for what comes after it."""
+    bench = Bench()
+    bench.one.judge.carry_out(bench.until_duty())
+    bench.one.step()
+    machine = bench.power.machines["n3"]
+    assert not machine.is_on
+    bench.cluster.suspend(bench.one.store)  # type: ignore[arg-type]
+    bench.one.step()
+    bench.now += 31.0
+    bench.one.step()
+    assert machine.is_on
+
+
 def test_decisions_freeze_without_the_store() -> None:
     bench = Bench()
     bench.until_duty()
