@@ -495,7 +495,7 @@ def on_n1(*arguments: str) -> tuple[str, ...]:
 
 
 DEMO = (
-    *("--memory", "128", "--vcpus", "1", "--cmdline", "console=ttyS0"),
+    *("--memory", "128", "--vcpus", "1", "--cmdline", "console=ttyS0 no_timer_check"),
     *("--kernel", "/usr/share/pvc/guest/vmlinuz", "--initrd", "/usr/share/pvc/guest/initrd"),
 )
 NEXT = """

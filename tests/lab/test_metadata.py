@@ -17,7 +17,7 @@ from installer.guest_initrd import Entry, newc
 from pvc.cluster.guests import ADDRESS
 from pvc.commands.vm_user_data import SEED
 from tests.lab.labs import RunningLab
-from tests.lab.vms import INITRD, KERNEL, Cluster
+from tests.lab.vms import CMDLINE, INITRD, KERNEL, Cluster
 from tests.support import eventually
 
 TOLD = re.compile(r"^told (\d+) (\S+) +(\S*?) *\[(.*)\]$", re.MULTILINE)
@@ -103,7 +103,7 @@ def create(cluster: Cluster, name: str, initrd: str, network: str, node: str) ->
     own = ("--user-data", "/srv/share/user-data") if network == "told" else ()
     cluster.pvc(
         *("vm", "create", name, "--memory", "96M", "--network", network, "--target", node, *own),
-        *("--kernel", KERNEL, "--initrd", initrd, "--cmdline", "console=ttyS0 quiet"),
+        *("--kernel", KERNEL, "--initrd", initrd, "--cmdline", CMDLINE),
     )
     cluster.pvc("vm", "start", name, "--wait", "--timeout", "60")
     return str(cluster.info(name)["uuid"])
@@ -133,6 +133,11 @@ def is_told(cluster: Cluster, name: str, uuid: str, after: int = 0) -> int:
     return next((number for number, known, _ in told(cluster, name) if known == uuid and number > after), 0)
 
 
+def has_been_told(cluster: Cluster, name: str, uuid: str, data: str) -> bool:
+    """Both in one go."""
+    return (uuid, data) in [(known, found) for _, known, found in told(cluster, name)]
+
+
 def test_each_guest_is_told_of_itself_and_no_other(cluster: Cluster, guests: dict[str, str]) -> None:
     for name, uuid in guests.items():
         eventually(functools.partial(is_told, cluster, name, uuid), within=90, every=0.5)
@@ -140,7 +145,7 @@ def test_each_guest_is_told_of_itself_and_no_other(cluster: Cluster, guests: dic
         own = f"#cloud-config # of {name}" if name.startswith("told") else ""
         assert {known for _, known, _ in told(cluster, name)} <= {"", uuid}, name
         assert {data for _, _, data in told(cluster, name)} <= {"", own}, name
-        eventually(lambda: told(cluster, name)[-1][1:] == (uuid, own), within=10)  # noqa: B023
+        eventually(functools.partial(has_been_told, cluster, name, uuid, own), within=90, every=0.5)
 
 
 def test_the_firmware_says_where_user_data_are(cluster: Cluster, guests: dict[str, str]) -> None:

@@ -58,7 +58,7 @@ DEFINITION = """\
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>/usr/share/pvc/guest/vmlinuz</kernel>
     <initrd>/usr/share/pvc/guest/initrd</initrd>
-    <cmdline>console=ttyS0 quiet</cmdline>
+    <cmdline>console=ttyS0 quiet no_timer_check</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='host-passthrough'/>
