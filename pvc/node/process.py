@@ -185,15 +185,8 @@ def main(config: Config) -> None:
 
     from pvc.cluster.zookeeper import ZooKeeperStore
     from pvc.node import certificates
-    from pvc.node.drivers.frr import FRR
-    from pvc.node.drivers.links import NetlinkLinks
     from pvc.node.drivers.netlink import NetlinkAddresses
-    from pvc.node.drivers.nft import routes
-    from pvc.node.drivers.ping import ping
-    from pvc.node.network import Networks
-    from pvc.node.path_mtu import PathMTU
     from pvc.node.peer import PeerServer
-    from pvc.node.routing import Speaking
     from pvc.node.upkeep import Upkeep, remove_old_consoles
     from pvc.systemd import notify
 
@@ -237,31 +230,10 @@ def main(config: Config) -> None:
             ]
         )
         upkeep.start()
-        node = config.node
-        networking = Loop("networks", clock)
-        probing, routing = Loop("path MTU", clock), Loop("routing", clock)
-        speaking = Speaking(FRR(), routing.wake, networking.wake)
-        path_mtu = PathMTU(ping, clock, probing.wake, networking.wake)
-        networks = Networks(
-            node.address,
-            node.bridge_device,
-            store,
-            NetlinkLinks(),
-            speaking,
-            clock,
-            daemon.networks_are,
-            networking.wake,
-            path_mtu,
-            routes,
-        )
-        networking.start(networks.step)
-        probing.start(path_mtu.step)
-        routing.start(speaking.step)
-        if not networks.linked.wait(NETWORKS_S):
-            log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
+        networking = Networking(daemon, store, clock)
         coordinating = _coordinate(process, daemon, store, host, secret)
         splitting = _split_devices(daemon, store, clock)
-        serving = _serve(daemon, store, clock, networks)
+        serving = _serve(daemon, store, clock, networking.networks)
         working = _work(daemon, store, clock, peers)
         try:
             process.loop(daemon)
@@ -284,8 +256,6 @@ def main(config: Config) -> None:
             if serving is not None:
                 serving.close()
             working.close()
-            probing.close()
-            routing.close()
             networking.close()
             if splitting is not None:
                 splitting.close()
@@ -408,6 +378,47 @@ def _coordinate(
     process.is_well = lambda: clock.monotonic() < made.beat + LATE_S
     made.start()
     return made
+
+
+class Networking:
+    """Links, routing and the look at paths, each with a loop of its own: none waits for another."""
+
+    def __init__(self, daemon: Daemon, store: Store, clock: Clock) -> None:
+        from pvc.node.drivers.frr import FRR
+        from pvc.node.drivers.links import NetlinkLinks
+        from pvc.node.drivers.nft import routes
+        from pvc.node.drivers.ping import ping
+        from pvc.node.network import Networks
+        from pvc.node.path_mtu import PathMTU
+        from pvc.node.routing import Speaking
+
+        self.loops = links, probing, routing = tuple(
+            Loop(name, clock) for name in ("networks", "path MTU", "routing")
+        )
+        speaking = Speaking(FRR(), routing.wake, links.wake)
+        path_mtu = PathMTU(ping, clock, probing.wake, links.wake)
+        node = daemon.config.node
+        self.networks = Networks(
+            node.address,
+            node.bridge_device,
+            store,
+            NetlinkLinks(),
+            speaking,
+            clock,
+            daemon.networks_are,
+            links.wake,
+            path_mtu,
+            routes,
+        )
+        links.start(self.networks.step)
+        probing.start(path_mtu.step)
+        routing.start(speaking.step)
+        if not self.networks.linked.wait(NETWORKS_S):
+            log.warning("the networks are not ready after %g s; VMs that need them wait", NETWORKS_S)
+
+    def close(self) -> None:
+        for loop in reversed(self.loops):
+            loop.close()
 
 
 class Serving:
