@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pvc.errors import Failed, TimedOut, Unavailable
 
@@ -31,6 +32,12 @@ class CommandFailed(Failed):
         said = (result.stderr or result.stdout).strip().splitlines()
         super().__init__(f"{argv[0]} ended with code {result.code}: {said[-1] if said else 'no output'}")
         self.result = result
+
+
+class Run(Protocol):
+    """`run`, or what stands in for it in a test of who calls it."""
+
+    def __call__(self, argv: list[str], /, *, check: bool = True, timeout_s: float = 60.0) -> Completed: ...
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -15,11 +15,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from pvc.errors import PVCError
 from pvc.node.drivers import DriverError, GatewayDevice, Place, Settings
-from pvc.proc import Completed, run
+from pvc.proc import Completed, Run, run
 
 RUN = "/run/pvc/dnsmasq"
 SCRIPT = "/usr/lib/pvc/dhcp-changed"
@@ -35,10 +34,6 @@ HEAR_S = 1.0
 AT_ONCE = 20
 """So many changes of a network are heard in the moment they come, and then one in HEAR_S: guests that boot
 together do not wait, and one that asks for addresses in a loop keeps nobody busy."""
-
-
-class Run(Protocol):
-    def __call__(self, argv: list[str], /, *, check: bool = True, timeout_s: float = CALL_S) -> Completed: ...
 
 
 def _unit(vni: int) -> str:

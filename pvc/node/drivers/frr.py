@@ -7,11 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
-from typing import Protocol
 
 from pvc.errors import PVCError
 from pvc.node.drivers import DriverError, Speaker, Upstream
-from pvc.proc import Completed, run
+from pvc.proc import Completed, Run, run
 
 GREATEST_VNI = 2**24
 LAST = 2**32 - 1
@@ -20,7 +19,6 @@ OURS = "! Written by pvc, which overwrites every change."
 UNIT = "frr.service"
 DAEMONS = ("watchfrr", "zebra", "bgpd")
 RELOAD = "/usr/lib/frr/frr-reload.py"
-START_S = 60.0
 RELOAD_S = 300.0
 """With a thousand networks more at once it takes minutes; with one more, a second."""
 
@@ -140,12 +138,6 @@ def _announced(upstream: Upstream, version: int) -> Iterator[tuple[int, str]]:
 
 def _version(text: str) -> int:
     return 6 if ":" in text else 4
-
-
-class Run(Protocol):
-    def __call__(
-        self, argv: list[str], /, *, check: bool = True, timeout_s: float = START_S
-    ) -> Completed: ...
 
 
 class FRR:

@@ -9,19 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Protocol
 
 from pvc.cluster.zones import Zone
 from pvc.errors import PVCError
 from pvc.node.drivers import Answering, DriverError
 from pvc.node.drivers.zonedb import Damaged, ZoneDatabase
-from pvc.proc import Completed, run
+from pvc.proc import Run, run
 
 DIRECTORY = "/run/pvc/dns"
 UNIT = "pvc-dns.service"
 PROCESS = "pdns_server"
 GROUP = "pdns"
-CALL_S = 20.0
 ONE_BY_ONE = 8
 """With more zones that changed, all are told: one process starts instead of many."""
 ALL = "*"
@@ -73,10 +71,6 @@ def is_here(address: str) -> bool:
         except OSError:
             return False
     return True
-
-
-class Run(Protocol):
-    def __call__(self, argv: list[str], /, *, check: bool = True, timeout_s: float = CALL_S) -> Completed: ...
 
 
 class PowerDNS:
