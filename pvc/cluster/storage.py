@@ -22,6 +22,8 @@ SECTOR_BYTES = 512
 class Driver(StrEnum):
     DIR = "dir"
     """A directory: shared by all nodes, or of one."""
+    RBD = "rbd"
+    """A pool of Ceph, whose volumes are RBD images."""
 
 
 class Format(StrEnum):
@@ -38,6 +40,9 @@ class PoolSpec:
     """Also in the pool itself: a directory that is not mounted is not taken for the pool."""
     driver: Driver = Driver.DIR
     path: str = ""
+    """Of a directory."""
+    ceph_pool: str = ""
+    """What Ceph calls it."""
     node: str = ""
     """The one that has it; empty: all do."""
     leaving: bool = False

@@ -151,7 +151,7 @@ LATER = (
 """What a daemon needs beside this module; some of it only when something has gone wrong."""
 
 
-WHERE_PACKAGED = ("pvc.node.drivers.ceph",)
+WHERE_PACKAGED = ("pvc.node.drivers.ceph", "pvc.node.drivers.rbd")
 """Only where its Debian packages are: python3-rados and python3-rbd."""
 
 

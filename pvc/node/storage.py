@@ -10,11 +10,11 @@ from typing import Any
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps, from_json, to_json
 from pvc.cluster.mirror import Follow, Mirror
-from pvc.cluster.storage import Format, PoolSpec, check_fill
+from pvc.cluster.storage import Driver, Format, PoolSpec, check_fill
 from pvc.cluster.store import Create, Delete, Put, SessionState, Store
 from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import View
-from pvc.errors import Conflict, NotFound, PVCError
+from pvc.errors import Conflict, NotFound, PVCError, Unavailable
 from pvc.node.drivers import directory
 from pvc.node.drivers.storage import Pool
 from pvc.node.tasks import Progress, Work
@@ -30,7 +30,17 @@ Result = Mapping[str, Any]
 
 
 def open_pool(spec: PoolSpec) -> Pool:
-    return directory.Directory(spec.path, spec.id)
+    """Raises Unavailable."""
+    if spec.driver is Driver.DIR:
+        return directory.Directory(spec.path, spec.id)
+    try:
+        from pvc.node.drivers.ceph import Ceph
+        from pvc.node.drivers.rbd import RBDPool
+    except ImportError:
+        raise Unavailable(
+            "this node has no client of Ceph", hint="apt-get install python3-rados python3-rbd"
+        ) from None
+    return RBDPool(spec.ceph_pool, Ceph())
 
 
 class Pools:

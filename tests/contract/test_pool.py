@@ -16,8 +16,9 @@ import rbd
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
 from pvc.node.drivers import DriverError
-from pvc.node.drivers.ceph import RBDPool
+from pvc.node.drivers import ceph as client
 from pvc.node.drivers.directory import Directory, prepare, retire
+from pvc.node.drivers.rbd import RBDPool
 from pvc.node.drivers.storage import Pool
 from tests.ceph import Ceph, ceph
 from tests.fakes.pool import FakePool
@@ -141,7 +142,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
 
 def _ceph(cluster: Ceph) -> Bench:
     """One pool for all tests, empty for each."""
-    pool = RBDPool("vms", conf=cluster.conf, user="admin")
+    pool = RBDPool("vms", client.Ceph(cluster.conf, "admin"))
     connected = cluster.connect()
     io = connected.open_ioctx("vms")
     every = [one["name"] for one in rbd.RBD().list2(io)]
@@ -577,7 +578,7 @@ def test_a_ceph_that_is_not_there_is_said_soon(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     conf.write_text(f"[global]\nmon host = [v2:127.0.0.1:{port}]\nauth client required = none\n")
     with pytest.raises(Unavailable, match="Ceph is not reached from here"):
-        RBDPool("vms", conf=str(conf)).check()
+        RBDPool("vms", client.Ceph(str(conf))).check()
 
 
 # Of directories only

@@ -21,7 +21,7 @@ IMPORTERS = {
     "libvirt": "pvc/node/drivers/libvirt.py",
     "pyroute2": "pvc/node/drivers/netlink.py",
     "rados": "pvc/node/drivers/ceph.py",
-    "rbd": "pvc/node/drivers/ceph.py",
+    "rbd": "pvc/node/drivers/rbd.py",
 }
 
 EFFECTS = ("threading", "subprocess", "time", "socket", "pvc.proc")

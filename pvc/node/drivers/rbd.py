@@ -1,0 +1,332 @@
+"""Pools in Ceph: each volume an RBD image. The only importer of rbd (Debian's package).
+
+A clone shares blocks with the volume it was made of, by a snapshot of that which nobody sees, and which goes
+with the clone. When the other volume goes first, its clones get blocks of their own before: so no user has to
+know who is whose parent.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC
+from typing import Any
+
+import rbd
+
+from pvc import names
+from pvc.cluster.storage import Format
+from pvc.errors import Conflict, Invalid, NotFound
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.ceph import ASK_TIMES, TIMES, Ceph, omap_value, words
+from pvc.node.drivers.storage import Capacity, Progress, Snapshot, Volume
+
+HALF_DONE = ".task-"
+PARENT = ".clone-"
+"""Names that begin with a dot are not of users."""
+
+FEATURES = (
+    rbd.RBD_FEATURE_LAYERING
+    | rbd.RBD_FEATURE_EXCLUSIVE_LOCK
+    | rbd.RBD_FEATURE_OBJECT_MAP
+    | rbd.RBD_FEATURE_FAST_DIFF
+    | rbd.RBD_FEATURE_DEEP_FLATTEN
+)
+
+
+class RBDPool:
+    """A Pool."""
+
+    def __init__(self, pool: str, ceph: Ceph) -> None:
+        self.pool = pool
+        self.ceph = ceph
+        self.rbd = rbd.RBD()
+
+    # Looking
+
+    def check(self) -> None:
+        with self._opened(ASK_TIMES):
+            pass
+
+    def capacity(self) -> Capacity:
+        """What users can still write counts, with all copies of it: so much of the raw space is theirs."""
+        self.check()
+        pools = {one["name"]: one["stats"] for one in self.ceph.command("df")["pools"]}
+        found = pools.get(self.pool, {})
+        used = int(found.get("stored", 0))
+        return Capacity(used + int(found.get("max_avail", 0)), used)
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """Without opening each: how much one uses is told by `volume`."""
+        with self._opened(ASK_TIMES) as io:
+            found = {
+                one["name"]: one["id"]
+                for one in self.rbd.list2(io)
+                if re.fullmatch(names.VOLUME, one["name"])
+            }
+            sizes = {name: _size(io, identity) for name, identity in found.items()}
+        return tuple(
+            Volume(name, size, None, Format.RAW) for name, size in sorted(sizes.items()) if size is not None
+        )
+
+    def volume(self, name: str) -> Volume:
+        with self._image(name) as image:
+            return Volume(name, image.size(), _used(image), Format.RAW)
+
+    def is_open(self, name: str) -> bool:
+        with self._image(name) as image:
+            return any(True for _ in image.watchers_list())
+
+    def location(self, name: str) -> str:
+        self.volume(name)
+        return f"{self.pool}/{name}"
+
+    # Volumes
+
+    def add(self, name: str, size_bytes: int, format: Format, token: str) -> None:
+        if format is not Format.RAW:
+            raise Invalid(f"volumes in Ceph are raw, not {format}", hint="they have snapshots all the same")
+        with self._opened() as io:
+            self._check_free(io, name)
+            self.rbd.create(io, HALF_DONE + token, size_bytes, old_format=False, features=FEATURES)
+            self._name(io, HALF_DONE + token, name)
+
+    def remove(self, name: str, token: str) -> None:
+        for snapshot in self.snapshots(name):
+            if snapshot.is_protected:
+                raise Conflict(
+                    f"snapshot {snapshot.name} of volume {name} is protected",
+                    hint="pvc storage volume snapshot protect --off",
+                )
+        self._check_unused(name)
+        with self._opened() as io:
+            self._part(io, name)
+            self._name(io, name, HALF_DONE + token)
+        self.discard(token)
+
+    def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
+        before = self.volume(name).size_bytes
+        if size_bytes >= before:
+            with self._opened() as io, rbd.Image(io, name) as image:
+                image.resize(size_bytes)
+            return
+        if not shrink:
+            raise Conflict(
+                f"volume {name} has {before} bytes: the last {before - size_bytes} would be cut off",
+                hint="--force, when nothing uses them any more",
+            )
+        with self._alone(name) as image:
+            image.resize(size_bytes, True)
+
+    def rename(self, name: str, new: str) -> None:
+        self._check_unused(name)
+        with self._opened() as io:
+            self._check_free(io, new)
+            self._name(io, name, new)
+
+    def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
+        self.volume(name)
+        parent = PARENT + token
+        with self._opened() as io:
+            self._check_free(io, new)
+            with rbd.Image(io, name) as image:
+                image.create_snap(parent)
+                image.protect_snap(parent)
+            self.rbd.clone(io, name, parent, io, HALF_DONE + token, features=FEATURES)
+            progress(0.5)
+            self._name(io, HALF_DONE + token, new)
+
+    def _part(self, io: Any, name: str) -> None:
+        """From its clones, each of which gets all blocks for itself."""
+        with rbd.Image(io, name) as image:
+            for parent in [one["name"] for one in image.list_snaps() if one["name"].startswith(PARENT)]:
+                image.set_snap(parent)
+                children = [one["image"] for one in image.list_children2() if not one["trash"]]
+                image.set_snap(None)
+                for child in children:
+                    with rbd.Image(io, child) as clone:
+                        clone.flatten()
+                if image.is_protected_snap(parent):
+                    image.unprotect_snap(parent)
+                image.remove_snap(parent)
+
+    # Snapshots
+
+    def snapshots(self, name: str) -> tuple[Snapshot, ...]:
+        with self._image(name) as image:
+            return tuple(
+                Snapshot(
+                    one["name"],
+                    image.get_snap_timestamp(one["id"]).replace(tzinfo=UTC).timestamp(),
+                    one["size"],
+                    bool(image.is_protected_snap(one["name"])),
+                )
+                for one in sorted(image.list_snaps(), key=lambda one: int(one["id"]))
+                if not one["name"].startswith(".")
+            )
+
+    def add_snapshot(self, name: str, snapshot: str) -> None:
+        _check_name(snapshot, names.SNAPSHOT, "snapshot")
+        self._check_no_snapshot(name, snapshot)
+        with self._opened() as io, rbd.Image(io, name) as image:
+            image.create_snap(snapshot)
+
+    def remove_snapshot(self, name: str, snapshot: str) -> None:
+        if self._snapshot(name, snapshot).is_protected:
+            raise Conflict(
+                f"snapshot {snapshot} of volume {name} is protected",
+                hint="pvc storage volume snapshot protect --off",
+            )
+        with self._opened() as io, rbd.Image(io, name) as image:
+            image.remove_snap(snapshot)
+
+    def rename_snapshot(self, name: str, snapshot: str, new: str) -> None:
+        _check_name(new, names.SNAPSHOT, "snapshot")
+        self._snapshot(name, snapshot)
+        self._check_no_snapshot(name, new)
+        with self._opened() as io, rbd.Image(io, name) as image:
+            image.rename_snap(snapshot, new)
+
+    def roll_back(self, name: str, snapshot: str) -> None:
+        self._snapshot(name, snapshot)
+        with self._alone(name) as image:
+            image.rollback_to_snap(snapshot)
+
+    def protect(self, name: str, snapshot: str, *, on: bool) -> None:
+        if self._snapshot(name, snapshot).is_protected is on:
+            return
+        with self._opened() as io, rbd.Image(io, name) as image:
+            if on:
+                image.protect_snap(snapshot)
+            else:
+                image.unprotect_snap(snapshot)
+
+    def _snapshot(self, name: str, snapshot: str) -> Snapshot:
+        for one in self.snapshots(name):
+            if one.name == snapshot:
+                return one
+        raise NotFound(f"volume {name} has no snapshot {snapshot}")
+
+    def _check_no_snapshot(self, name: str, snapshot: str) -> None:
+        if snapshot in {one.name for one in self.snapshots(name)}:
+            raise Conflict(f"volume {name} has a snapshot {snapshot} already")
+
+    # Half done
+
+    def discard(self, token: str) -> None:
+        name = HALF_DONE + token
+        with self._opened() as io:
+            try:
+                with rbd.Image(io, name) as image:
+                    parent = _parent(image)
+                    for one in list(image.list_snaps()):
+                        image.remove_snap(one["name"])
+            except rbd.ImageNotFound:
+                return
+            self.rbd.remove(io, name)
+            if parent is not None:
+                _release(io, *parent)
+
+    def _name(self, io: Any, name: str, new: str) -> None:
+        try:
+            self.rbd.rename(io, name, new)
+        except rbd.ImageExists:
+            raise Conflict(f"there is a volume {new} already", hint="choose another name") from None
+
+    def _check_free(self, io: Any, name: str) -> None:
+        _check_name(name, names.VOLUME, "volume")
+        if name in {one["name"] for one in self.rbd.list2(io)}:
+            raise Conflict(f"there is a volume {name} already", hint="choose another name")
+
+    def _check_unused(self, name: str) -> None:
+        if self.is_open(name):
+            raise _in_use(name)
+
+    # Ceph
+
+    @contextmanager
+    def _opened(self, times: Mapping[str, str] = TIMES) -> Iterator[Any]:
+        with self.ceph.opened(self.pool, times) as io, _told():
+            yield io
+
+    @contextmanager
+    def _image(self, name: str) -> Iterator[rbd.Image]:
+        """To look at: nobody sees that it is open."""
+        _check_name(name, names.VOLUME, "volume")
+        with self._opened(ASK_TIMES) as io, _named(name), rbd.Image(io, name, read_only=True) as image:
+            yield image
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[rbd.Image]:
+        """To change what is in it: who opens it from now on can write nothing. Raises Conflict."""
+        _check_name(name, names.VOLUME, "volume")
+        self._check_unused(name)
+        with self._opened() as io, _named(name), rbd.Image(io, name) as image:
+            image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+            if sum(1 for _ in image.watchers_list()) > 1:  # ours is one
+                raise _in_use(name)
+            yield image
+
+
+def _parent(image: rbd.Image) -> tuple[str, str] | None:
+    """Volume and snapshot it is a clone of."""
+    try:
+        _, name, snapshot = image.parent_info()
+    except rbd.ImageNotFound:
+        return None
+    return (name, snapshot) if snapshot.startswith(PARENT) else None
+
+
+def _release(io: Any, name: str, snapshot: str) -> None:
+    """A snapshot that was there for one clone only."""
+    with suppress(rbd.ImageNotFound), rbd.Image(io, name) as image:
+        image.unprotect_snap(snapshot)
+        image.remove_snap(snapshot)
+
+
+def _size(io: Any, identity: str) -> int | None:
+    """From the header of the image; None where it has just gone."""
+    value = omap_value(io, f"rbd_header.{identity}", "size")
+    return None if value is None else int(struct.unpack("<Q", value)[0])
+
+
+def _used(image: rbd.Image) -> int:
+    """By the map of its objects, which are there or not."""
+    found: list[int] = []
+
+    def count(offset: int, length: int, exists: bool) -> None:
+        if exists:
+            found.append(length)
+
+    image.diff_iterate(0, image.size(), None, count, include_parent=False, whole_object=True)
+    return sum(found)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except rbd.ImageNotFound:
+        raise NotFound(f"no volume {name} in the pool", hint="pvc storage volume list") from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What librbd raises, in our words."""
+    try:
+        yield
+    except rbd.ImageBusy as error:
+        raise Conflict(f"the volume is in use: {words(error)}") from None
+    except rbd.Error as error:
+        raise DriverError(f"Ceph: {words(error)}") from None
+
+
+def _check_name(name: str, pattern: str, what: str) -> None:
+    if not re.fullmatch(pattern, name):
+        raise Invalid(f"{name!r} is no name of a {what}")
+
+
+def _in_use(name: str) -> Conflict:
+    return Conflict(f"volume {name} is in use: a process on this node or another has it open")
