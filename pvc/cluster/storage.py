@@ -50,6 +50,25 @@ class PoolSpec:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """Of Ceph."""
+
+    host: str
+    """An address, of IPv6 without brackets."""
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class CephAccess:
+    """How QEMU on a node reaches the cluster's Ceph."""
+
+    monitors: tuple[Monitor, ...]
+    user: str
+    secret: str
+    """UUID of the secret in libvirt that has the user's key; the same on all nodes."""
+
+
 # Rules
 
 

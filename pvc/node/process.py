@@ -525,7 +525,13 @@ class Working:
         from pvc.node.tasks import Tasks
 
         self.looking, self.doing = Loop("pools", clock), Loop("tasks", clock)
-        self.pools = Pools(daemon.name, store, daemon.pools_are, self.looking.wake)
+        self.pools = Pools(
+            daemon.name,
+            store,
+            daemon.pools_are,
+            self.looking.wake,
+            keep_secret=daemon.hypervisor.keep_secret,
+        )
         self.tasks = Tasks(daemon.me, store, works(self.pools), clock, self.doing.wake)
         self.looking.start(self.pools.step)
         self.doing.start(self.tasks.step)

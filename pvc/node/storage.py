@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from pvc.cluster import paths
-from pvc.cluster.codec import dumps, from_json, to_json
+from pvc.cluster.codec import Unreadable, dumps, from_json, to_json
 from pvc.cluster.mirror import Follow, Mirror
-from pvc.cluster.storage import Driver, Format, PoolSpec, check_fill
+from pvc.cluster.storage import CephAccess, Driver, Format, PoolSpec, check_fill
 from pvc.cluster.store import Create, Delete, Put, SessionState, Store
 from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import View
@@ -26,6 +28,8 @@ LOOK_S = 30.0
 UNAVAILABLE_S = 1.0
 
 Open = Callable[[PoolSpec], Pool]
+LookAtCeph = Callable[[], tuple[CephAccess, str]]
+KeepSecret = Callable[[str, str, bytes], None]
 Result = Mapping[str, Any]
 
 
@@ -33,14 +37,27 @@ def open_pool(spec: PoolSpec) -> Pool:
     """Raises Unavailable."""
     if spec.driver is Driver.DIR:
         return directory.Directory(spec.path, spec.id)
-    try:
+    with _where_packaged():
         from pvc.node.drivers.ceph import Ceph
         from pvc.node.drivers.rbd import RBDPool
+    return RBDPool(spec.ceph_pool, Ceph())
+
+
+@contextmanager
+def _where_packaged() -> Iterator[None]:
+    try:
+        yield
     except ImportError:
         raise Unavailable(
             "this node has no client of Ceph", hint="apt-get install python3-rados python3-rbd"
         ) from None
-    return RBDPool(spec.ceph_pool, Ceph())
+
+
+def look_at_ceph() -> tuple[CephAccess, str]:
+    """How QEMU reaches it, and the key. Raises Unavailable, DriverError."""
+    with _where_packaged():
+        from pvc.node.drivers.ceph import Ceph, vm_access
+    return vm_access(Ceph())
 
 
 class Pools:
@@ -53,20 +70,27 @@ class Pools:
         publish: Callable[[Mapping[str, str]], None],
         wake: Callable[[], None] = lambda: None,
         open_pool: Open = open_pool,
+        look_at_ceph: LookAtCeph = look_at_ceph,
+        keep_secret: KeepSecret = lambda uuid, usage, value: None,
     ) -> None:
         self.node = node
         self.store = store
         self.publish = publish
         self.open_pool = open_pool
+        self.look_at_ceph = look_at_ceph
+        self.keep_secret = keep_secret
         self.mirror = Mirror(store, (Follow(paths.POOLS, children=True),), _expand, wake)
         self.view = View(self.mirror)
         self.published: Mapping[str, str] | None = None
+        self._ceph: CephAccess | None = None
+        self._why_no_ceph = "this daemon has only just begun"
 
     def step(self) -> float:
         """Seconds until the next round is due."""
         if self.store.session.state is not SessionState.CONNECTED:
             return UNAVAILABLE_S
         self.mirror.sync()
+        self._prepare_vms()
         problems = {name: why for name in self.mirror.children(paths.POOLS) if (why := self._problem(name))}
         if problems != self.published:
             for name, why in problems.items():
@@ -80,9 +104,40 @@ class Pools:
             found = self.view.pools([name]).get(name)
             if found is not None and found.spec.node in ("", self.node):
                 self.open_pool(found.spec).check()
+                if found.spec.driver is Driver.RBD:
+                    self.ceph()
         except PVCError as error:
             return error.message
         return ""
+
+    # Ceph, for VMs
+
+    def ceph(self) -> CephAccess:
+        """As it was when pools were looked at. Raises Unavailable."""
+        if self._ceph is None:
+            raise Unavailable(f"QEMU on {self.node} cannot reach Ceph: {self._why_no_ceph}")
+        return self._ceph
+
+    def _prepare_vms(self) -> None:
+        """A look that fails leaves what was found before: VMs start also while monitors are away."""
+        if not self._has_ceph():
+            self._ceph, self._why_no_ceph = None, "no pool is in it"
+            return
+        try:
+            found, key = self.look_at_ceph()
+            self.keep_secret(found.secret, f"client.{found.user} {found.secret}", base64.b64decode(key))
+            self._ceph = found
+        except PVCError as error:
+            self._why_no_ceph = error.message
+            log.warning("QEMU and Ceph: %s", error.message)
+
+    def _has_ceph(self) -> bool:
+        for name in self.mirror.children(paths.POOLS):
+            with suppress(Unreadable):
+                found = self.view.pools([name]).get(name)
+                if found is not None and found.spec.driver is Driver.RBD:
+                    return True
+        return False
 
     def open(self, name: str) -> Pool:
         """Raises NotFound, Conflict for one of another node, Unavailable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,7 @@ class Bench(Protocol):
     def another(self, number: int) -> Hypervisor: ...
     def plug_in(self, number: int, uuid: str, device: str) -> None: ...
     def lose_metadata(self, number: int, uuid: str) -> None: ...
+    def secret(self, number: int, uuid: str) -> bytes: ...
     def close(self) -> None: ...
 
 
@@ -118,6 +120,9 @@ class FakeBench:
 
     def lose_metadata(self, number: int, uuid: str) -> None:
         self.hosts[number].lose_metadata(uuid)
+
+    def secret(self, number: int, uuid: str) -> bytes:
+        return self.hosts[number].secrets[uuid][1]
 
     def close(self) -> None:
         return
@@ -172,6 +177,10 @@ class LibvirtBench:
 
     def edit_metadata(self, number: int, uuid: str, text: str) -> None:
         self._virsh(number, "metadata", uuid, domainxml.NAMESPACE, "--set", text, "--key", "pvc", "--live")
+
+    def secret(self, number: int, uuid: str) -> bytes:
+        """As libvirt keeps it over its end."""
+        return base64.b64decode(self.machines[number].run("cat", f"/etc/libvirt/secrets/{uuid}.base64"))
 
     def close(self) -> None:
         for number in (0, 1):
@@ -778,6 +787,28 @@ def test_a_libvirt_that_hangs_is_not_waited_for(real: LibvirtBench) -> None:
         return False
 
     eventually(answers, within=WITHIN_S)
+
+
+def test_a_secret_is_kept_and_has_its_newest_value(bench: Bench) -> None:
+    uuid, other, host = new_uuid(), new_uuid(), bench.hosts[0]
+    host.keep_secret(uuid, "client.pvc-vm <&>", b"\x00one")
+    host.keep_secret(uuid, "client.pvc-vm <&>", b"\x00one")
+    assert bench.secret(0, uuid) == b"\x00one"
+    host.keep_secret(uuid, "client.pvc-vm <&>", b"two")
+    assert bench.secret(0, uuid) == b"two"
+    with pytest.raises(DriverError):
+        host.keep_secret(other, "client.pvc-vm <&>", b"three")
+
+
+def test_a_secret_that_somebody_removed_is_given_again(libvirts: tuple[Host, Host], tmp_path: Path) -> None:
+    bench, uuid = LibvirtBench(libvirts, tmp_path), new_uuid()
+    try:
+        bench.hosts[0].keep_secret(uuid, "lost", b"one")
+        bench._virsh(0, "secret-undefine", uuid)
+        bench.hosts[0].keep_secret(uuid, "lost", b"one")
+        assert bench.secret(0, uuid) == b"one"
+    finally:
+        bench.close()
 
 
 def test_a_closed_driver_says_so(libvirts: tuple[Host, Host]) -> None:

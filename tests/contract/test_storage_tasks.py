@@ -25,6 +25,7 @@ from pvc.node.daemon import Daemon
 from pvc.node.peer import PeerServer
 from pvc.node.process import Working
 from pvc.peerclient import ask
+from tests.fakes.hypervisor import FakeWorld
 from tests.support import eventually
 from tests.unit.commands.world import World, a_world
 from tests.zookeeper import free_ports
@@ -80,7 +81,9 @@ def node(tmp_path: Path) -> Iterator[OneNode]:
     def pools_are(problems: Mapping[str, str]) -> None:
         world.edit(paths.node_status("n1"), pool_problems=problems)
 
-    daemon = SimpleNamespace(name="n1", me=Owner("n1", 1), pools_are=pools_are)
+    daemon = SimpleNamespace(
+        name="n1", me=Owner("n1", 1), pools_are=pools_are, hypervisor=FakeWorld().add("n1")
+    )
     server = PeerServer(config)
     server.start()
     with pytest.raises(Unavailable, match="only just begun"):

@@ -155,6 +155,7 @@ class FakeHypervisor:
     deaf: bool = False  # libvirt does not answer
     connected: bool = False
     abort: set[str] = field(default_factory=set)
+    secrets: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
     def executes(self, uuid: str) -> bool:
         machine = self.machines.get(uuid)
@@ -220,6 +221,12 @@ class FakeHypervisor:
         self._connect("domains")
         self.settle()
         return {uuid: machine.domain for uuid, machine in self.machines.items()}
+
+    def keep_secret(self, uuid: str, usage: str, value: bytes) -> None:
+        self._connect("keep_secret")
+        if any(known == usage and of != uuid for of, (known, _) in self.secrets.items()):
+            raise DriverError(f"there is a secret already for {usage}")
+        self.secrets[uuid] = usage, value
 
     def watch(self, callback: Callable[[DomainEvent], None]) -> None:
         self.callbacks.append(callback)

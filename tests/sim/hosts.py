@@ -531,6 +531,10 @@ class SimHypervisor:
             raise NoSuchDomain(f"{uuid} ended while it migrated")
         raise (asked_for or DriverError)(job.ended)
 
+    def keep_secret(self, uuid: str, usage: str, value: bytes) -> None:
+        """Nothing here is in Ceph."""
+        self._reach()
+
     def abort_job(self, uuid: str) -> None:
         self._reach()
         job = self.host.jobs.get(uuid)

@@ -233,6 +233,13 @@ class Hypervisor(Protocol):
         """
         ...
 
+    def keep_secret(self, uuid: str, usage: str, value: bytes) -> None:
+        """Have libvirt know it, also after a restart; it tells nobody but QEMU. Done already where it does.
+
+        `usage` is of one secret only.
+        """
+        ...
+
     def abort_job(self, uuid: str) -> None:
         """Abort a migration that e.g. a daemon now dead had begun. Done already when there is none."""
         ...

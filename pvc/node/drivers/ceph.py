@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import rados
 
+from pvc.cluster.storage import CephAccess, Monitor
 from pvc.errors import PVCError, Unavailable
 from pvc.node.drivers import DriverError
 
@@ -18,6 +20,10 @@ USER = "pvc"
 TIMES = {"client_mount_timeout": "5", "rados_mon_op_timeout": "10"}
 """In seconds. None for what is written: it may come true after it was given up."""
 ASK_TIMES = {**TIMES, "rados_osd_op_timeout": "10"}
+
+VM_USER = "pvc-vm"
+"""Of QEMU: it may use images, break the locks of the dead, and nothing else."""
+VM_CAPS = ("mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd")
 
 Error = rados.Error
 
@@ -71,6 +77,26 @@ class Ceph:
         except rados.Error as error:
             raise Unavailable(f"Ceph is not reached from here: {words(error)}") from None
         return cluster
+
+
+def vm_access(ceph: Ceph) -> tuple[CephAccess, str]:
+    """What QEMU needs for its disks, and the key of its user. Raises DriverError where it has none yet."""
+    found = ceph.command("mon dump")
+    key = ceph.command("auth get-key", entity=f"client.{VM_USER}")["key"]
+    monitors = tuple(_monitor(one["public_addrs"]["addrvec"]) for one in found["mons"])
+    return CephAccess(monitors, VM_USER, str(uuid.uuid5(uuid.UUID(found["fsid"]), VM_USER))), key
+
+
+def make_vm_user(ceph: Ceph) -> None:
+    """Done already where it is there."""
+    ceph.command("auth get-or-create", entity=f"client.{VM_USER}", caps=list(VM_CAPS))
+
+
+def _monitor(addresses: Sequence[Mapping[str, Any]]) -> Monitor:
+    """By its newest protocol: QEMU tells by the port which one that is."""
+    best = max(addresses, key=lambda one: str(one["type"]))
+    host, _, port = best["addr"].rpartition(":")
+    return Monitor(host.strip("[]"), int(port))
 
 
 def omap_value(io: rados.Ioctx, name: str, key: str) -> bytes | None:

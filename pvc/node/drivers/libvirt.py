@@ -176,6 +176,8 @@ class LibvirtHypervisor:
         self._told_to_end: set[str] = set()  # QEMU got a signal: not the guest's wish
         self._migrations: dict[str, _Migration] = {}
         self._errands = _Errands()
+        self._secrets: dict[str, tuple[str, bytes]] = {}
+        """As we gave them to libvirt, which does not tell them."""
 
     # The host
 
@@ -429,6 +431,22 @@ class LibvirtHypervisor:
             if cause.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:  # that is: no job
                 raise
 
+    # Secrets
+
+    def keep_secret(self, uuid: str, usage: str, value: bytes) -> None:
+        with self._talk() as connection:
+            try:
+                known = connection.secretLookupByUUIDString(uuid)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_SECRET:
+                    raise
+            else:
+                if self._secrets.get(uuid) == (usage, value) == (known.usageID(), value):
+                    return
+            connection.secretDefineXML(_secret(uuid, usage)).setValue(value)
+            self._secrets[uuid] = usage, value
+            log.info("libvirt has the key of %s", usage)
+
     # Events
 
     def watch(self, callback: Callable[[DomainEvent], None]) -> None:
@@ -581,6 +599,14 @@ def _error(error: libvirt.libvirtError) -> DriverError:
             f"libvirt does not answer: {message}", hint="systemctl status libvirtd", retryable=True
         )
     return DriverError(message, retryable=error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT)
+
+
+def _secret(uuid: str, usage: str) -> str:
+    root = ElementTree.Element("secret", ephemeral="no", private="yes")
+    ElementTree.SubElement(root, "uuid").text = uuid
+    use = ElementTree.SubElement(root, "usage", type="ceph")
+    ElementTree.SubElement(use, "name").text = usage
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _is_gone(error: libvirt.libvirtError) -> bool:
