@@ -137,6 +137,8 @@ LATER = (
     "pvc.node.path_mtu",
     "pvc.node.peer",
     "pvc.node.drivers.directory",
+    "pvc.node.drivers.nbd",
+    "pvc.node.drivers.qcow2",
     "pvc.node.drivers.storage",
     "pvc.node.storage",
     "pvc.node.plan_dhcp",

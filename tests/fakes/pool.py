@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from pvc import names
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, Unavailable
-from pvc.node.drivers.storage import Capacity, Progress, Snapshot, Volume
+from pvc.node.drivers.storage import Capacity, Content, Extent, Filling, Progress, Snapshot, Volume
 
 
 @dataclass
@@ -133,6 +134,21 @@ class FakePool:
         taken, content = self._snapshot(name, snapshot)
         self.kept[name].snapshots[snapshot] = replace(taken, is_protected=on), content
 
+    @contextmanager
+    def content(self, name: str, snapshot: str) -> Iterator[Content]:
+        self._snapshot(name, snapshot)
+        yield FakeContent(self._found(name), snapshot)
+
+    @contextmanager
+    def filled(self, name: str, size_bytes: int, format: Format, token: str) -> Iterator[Filling]:
+        self._check_free(name)
+        self.half_done.add(token)
+        filling = FakeFilling(bytearray(size_bytes))
+        yield filling
+        self._check_free(name)
+        self.half_done.discard(token)
+        self.kept[name] = Kept(Volume(name, size_bytes, 0, format), bytes(filling.content))
+
     def discard(self, token: str) -> None:
         self.check()
         self.half_done.discard(token)
@@ -159,6 +175,43 @@ class FakePool:
     def _unused(self, name: str) -> None:
         if name in self.open:
             raise Conflict(f"volume {name} is in use")
+
+
+PIECE = 4096
+
+
+@dataclass
+class FakeContent:
+    kept: Kept
+    snapshot: str
+
+    @property
+    def size_bytes(self) -> int:
+        return self.kept.snapshots[self.snapshot][0].size_bytes
+
+    def extents(self, since: str = "") -> Iterator[Extent]:
+        if since and since not in self.kept.snapshots:
+            raise NotFound(f"the volume has no snapshot {since}")
+        before = self.kept.snapshots[since][1] if since else b""
+        for offset in range(0, self.size_bytes, PIECE):
+            length = min(PIECE, self.size_bytes - offset)
+            now = self.read(offset, length)
+            if now != before[offset : offset + length].ljust(length, b"\0"):
+                yield Extent(offset, length, any(now))
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.kept.snapshots[self.snapshot][1][offset : offset + length].ljust(length, b"\0")
+
+
+@dataclass
+class FakeFilling:
+    content: bytearray
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.content[offset : offset + len(data)] = data
+
+    def zero(self, offset: int, length: int) -> None:
+        self.content[offset : offset + length] = bytes(length)
 
 
 def _check_name(name: str) -> None:

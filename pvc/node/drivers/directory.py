@@ -20,15 +20,14 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pvc import names
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
-from pvc.node.drivers import DriverError
-from pvc.node.drivers.storage import Capacity, Progress, Snapshot, Volume
+from pvc.node.drivers import DriverError, nbd, qcow2
+from pvc.node.drivers.storage import Capacity, Content, Filling, Progress, Snapshot, Volume
 from pvc.proc import Completed, run, start
 
 MARKER = ".pvc-pool"
@@ -46,12 +45,6 @@ FICLONE = 0x40049409
 """Of linux/fs.h: share the blocks of another file."""
 NO_SHARING = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
 
-QCOW2_HEADER = ">4sIQIIQ"
-"""Magic, version, where and how long the name of the backing file is, cluster bits, size of the disk."""
-QCOW2_TABLE = struct.Struct(">60xIQ")
-"""In the header: how many snapshots there are, and where in the file."""
-QCOW2_SNAPSHOT = struct.Struct(">QIHHIIQII")
-"""L1 table and its length, length of identity and name, seconds, nanoseconds, clock, state, more."""
 LONG_S = 3600.0
 LOOK_S = 0.25
 
@@ -87,15 +80,6 @@ def _identity(directory: Path) -> str:
         return (directory / MARKER).read_text().strip()
     except OSError:
         return ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tag:
-    """A snapshot inside of a qcow2 file."""
-
-    name: str
-    at: float
-    size_bytes: int
 
 
 class Directory:
@@ -137,7 +121,7 @@ class Directory:
         try:
             with file.open("rb") as disk:
                 status = os.fstat(disk.fileno())
-                size = status.st_size if format is Format.RAW else _qcow2_size(disk.read(32), file)
+                size = status.st_size if format is Format.RAW else qcow2.size(disk)
         except FileNotFoundError:
             raise _no_volume(name) from None
         except OSError as error:
@@ -309,11 +293,11 @@ class Directory:
                 return tag.name
         raise NotFound(f"volume {name} has no snapshot {snapshot}")
 
-    def _tags(self, file: Path) -> list[_Tag]:
+    def _tags(self, file: Path) -> list[qcow2.Tag]:
         """As the file itself says; also while a VM has it open."""
         try:
             with file.open("rb") as disk:
-                return _read_tags(disk)
+                return qcow2.tags(disk)
         except (OSError, struct.error, UnicodeDecodeError) as error:
             raise DriverError(f"the snapshots in {file} cannot be read: {error}") from None
 
@@ -332,6 +316,28 @@ class Directory:
         new = file.with_suffix(".new")
         new.write_text(json.dumps(kept))
         os.replace(new, file)
+
+    # Content
+
+    @contextmanager
+    def content(self, name: str, snapshot: str) -> Iterator[Content]:
+        self._tag(name, snapshot)
+        file, kept = self._disk(name)[0], self._kept(name)
+        tags = {_shown(tag.name, kept): tag for tag in self._tags(file)}
+        try:
+            disk = file.open("rb")
+        except OSError as error:
+            raise DriverError(f"{file} cannot be read: {error.strerror}") from None
+        with disk:
+            yield qcow2.Content(disk, tags[snapshot], tags)
+
+    @contextmanager
+    def filled(self, name: str, size_bytes: int, format: Format, token: str) -> Iterator[Filling]:
+        with self._made(name, token) as half:
+            disk = half / f"disk.{format}"
+            self._image("create", "-q", "-f", format, str(disk), str(size_bytes))
+            with nbd.opened(disk, format) as filling:
+                yield filling
 
     # Half done
 
@@ -444,31 +450,6 @@ def _goes_on(process: subprocess.Popen[bytes]) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return False
-
-
-def _qcow2_size(header: bytes, file: Path) -> int:
-    if len(header) < struct.calcsize(QCOW2_HEADER) or not header.startswith(b"QFI\xfb"):
-        raise DriverError(f"{file} is no qcow2 file")
-    return int(struct.unpack(QCOW2_HEADER, header)[5])
-
-
-def _read_tags(disk: BinaryIO) -> list[_Tag]:
-    """In the order of the file: the oldest first."""
-    header = disk.read(QCOW2_TABLE.size)
-    count, place = QCOW2_TABLE.unpack(header)
-    size, found = struct.unpack(QCOW2_HEADER, header[:32])[5], []
-    for _ in range(count):
-        disk.seek(place)
-        *_, id_length, name_length, seconds, nanoseconds, _, _, extra_length = QCOW2_SNAPSHOT.unpack(
-            disk.read(QCOW2_SNAPSHOT.size)
-        )
-        extra = disk.read(extra_length)
-        disk.read(id_length)
-        name = disk.read(name_length).decode()
-        size_then = struct.unpack(">Q", extra[8:16])[0] if extra_length >= 16 else size
-        found.append(_Tag(name, seconds + nanoseconds / 1e9, size_then))
-        place += -(-(QCOW2_SNAPSHOT.size + extra_length + id_length + name_length) // 8) * 8
-    return found
 
 
 def _shown(tag: str, kept: dict[str, dict[str, Any]]) -> str:

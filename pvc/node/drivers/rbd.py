@@ -21,12 +21,14 @@ from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound
 from pvc.node.drivers import DriverError
 from pvc.node.drivers.ceph import ASK_TIMES, TIMES, Ceph, omap_value, words
-from pvc.node.drivers.storage import Capacity, Progress, Snapshot, Volume
+from pvc.node.drivers.storage import Capacity, Content, Extent, Filling, Progress, Snapshot, Volume
 
 HALF_DONE = ".task-"
 PARENT = ".clone-"
 """Names that begin with a dot are not of users."""
 
+AT_ONCE = 64 * 1024**3
+"""Of an image, so much is asked for differences."""
 FEATURES = (
     rbd.RBD_FEATURE_LAYERING
     | rbd.RBD_FEATURE_EXCLUSIVE_LOCK
@@ -86,8 +88,7 @@ class RBDPool:
     # Volumes
 
     def add(self, name: str, size_bytes: int, format: Format, token: str) -> None:
-        if format is not Format.RAW:
-            raise Invalid(f"volumes in Ceph are raw, not {format}", hint="they have snapshots all the same")
+        self._check_format(format)
         with self._opened() as io:
             self._check_free(io, name)
             self.rbd.create(io, HALF_DONE + token, size_bytes, old_format=False, features=FEATURES)
@@ -213,6 +214,25 @@ class RBDPool:
         if snapshot in {one.name for one in self.snapshots(name)}:
             raise Conflict(f"volume {name} has a snapshot {snapshot} already")
 
+    # Content
+
+    @contextmanager
+    def content(self, name: str, snapshot: str) -> Iterator[Content]:
+        self._snapshot(name, snapshot)
+        with self._opened() as io, rbd.Image(io, name, snapshot=snapshot, read_only=True) as image:
+            yield _Content(image)
+
+    @contextmanager
+    def filled(self, name: str, size_bytes: int, format: Format, token: str) -> Iterator[Filling]:
+        self._check_format(format)
+        with self._opened() as io:
+            self._check_free(io, name)
+            self.rbd.create(io, HALF_DONE + token, size_bytes, old_format=False, features=FEATURES)
+            with rbd.Image(io, HALF_DONE + token) as image:
+                yield _Filling(image)
+                image.flush()
+            self._name(io, HALF_DONE + token, name)
+
     # Half done
 
     def discard(self, token: str) -> None:
@@ -234,6 +254,10 @@ class RBDPool:
             self.rbd.rename(io, name, new)
         except rbd.ImageExists:
             raise Conflict(f"there is a volume {new} already", hint="choose another name") from None
+
+    def _check_format(self, format: Format) -> None:
+        if format is not Format.RAW:
+            raise Invalid(f"volumes in Ceph are raw, not {format}", hint="they have snapshots all the same")
 
     def _check_free(self, io: Any, name: str) -> None:
         _check_name(name, names.VOLUME, "volume")
@@ -268,6 +292,51 @@ class RBDPool:
             if sum(1 for _ in image.watchers_list()) > 1:  # ours is one
                 raise _in_use(name)
             yield image
+
+
+class _Content:
+    def __init__(self, image: rbd.Image) -> None:
+        self.image = image
+        self.size_bytes = image.size()
+
+    def extents(self, since: str = "") -> Iterator[Extent]:
+        """First which objects differ, by their map; then what of each, as its snapshots say."""
+        if since and since not in {one["name"] for one in self.image.list_snaps()}:
+            raise NotFound(f"the volume has no snapshot {since}")
+        for piece in range(0, self.size_bytes, AT_ONCE):
+            length = min(AT_ONCE, self.size_bytes - piece)
+            for objects in self._differing(piece, length, since, whole_object=True):
+                yield from self._differing(objects.offset, objects.length, since)
+
+    def _differing(self, offset: int, length: int, since: str, *, whole_object: bool = False) -> list[Extent]:
+        found: list[Extent] = []
+
+        def note(offset: int, length: int, exists: bool) -> None:
+            found.append(Extent(offset, length, exists))
+
+        with _told():
+            self.image.diff_iterate(
+                offset, length, since or None, note, include_parent=True, whole_object=whole_object
+            )
+        return found
+
+    def read(self, offset: int, length: int) -> bytes:
+        with _told():
+            return self.image.read(offset, length)
+
+
+class _Filling:
+    def __init__(self, image: rbd.Image) -> None:
+        self.image = image
+
+    def write(self, offset: int, data: bytes) -> None:
+        with _told():
+            self.image.write(data, offset)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Not `discard`, which leaves what is less than 64 KiB as it was."""
+        with _told():
+            self.image.write_zeroes(offset, length)
 
 
 def _parent(image: rbd.Image) -> tuple[str, str] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +37,36 @@ class Snapshot:
     size_bytes: int
     """Of the volume at that time."""
     is_protected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    offset: int
+    length: int
+    is_data: bool
+    """Else there are zeros: it was never written, or is no more."""
+
+
+class Content(Protocol):
+    """Of a snapshot: it does not change."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def extents(self, since: str = "") -> Iterator[Extent]:
+        """In order: data; since an older snapshot of the same volume all that may differ, zeros too. What is
+        in none of them is zero, or as it was."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+
+class Filling(Protocol):
+    """A volume that is not there yet. All of it is zero at first."""
+
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    def zero(self, offset: int, length: int) -> None: ...
 
 
 class Pool(Protocol):
@@ -96,6 +127,16 @@ class Pool(Protocol):
     def roll_back(self, name: str, snapshot: str) -> None: ...
 
     def protect(self, name: str, snapshot: str, *, on: bool) -> None: ...
+
+    def content(self, name: str, snapshot: str) -> AbstractContextManager[Content]:
+        """As long as nobody removes the snapshot. Also while a VM has the volume open."""
+        ...
+
+    def filled(
+        self, name: str, size_bytes: int, format: Format, token: str
+    ) -> AbstractContextManager[Filling]:
+        """A new volume, that is there with all of it once the block ends well."""
+        ...
 
     def discard(self, token: str) -> None:
         """Take away what is half done; done already where nothing is."""
