@@ -232,6 +232,21 @@ def bridges(xml: str, has: Iterable[Interface] = ()) -> tuple[str, ...]:
     return tuple(sorted({*parse(xml).bridges, *(one.bridge for one in has)} - {""}))
 
 
+@lru_cache(maxsize=SHAPES_KEPT)
+def uses_ceph(xml: str) -> bool:
+    """Some disk is in the Ceph of the cluster. Raises Invalid."""
+    return any(map(_is_in_ceph, _read(xml).findall("devices/disk")))
+
+
+@lru_cache(maxsize=SHAPES_KEPT)
+def is_all_in_ceph(xml: str) -> bool:
+    """It has a disk, and writes nowhere else than to the Ceph of the cluster. Raises Invalid."""
+    root = _read(xml)
+    disks = [one for one in root.findall("devices/disk") if not _is_empty_drive(one)]
+    shares = [*root.findall("devices/filesystem"), *root.findall("devices/hostdev")]
+    return bool(disks) and not shares and all(map(_is_in_ceph, disks))
+
+
 def mark(of: Shape) -> str:
     """What a domain carries for a daemon that finds it running: an element without its namespace."""
     return ET.tostring(_mark("vm", of), encoding="unicode")
@@ -638,6 +653,18 @@ def _disk(disk: ET.Element) -> Disk:
         device=disk.get("device", "disk"),
         format="" if driver is None else driver.get("type", ""),
     )
+
+
+def _is_in_ceph(disk: ET.Element) -> bool:
+    """One with hosts of its own may be in another Ceph."""
+    source = disk.find("source")
+    is_rbd = disk.get("type") == "network" and source is not None and source.get("protocol") == "rbd"
+    return is_rbd and source is not None and source.find("host") is None
+
+
+def _is_empty_drive(disk: ET.Element) -> bool:
+    source = disk.find("source")
+    return disk.get("device") == "cdrom" and (source is None or not _disk_source(source))
 
 
 def _disk_source(source: ET.Element) -> str:

@@ -1,7 +1,8 @@
 """What the primary does about nodes that are gone: pure, level-triggered, convergent.
 
-Power is switched off only for a node that is gone, after a grace; VMs are released only by a receipt; and the
-power comes back only when nothing is owned by that life of the node any more.
+Power is switched off only for a node that is gone, after a grace; VMs are released only by a receipt, or,
+where all their disks are in Ceph, by proof that the node cannot write there any more; and the power comes
+back only when nothing is owned by that life of the node any more.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from pvc.cluster import domainxml, timeline
 from pvc.cluster.cluster import ClusterSpec
-from pvc.cluster.membership import Fence, FenceState, StepKind, is_gone, is_suspect
+from pvc.cluster.membership import Block, Fence, FenceState, StepKind, is_gone, is_suspect
 from pvc.cluster.node import DaemonState, NodeSpec
 from pvc.cluster.placement import Placement, explained
 from pvc.cluster.view import VM, Node
@@ -29,6 +30,8 @@ DRILL_S = 60.0
 """Until the session of a node whose power was cut has ended."""
 LOOK_STOPPED_S = 30.0
 """Between two looks at the power of a node that left cleanly."""
+BLOCK_AGAIN_S = 1.0
+"""While some OSD that is up does not know the block list yet, or does not answer."""
 ASKED_TRIES = 3
 """Of a fence that somebody asked for, while the node lives."""
 
@@ -46,6 +49,10 @@ class Note:
     """Where the timeline of its fence begins."""
     on_failed: float | None = None
     """When its BMC last did not switch it on again."""
+    block_try: float | None = None
+    block_failed: str = ""
+    blocking: tuple[int, int] | None = None
+    """Version of the block's document, and an epoch of Ceph's map in which its addresses are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,14 @@ class Shoot:
 
 
 @dataclass(frozen=True, slots=True)
+class Isolate:
+    """Put its addresses on Ceph's block list, or look whether every OSD knows by now."""
+
+    node: str
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Write what becomes of a VM of a node that is fenced, with the receipt checked."""
 
@@ -70,6 +85,8 @@ class Release:
     node: Node
     fence: Fence
     version: int
+    block: int | None = None
+    """The version of the block that is checked instead of a receipt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +125,18 @@ class Forget:
     version: int
 
 
-Duty = Shoot | Release | Finish | Excuse | Amend | Forget
+Duty = Shoot | Isolate | Release | Finish | Excuse | Amend | Forget
 
 
 def lane(duty: Duty) -> str:
     """At most one duty of a node, and of a VM, at a time."""
-    return duty.vm.spec.uuid if isinstance(duty, Release) else f"fence {duty.fence.node}"
+    match duty:
+        case Release():
+            return duty.vm.spec.uuid
+        case Isolate():
+            return f"block {duty.node}"  # not behind a BMC that is silent, nor the other way round
+        case _:
+            return f"fence {duty.fence.node}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +155,7 @@ class Scene:
     """Who is gone may be believed from then on: the store was away, and others may not be back yet."""
     wall: float = 0.0
     """Only to tell people."""
+    blocks: Mapping[str, tuple[Block, int]] = field(default_factory=dict)
 
     def note(self, node: str, incarnation: int) -> Note:
         return self.notes.get(name_of(node, incarnation), Note())
@@ -201,12 +225,20 @@ def is_quiet(note: Note, node: Node, connected_since: float, at: float) -> bool:
 def duties(scene: Scene) -> Duties:
     """Every duty that is due and whose lane is free."""
     result = Duties()
-    receipts: list[tuple[Node, Fence, int]] = []
+    receipts: list[Receipt] = []
     for name, node in sorted(scene.nodes.items()):
         found = scene.fences.get(name_of(name, node.status.incarnation))
         _begin(scene, _of_node(scene, node, found, result), result)
-        if found is not None and found[0].state is FenceState.FENCED and is_gone(node.status, node.alive):
-            receipts.append((node, *found))
+        if found is None or not is_gone(node.status, node.alive):
+            continue
+        fence, version = found
+        block = scene.blocks.get(name)
+        if fence.state is FenceState.FENCED:
+            receipts.append(Receipt(node, fence, version))
+        elif block is not None and block[0].proves(fence.incarnation):
+            receipts.append(Receipt(node, fence, version, block[1]))
+        else:
+            _begin(scene, _isolated(scene, node, fence, result), result)
     if receipts:
         _recover(scene, receipts, result)
     for fence, version in scene.fences.values():
@@ -214,6 +246,55 @@ def duties(scene: Scene) -> Duties:
     _amend(scene, result)
     _sweep(scene, result)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Why VMs of a node may go."""
+
+    node: Node
+    fence: Fence
+    version: int
+    block: int | None = None
+    """The version of the block that is all there is: it holds for VMs that are in Ceph only."""
+
+    def is_for(self, vm: VM) -> bool:
+        return self.block is None or is_in_ceph_only(vm)
+
+
+def is_in_ceph_only(vm: VM) -> bool:
+    """Also as it runs: it may have been started with other disks than its definition has now. And nobody
+    moves it."""
+    try:
+        is_as_defined = (
+            vm.status.owner is None or vm.status.digest == domainxml.shape(vm.spec.definition).digest
+        )
+        return is_as_defined and vm.status.migration is None and domainxml.is_all_in_ceph(vm.spec.definition)
+    except Invalid:
+        return False
+
+
+def _isolated(scene: Scene, node: Node, fence: Fence, result: Duties) -> Isolate | None:
+    """An attempt has come to its end and nothing better is known: it would have been shot by now. Whoever is
+    switched off at once is never listed."""
+    is_tried = fence.state in (FenceState.FENCING, FenceState.FAILED) and bool(fence.reason)
+    if not is_tried or not is_suspect(node.status, node.alive) or node.spec.name == scene.me:
+        return None
+    if scene.cluster.maintenance and not (fence.asked_by or fence.drill):
+        return None
+    if not node.status.ceph_addresses or not any(
+        _is_owned_by(vm, fence) and is_in_ceph_only(vm) for vm in scene.vms.values()
+    ):
+        return None
+    note = scene.note(fence.node, fence.incarnation)
+    since = max(scene.now if note.gone_since is None else note.gone_since, scene.believed_from)
+    due = since + scene.cluster.fence_grace_s
+    if note.block_try is not None:
+        due = max(due, note.block_try + BLOCK_AGAIN_S)
+    if scene.now < due:
+        result.wake(due)
+        return None
+    return Isolate(node.spec.name, fence)
 
 
 def _begin(scene: Scene, duty: Duty | None, result: Duties) -> None:
@@ -406,15 +487,17 @@ def _placement(scene: Scene) -> Placement:
     return placement
 
 
-def _recover(scene: Scene, receipts: Sequence[tuple[Node, Fence, int]], result: Duties) -> None:
+def _recover(scene: Scene, receipts: Sequence[Receipt], result: Duties) -> None:
     """In start order over all nodes that are fenced: where room is short, the important get it."""
     placement = _placement(scene)
     for vm in sorted(scene.vms.values(), key=lambda vm: start_order(vm.spec)):
         if vm.spec.uuid in scene.busy:
             continue
-        for node, fence, version in receipts:
-            for spec, status in _recovered(scene, vm, fence, placement):
-                result.todo.append(Release(vm, spec, status, node, fence, version))
+        for one in receipts:
+            if not one.is_for(vm):
+                continue
+            for spec, status in _recovered(scene, vm, one.fence, placement):
+                result.todo.append(Release(vm, spec, status, one.node, one.fence, one.version, one.block))
 
 
 def _recovered(scene: Scene, vm: VM, fence: Fence, placement: Placement) -> Iterator[tuple[VMSpec, VMStatus]]:

@@ -55,6 +55,8 @@ class Evidence(StrEnum):
     """It had promised that nothing of it runs when it was away for so long, and it was."""
     STOPPED = "stopped"
     """Its own last word: it had ended all its VMs when it left."""
+    BLOCKLIST = "blocklist"
+    """Ceph takes no write from it any more: said only of VMs that are on nothing else. See Block."""
 
 
 class StepKind(StrEnum):
@@ -116,6 +118,32 @@ class Fence:
     finished: bool = False
     """It owns no VM any more, and its power is as the policy wants it."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """That Ceph takes no write from a node any more: begun before its addresses are put on Ceph's block list.
+
+    Not a receipt: what runs there may run on. It suffices for VMs all of whose disks are in Ceph, and the
+    search for evidence of all the others goes on beside it. Only the node takes its addresses off the list,
+    when it has no QEMU that uses Ceph: an order of anybody else could be carried out late, when it is
+    listed anew.
+    """
+
+    node: str
+    incarnation: int
+    addresses: tuple[str, ...]
+    epoch: int = 0
+    """A map of Ceph that has them, and that every OSD that was up knew; 0: that is not proven yet."""
+    since: float = 0.0
+    """Wall clock, for people."""
+    lifted: bool = False
+    """The node has taken them off the list, or is about to find them there no more."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def proves(self, incarnation: int) -> bool:
+        """Nothing of that life of the node writes to Ceph."""
+        return self.epoch > 0 and not self.lifted and self.incarnation == incarnation
 
 
 def is_gone(status: NodeStatus, alive: Alive | None) -> bool:

@@ -121,6 +121,10 @@ class NodeStatus:
     """So long after its session was seen gone nothing of it runs any more; 0: it promises nothing."""
     nothing_runs: bool = False
     """With state `stop`: when it left it had ended all its VMs."""
+    boot: str = ""
+    """Of its kernel."""
+    ceph_addresses: tuple[str, ...] = ()
+    """That its clients of Ceph have, or have had since its boot; said before a VM there uses Ceph."""
     strays: tuple[Stray, ...] = ()
     """The newest VMs that were found running here while they belonged elsewhere."""
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -18,6 +18,8 @@ TOKENS = f"{ROOT}/tokens"
 TASKS = f"{ROOT}/tasks"
 POOLS = f"{ROOT}/pools"
 FENCES = f"{ROOT}/fences"
+BLOCKS = f"{ROOT}/blocks"
+"""Of each node that was ever put on Ceph's block list."""
 VERIFIED = f"{ROOT}/verified"
 """Of each coordinator, whether it could fence every other node. Its own data: the newest wish to look now."""
 ZONES = f"{ROOT}/zones"
@@ -29,7 +31,7 @@ TERM = f"{ROOT}/term"
 
 LAYOUT = (
     *(ROOT, NODES, ALIVE, LOAD, VMS, NETWORKS, NAMES, VM_NAMES, NETWORK_NAMES),
-    *(TOKENS, FENCES, VERIFIED, TERM, ZONES, TASKS, POOLS),
+    *(TOKENS, FENCES, BLOCKS, VERIFIED, TERM, ZONES, TASKS, POOLS),
 )
 """Created once, parents first."""
 
@@ -169,3 +171,7 @@ def verified(coordinator: str) -> str:
 
 def fence(node: str, incarnation: int) -> str:
     return f"{FENCES}/{node}-{incarnation}"
+
+
+def block(node: str) -> str:
+    return f"{BLOCKS}/{node}"

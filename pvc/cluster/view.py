@@ -9,7 +9,7 @@ from typing import TypeVar
 from pvc.cluster import paths
 from pvc.cluster.cluster import LAYOUT_VERSION, ClusterSpec
 from pvc.cluster.codec import loads
-from pvc.cluster.membership import Fence, FenceState, Primary
+from pvc.cluster.membership import Block, Fence, FenceState, Primary
 from pvc.cluster.mirror import Follow
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
@@ -303,6 +303,16 @@ class View:
             if one is not None
         }
 
+    def blocks(self) -> dict[str, tuple[Block, int]]:
+        """Each with its version, by node."""
+        names = self.reader.children(paths.BLOCKS)
+        stored = self.reader.get_many([paths.block(name) for name in names])
+        return {
+            name: (self.decode(Block, one), one.version)
+            for name, one in zip(names, stored, strict=True)
+            if one is not None
+        }
+
     # Pools
 
     def pool(self, name: str) -> Pool:
@@ -370,7 +380,7 @@ def whole_cluster() -> tuple[Follow, ...]:
     listed = (
         *(paths.NODES, paths.ALIVE, paths.LOAD, paths.VMS, paths.VM_NAMES),
         *(paths.NETWORKS, paths.NETWORK_NAMES, paths.TOKENS, paths.FENCES, paths.VERIFIED),
-        *(paths.TASKS, paths.POOLS),
+        *(paths.TASKS, paths.POOLS, paths.BLOCKS),
     )
     return (*(Follow(path) for path in single), *(Follow(path, children=True) for path in listed))
 
@@ -390,6 +400,7 @@ def expand_whole_cluster(listing: str, names: tuple[str, ...]) -> Iterable[Follo
         paths.VERIFIED: (paths.verified,),
         paths.TASKS: _OF_A_TASK,
         paths.POOLS: (paths.pool,),
+        paths.BLOCKS: (paths.block,),
     }[listing]
     return (Follow(where(name)) for name in names for where in followed)
 

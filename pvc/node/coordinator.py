@@ -16,6 +16,7 @@ from pvc.cluster.view import Node, View, expand_whole_cluster, whole_cluster
 from pvc.cluster.vm import Owner
 from pvc.errors import PVCError
 from pvc.node.drivers import HostAddresses
+from pvc.node.drivers.blocklist import Blocklist
 from pvc.node.drivers.power import BMCAccess, Power, open_bmc
 from pvc.node.judge import Judge
 from pvc.node.keeper import Keeper, Tenure
@@ -60,6 +61,7 @@ class Coordinator:
         keeper: type[Keeper] = Keeper,
         verify: Callable[[Callable[[Chore], None], Callable[[], None]], Lanes[Chore]] | None = None,
         is_store_refusing: Callable[[], bool] = lambda: False,
+        blocklist: Blocklist | None = None,
     ) -> None:
         self.store = store
         self.clock = clock
@@ -80,6 +82,7 @@ class Coordinator:
             lanes=lambda carry_out: lanes(carry_out, wake),
             decide=decide,
             access=access,
+            blocklist=blocklist,
             session_timeout_s=timing.session_timeout_s,
         )
         self.verifier = verify and Verifier(

@@ -16,7 +16,7 @@ from pvc.clock import Clock
 from pvc.cluster import paths
 from pvc.cluster.cluster import LAYOUT_VERSION
 from pvc.cluster.codec import Unreadable, dumps, loads
-from pvc.cluster.membership import Fence, FenceState
+from pvc.cluster.membership import Block, Fence, FenceState
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import Alive, DaemonState, Load, NetworkProblem, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.placement import RESERVED_MIB
@@ -62,6 +62,7 @@ class Daemon:
         planner: Callable[[Picture], Plan] = plan,
         executor: type[Executor] = Executor,
         guard: Guard | None = None,
+        boot: str = "",
     ) -> None:
         self.config = config
         self.name = config.node.name
@@ -78,6 +79,9 @@ class Daemon:
         self.problem = ""
         self.trouble = ""
         """Why this node does nothing else: libvirt is silent, or its VMs are being ended."""
+        self.boot = boot
+        self.ceph_problem: Callable[[], str] = lambda: ""
+        """Why no VM that uses Ceph may begin here."""
         self.floating: Callable[[], tuple[tuple[str, ...], str]] = lambda: ((), "")
         """The floating addresses that are here, and what is wrong with one that is not."""
         self.published = Load()
@@ -109,6 +113,7 @@ class Daemon:
             publish=self._change_status,
             problem=self._set_problem,
             may_start=self.guard.may_start,
+            ceph_problem=lambda: self.ceph_problem(),
         )
         self.lanes = lanes(self.executor.carry_out, wake)
         self.guard.contact, self.guard.is_idle = self.has_contact, self.is_idle
@@ -195,6 +200,8 @@ class Daemon:
             watchdog="",
             quiet_after_s=0.0,
             nothing_runs=False,
+            boot=self.boot,
+            ceph_addresses=known.ceph_addresses if known.boot == self.boot else (),
         )
 
     def join(self) -> None:
@@ -209,8 +216,15 @@ class Daemon:
 
     def _returned(self, status: NodeStatus) -> NodeStatus:
         """Asked after the status was read, so that a receipt of which we do not know here is newer."""
-        stored = self.store.get(paths.fence(self.name, self.me.incarnation))
-        if stored is not None and loads(Fence, stored.data, stored.path).state is FenceState.FENCED:
+        receipt, block = self.store.get_many(
+            [paths.fence(self.name, self.me.incarnation), paths.block(self.name)]
+        )
+        is_fenced = receipt is not None and (
+            loads(Fence, receipt.data, receipt.path).state is FenceState.FENCED
+        )
+        if is_fenced or (
+            block is not None and loads(Block, block.data, block.path).proves(self.me.incarnation)
+        ):
             self.guard.retire()
             raise Failed(f"incarnation {self.me.incarnation} of {self.name} was fenced: it has to begin anew")
         is_leaving = status.state is DaemonState.SHUTDOWN
@@ -323,6 +337,12 @@ class Daemon:
     def pools_are(self, problems: Mapping[str, str]) -> None:
         """Called on the thread that looks after them."""
         self._change_status(lambda status: replace(status, pool_problems=problems))
+
+    def ceph_knows(self, addresses: Iterable[str]) -> None:
+        """Called on the thread that looks whether Ceph takes writes from here."""
+        self._change_status(
+            lambda status: replace(status, ceph_addresses=tuple(sorted({*status.ceph_addresses, *addresses})))
+        )
 
     def services_are(self, problems: tuple[NetworkProblem, ...]) -> None:
         """Called on the thread that serves."""

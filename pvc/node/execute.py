@@ -94,6 +94,8 @@ class Executor:
     """Say why a flush or a return does not get on."""
     may_start: Callable[[], bool] = lambda: True
     """This node is in contact with the cluster, or has promised nothing."""
+    ceph_problem: Callable[[], str] = lambda: ""
+    """Why no VM that uses Ceph may begin here."""
 
     def carry_out(self, action: Action | NodeAction) -> None:
         match action:
@@ -185,6 +187,8 @@ class Executor:
         """Own it, then run it: in this order, whatever happens."""
         if not self.may_start():
             raise cut_off()
+        if domainxml.uses_ceph(vm.spec.definition) and (why := self.ceph_problem()):
+            raise Unavailable(f"{vm.spec.name} waits: {why}")
         self.write(vm, None, self._claimed(vm))
         forget = partial(
             replace, running_since=None, gone_since=None, ended=None, cut_off=False, unplugging=""

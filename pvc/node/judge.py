@@ -11,7 +11,7 @@ from functools import partial
 from pvc.clock import Clock
 from pvc.cluster import fencing, paths, timeline
 from pvc.cluster.cluster import FencePolicy
-from pvc.cluster.codec import Unreadable, dumps
+from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.cluster.fencing import (
     Amend,
     Duties,
@@ -19,19 +19,22 @@ from pvc.cluster.fencing import (
     Excuse,
     Finish,
     Forget,
+    Isolate,
     Note,
     Release,
     Scene,
     Shoot,
     name_of,
 )
-from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind, is_gone
+from pvc.cluster.membership import Block, Evidence, Fence, FenceState, StepKind, is_gone
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import BMC, DaemonState
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import Owner, index_nodes, index_ops
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.blocklist import Blocklist
 from pvc.node.drivers.power import BMCAccess, Power, PowerState
 from pvc.node.lanes import Lanes
 from pvc.node.role import Role
@@ -67,6 +70,7 @@ class Judge:
         lanes: Callable[[Callable[[Duty], None]], Lanes[Duty]],
         decide: Callable[[Scene], Duties],
         access: Callable[[BMC, str], BMCAccess],
+        blocklist: Blocklist | None,
         session_timeout_s: float,
     ) -> None:
         self.connected_since = clock.monotonic()
@@ -84,6 +88,7 @@ class Judge:
         self.secret = secret
         self.decide = decide
         self.access = access
+        self.blocklist = blocklist
         self.session_timeout_s = session_timeout_s
         self.notes: dict[str, Note] = {}
         self.notes_lock = threading.Lock()
@@ -119,6 +124,7 @@ class Judge:
             now=now,
             believed_from=believed_from,
             wall=self.clock.wall(),
+            blocks=self.view.blocks(),
         )
         with self.notes_lock:
             self.notes = fencing.remember(replace(scene, notes=self.notes))
@@ -188,6 +194,8 @@ class Judge:
         match duty:
             case Shoot():
                 self._shoot(duty)
+            case Isolate():
+                self._isolate(duty.fence)
             case Release():
                 self._release(duty)
             case Finish():
@@ -382,14 +390,75 @@ class Judge:
     def _excuse(self, duty: Excuse) -> None:
         self._write(replace(duty.fence, state=duty.state, reason=duty.why), duty.version)
 
+    # Ceph's block list
+
+    def _isolate(self, fence: Fence) -> None:
+        """List it; then, when every OSD that is up knows it, prove it.
+
+        The status of before is written with the proof: who has returned since, in whatever life, finds none.
+        """
+        try:
+            why = self._isolate_or_why_not(fence)
+        except (Unavailable, Conflict):
+            raise
+        except DriverError as error:
+            why = error.message
+        finally:
+            ended = self.clock.monotonic()
+            self._note(fence, lambda note: replace(note, block_try=ended))
+        if why:
+            log.info("%s is not shut out of Ceph yet: %s", fence.node, why)
+        self._note(fence, lambda note: replace(note, block_failed=why))
+
+    def _isolate_or_why_not(self, fence: Fence) -> str:
+        """Raises DriverError."""
+        if self.blocklist is None:
+            return "this coordinator has no client of Ceph (python3-rados)"
+        look = self._look(fence)
+        if look is None or not is_gone(look.node.status, look.node.alive):
+            return "it is back"
+        block, version, epoch = self._listed(self.blocklist, fence, look.node)
+        known = self.blocklist.map()
+        if not known.listed.issuperset(block.addresses):
+            self._note(fence, lambda note: replace(note, blocking=None))
+            return "somebody has taken it off the block list"
+        for osd in sorted(known.up):
+            if self.blocklist.epoch_of(osd) < epoch:
+                return f"osd.{osd} does not know it yet"
+        proven = Put(paths.block(fence.node), dumps(replace(block, epoch=epoch)), version)
+        self.role.commit(proven, _not_returned(look.node))
+        log.warning("%s is shut out of Ceph: every OSD knows epoch %d", fence.node, epoch)
+        return ""
+
+    def _listed(self, blocklist: Blocklist, fence: Fence, node: Node) -> tuple[Block, int, int]:
+        """Its block, the version of that, and an epoch with its addresses: announced before it is done."""
+        addresses = tuple(sorted({*node.status.ceph_addresses, *_addresses(node)}))
+        wanted = Block(fence.node, fence.incarnation, addresses, since=self.clock.wall())
+        path = paths.block(fence.node)
+        stored = self.store.get(path)
+        blocking = self._noted(node).blocking
+        if stored is not None and blocking is not None and blocking[0] == stored.version:
+            known = loads(Block, stored.data, path)
+            if set(addresses) <= set(known.addresses):
+                return known, *blocking
+        data = dumps(wanted)
+        self.role.commit(Create(path, data) if stored is None else Put(path, data, stored.version))
+        version = 0 if stored is None else stored.version + 1
+        for address in addresses:
+            blocklist.add(address)
+        epoch = blocklist.map().epoch
+        self._note(fence, lambda note: replace(note, blocking=(version, epoch)))
+        return wanted, version, epoch
+
     def _release(self, duty: Release) -> None:
         """Owner, spec and index of a VM in one transaction that holds only with the receipt."""
         vm, uuid = duty.vm, duty.vm.spec.uuid
         mark = timeline.marked(name_of(duty.fence.node, duty.fence.incarnation), self._elapsed_s(duty.fence))
         status = replace(duty.status, since=self.clock.wall(), recovery=mark)
         before, after = index_nodes(vm.spec, vm.status.owner), index_nodes(duty.spec, status.owner)
+        receipt = Check(paths.fence(duty.fence.node, duty.fence.incarnation), duty.version)
         ops: list[Op] = [
-            Check(paths.fence(duty.fence.node, duty.fence.incarnation), duty.version),
+            receipt if duty.block is None else Check(paths.block(duty.fence.node), duty.block),
             Check(paths.node_status(duty.fence.node), duty.node.status_version or 0),
             Put(paths.vm(uuid), dumps(duty.spec), vm.spec_version),
             Put(paths.vm_status(uuid), dumps(status), vm.status_version or 0),
@@ -426,6 +495,11 @@ def _is_over(node: Node | None, incarnation: int) -> bool:
     if node is None or node.status.incarnation != incarnation:
         return True
     return node.fence is not None and node.fence.finished
+
+
+def _addresses(node: Node) -> set[str]:
+    """By which it may be known to Ceph though it has not said so."""
+    return {node.spec.address, node.spec.storage_address} - {""}
 
 
 def _not_returned(node: Node) -> Op:

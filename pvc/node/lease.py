@@ -324,7 +324,7 @@ class Guard:
         is_idle = self.is_idle()
         ours = [domain for domain in self.hypervisor.domains().values() if self.is_ours(domain)]
         for domain in ours:
-            self._end(domain)
+            self.end_one(domain)
         with self._lock:
             is_empty = not ours and not self._ending
             self.lease = replace(self.lease, quiet_at=now if is_empty and is_idle else None)
@@ -337,7 +337,7 @@ class Guard:
         """Also one that is on its way here, of which little is known yet."""
         return bool(domain.digest) or domain.state is DomainState.INCOMING or domain.uuid in self.known
 
-    def _end(self, domain: Domain) -> None:
+    def end_one(self, domain: Domain) -> None:
         uuid = domain.uuid
         with self._lock:
             if uuid in self._ending:

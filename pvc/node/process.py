@@ -30,6 +30,7 @@ from pvc.node.outage import Outage, OwnServer
 
 if TYPE_CHECKING:
     from pvc.node.coordinator import Coordinating
+    from pvc.node.drivers.blocklist import Blocklist
     from pvc.node.network import Networks
     from pvc.node.own_networks import OwnNetworks
     from pvc.node.peer import PeerServer
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 LATE_S = 30.0
 """A coordinator whose round takes longer hangs."""
 NETWORKS_S = 5.0
@@ -108,9 +110,11 @@ class Process:
 
 LATER = (
     "pvc.cluster.zookeeper",
+    "pvc.node.blocked",
     "pvc.node.certificates",
     "pvc.node.coordinator",
     "pvc.node.dhcp",
+    "pvc.node.drivers.blocklist",
     "pvc.node.drivers.dnsmasq",
     "pvc.node.drivers.fourletter",
     "pvc.node.drivers.frr",
@@ -214,7 +218,11 @@ def main(config: Config) -> None:
         _check_grace(config, store)
         changed = certificates.ensure(config, store)
         daemon = Daemon(
-            config, store, hypervisor, clock, wake=process.woken.set, bridges=host_bridges, guard=guard
+            *(config, store, hypervisor, clock),
+            wake=process.woken.set,
+            bridges=host_bridges,
+            guard=guard,
+            boot=BOOT.read_text().strip(),
         )
         daemon.wrong_ticks = _wrong_ticks(config, timing)
         own_networks.contact, own_networks.publish = daemon.has_contact, daemon.own_networks_are
@@ -372,6 +380,7 @@ def _coordinate(
             wake=wake,
             verify=verify_lanes,
             is_store_refusing=lambda: refuses(own_server, int(port)),
+            blocklist=blocklist(),
         ),
         clock,
     )
@@ -523,6 +532,7 @@ class Working:
     """Pools and tasks, each with a loop of its own: a file system that hangs holds up no VM."""
 
     def __init__(self, daemon: Daemon, store: Store, clock: Clock) -> None:
+        from pvc.node.blocked import Blocked
         from pvc.node.storage import Pools, works
         from pvc.node.tasks import Tasks
 
@@ -534,9 +544,28 @@ class Working:
             self.looking.wake,
             keep_secret=daemon.hypervisor.keep_secret,
         )
+        self.shut_out = Loop("block list", clock)
+        self.blocked = Blocked(
+            daemon.me,
+            store,
+            daemon.hypervisor.domains,
+            blocklist(),
+            publish=daemon.ceph_knows,
+            is_idle=daemon.is_idle,
+            is_ours=daemon.guard.is_ours,
+            end=daemon.guard.end_one,
+            changed=self._shut_out_changed,
+        )
+        self.pools.blocked = daemon.ceph_problem = lambda: self.blocked.problem
+        self.wake_vms = daemon.wake
         self.tasks = Tasks(daemon.me, store, works(self.pools), clock, self.doing.wake)
         self.looking.start(self.pools.step)
+        self.shut_out.start(self.blocked.step)
         self.doing.start(self.tasks.step)
+
+    def _shut_out_changed(self) -> None:
+        self.looking.wake()
+        self.wake_vms()
 
     def end(self) -> None:
         """Tell what goes on to end."""
@@ -547,8 +576,17 @@ class Working:
 
     def close(self) -> None:
         self.end()
-        self.doing.close()
-        self.looking.close()
+        for loop in (self.doing, self.shut_out, self.looking):
+            loop.close()
+
+
+def blocklist() -> Blocklist | None:
+    """None where this node has no client of Ceph."""
+    try:
+        from pvc.node.drivers.ceph import Ceph, CephBlocklist
+    except ImportError:
+        return None
+    return CephBlocklist(Ceph())
 
 
 def _work(daemon: Daemon, store: Store, clock: Clock, peers: PeerServer) -> Working:

@@ -79,7 +79,9 @@ class Role:
         new = 0 if term is None else term.version + 1
         begun = dumps(Term(self.me.node))
         ops.append(Create(paths.TERM, begun) if term is None else Put(paths.TERM, begun, term.version))
-        missing = [path for path in (paths.FENCES, paths.VERIFIED) if self.store.get(path) is None]
+        missing = [
+            path for path in (paths.FENCES, paths.BLOCKS, paths.VERIFIED) if self.store.get(path) is None
+        ]
         ops += [Create(path) for path in missing]
         mine = Primary(self.me.node, self.me.incarnation, new, addresses_free=_is_free(term))
         self._commit([*ops, Create(paths.PRIMARY, dumps(mine), ephemeral=True)])

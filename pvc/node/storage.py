@@ -82,6 +82,8 @@ class Pools:
         self.mirror = Mirror(store, (Follow(paths.POOLS, children=True),), _expand, wake)
         self.view = View(self.mirror)
         self.published: Mapping[str, str] | None = None
+        self.blocked: Callable[[], str] = lambda: ""
+        """Why Ceph takes no writes from this node."""
         self._ceph: CephAccess | None = None
         self._why_no_ceph = "this daemon has only just begun"
 
@@ -106,6 +108,7 @@ class Pools:
                 self.open_pool(found.spec).check()
                 if found.spec.driver is Driver.RBD:
                     self.ceph()
+                    return self.blocked()
         except PVCError as error:
             return error.message
         return ""

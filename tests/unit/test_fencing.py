@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pvc.cluster import election, fencing, timeline
+from pvc.cluster import domainxml, election, fencing, timeline
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.election import Move
 from pvc.cluster.fencing import (
@@ -16,6 +16,7 @@ from pvc.cluster.fencing import (
     Excuse,
     Finish,
     Forget,
+    Isolate,
     Note,
     Release,
     Scene,
@@ -23,7 +24,7 @@ from pvc.cluster.fencing import (
     duties,
     remember,
 )
-from pvc.cluster.membership import Evidence, Fence, FenceState, Step, StepKind
+from pvc.cluster.membership import Block, Evidence, Fence, FenceState, Step, StepKind
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.view import VM, Node
 from pvc.cluster.vm import Migration, Owner, Power, Recovery, State
@@ -398,3 +399,129 @@ def test_election(
 ) -> None:
     """14.3.1, 14.3.2: no lock is waited for, and nobody waits for ever for one who does not come."""
     assert election.decide("n1", holder=holder, wanted=wanted, live=live, free_for=free_for) is move
+
+
+# Ceph's block list
+
+IN_CEPH = """<domain type="kvm"><name>vm</name><memory>1024</memory><vcpu>1</vcpu><os><type>hvm</type></os>
+<devices><disk type="network"><source protocol="rbd" name="vms/a"/><target dev="vda"/></disk>{more}</devices>
+</domain>"""
+FAILED = Fence("n3", 4, FenceState.FAILED, attempts=1, reason="the BMC does not answer")
+BLOCK = Block("n3", 4, ("10.0.0.3",), epoch=17)
+
+
+def on_ceph(number: int = 0, more: str = "", **fields: Any) -> VM:
+    definition = IN_CEPH.format(more=more)
+    found = vm(number, definition=definition, **fields)
+    return replace(found, status=replace(found.status, digest=domainxml.digest(definition)))
+
+
+def with_ceph(*vms: VM, block: Block | None = None, **changes: Any) -> Scene:
+    found = scene(**{"vms": vms, "fence": FAILED, **changes})
+    gone = found.nodes["n3"]
+    gone = replace(gone, status=replace(gone.status, ceph_addresses=("10.0.0.3",)))
+    blocks = {} if block is None else {"n3": (block, 6)}
+    return replace(found, nodes={**found.nodes, "n3": gone}, blocks=blocks)
+
+
+def isolated(found: Duties) -> list[str]:
+    return [duty.node for duty in found.todo if isinstance(duty, Isolate)]
+
+
+def test_node_that_cannot_be_switched_off_is_shut_out_of_ceph() -> None:
+    assert isolated(duties(with_ceph(on_ceph()))) == ["n3"]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        with_ceph(on_ceph(), fence=None),
+        with_ceph(on_ceph(), fence=replace(FAILED, state=FenceState.FENCING, reason="")),
+        with_ceph(on_ceph(), fence=RECEIPT),
+        with_ceph(on_ceph(), fence=replace(FAILED, state=FenceState.RETURNED)),
+        with_ceph(on_ceph(), gone=""),
+        with_ceph(on_ceph(), state=DaemonState.STOP),
+        with_ceph(on_ceph(), cluster=ClusterSpec("test", maintenance=True)),
+        with_ceph(on_ceph(), gone_for=1.0),
+        with_ceph(on_ceph(), believed_from=NOW + 1),
+        with_ceph(on_ceph(), me="n3"),
+        with_ceph(on_ceph(), block=BLOCK),
+        with_ceph(on_ceph(), notes={"n3-4": Note(gone_since=NOW - 60, block_try=NOW - 0.5)}),
+        with_ceph(vm()),
+        with_ceph(on_ceph(owner=Owner("n2", 4))),
+        scene(vms=(on_ceph(),), fence=FAILED),
+    ],
+    ids=(
+        "not tried",
+        "being tried",
+        "fenced",
+        "returned",
+        "alive",
+        "left cleanly",
+        "maintenance",
+        "grace",
+        "store was away",
+        "primary itself",
+        "proven",
+        "just tried",
+        "no VM in Ceph",
+        "no VM of its own",
+        "no address is known",
+    ),
+)
+def test_who_is_not_listed(found: Scene) -> None:
+    assert isolated(duties(found)) == []
+
+
+def test_block_of_an_earlier_life_or_one_not_proven_is_made_anew() -> None:
+    for block in (replace(BLOCK, incarnation=3), replace(BLOCK, epoch=0), replace(BLOCK, lifted=True)):
+        found = duties(with_ceph(on_ceph(), block=block))
+        assert (isolated(found), released(found)) == (["n3"], [])
+
+
+def test_block_releases_a_vm_in_ceph() -> None:
+    (release,) = released(duties(with_ceph(on_ceph(), block=BLOCK)))
+    assert (release.block, release.spec.node, release.status.owner) == (6, "n1", None)
+
+
+FILE = '<disk type="file"><source file="/x"/><target dev="vdb"/></disk>'
+OTHER_CEPH = """<disk type="network"><source protocol="rbd" name="vms/b"><host name="10.9.9.9"/></source>
+<target dev="vdb"/></disk>"""
+SHARE = '<filesystem><source dir="/srv"/><target dir="x"/></filesystem>'
+SLICE = "<hostdev mode='subsystem' type='scsi'/>"
+
+
+@pytest.mark.parametrize("more", [FILE, OTHER_CEPH, SHARE, SLICE])
+def test_vm_that_writes_elsewhere_too_waits_for_a_receipt(more: str) -> None:
+    other = on_ceph(1, more)
+    (release,) = released(duties(with_ceph(on_ceph(), other, block=BLOCK)))
+    assert release.vm.spec.name == "vm0"
+    everything = released(duties(with_ceph(on_ceph(), other, block=BLOCK, fence=RECEIPT)))
+    assert [(one.vm.spec.name, one.block) for one in everything] == [("vm0", None), ("vm1", None)]
+
+
+def test_vm_without_disks_or_that_runs_otherwise_than_defined_waits() -> None:
+    edited = on_ceph()
+    edited = replace(edited, status=replace(edited.status, digest="of another definition"))
+    moving = on_ceph(1, migration=Migration("n2"))
+    assert released(duties(with_ceph(edited, moving, vm(2), block=BLOCK))) == []
+
+
+def test_empty_drive_is_no_disk() -> None:
+    empty = on_ceph(0, '<disk type="file" device="cdrom"><target dev="sda"/></disk>')
+    assert len(released(duties(with_ceph(empty, block=BLOCK)))) == 1
+
+
+def test_block_says_nothing_of_another_life_nor_of_who_is_back() -> None:
+    for found in (
+        with_ceph(on_ceph(), block=replace(BLOCK, incarnation=3)),
+        with_ceph(on_ceph(), block=BLOCK, gone=""),
+        with_ceph(on_ceph(), block=replace(BLOCK, epoch=0)),
+        with_ceph(on_ceph(), block=replace(BLOCK, lifted=True)),
+    ):
+        assert released(duties(found)) == []
+
+
+def test_search_for_a_receipt_goes_on_beside_the_block() -> None:
+    assert shots(duties(with_ceph(on_ceph(), block=BLOCK))) == ["n3"]
+    assert fencing.lane(Isolate("n3", FAILED)) != fencing.lane(Shoot("n3", FAILED, 2))

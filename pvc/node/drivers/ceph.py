@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import rados
 from pvc.cluster.storage import CephAccess, Monitor
 from pvc.errors import PVCError, Unavailable
 from pvc.node.drivers import DriverError
+from pvc.node.drivers.blocklist import OSDMap
 
 CONF = "/etc/ceph/ceph.conf"
 USER = "pvc"
@@ -24,6 +26,11 @@ ASK_TIMES = {**TIMES, "rados_osd_op_timeout": "10"}
 VM_USER = "pvc-vm"
 """Of QEMU: it may use images, break the locks of the dead, and nothing else."""
 VM_CAPS = ("mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd")
+
+BLOCKED_S = 10 * 365 * 86400.0
+"""Each entry of the block list ends; by default in an hour, and a client that slept longer writes again."""
+SILENT_S = 2
+"""For an OSD to say what it knows."""
 
 Error = rados.Error
 
@@ -77,6 +84,58 @@ class Ceph:
         except rados.Error as error:
             raise Unavailable(f"Ceph is not reached from here: {words(error)}") from None
         return cluster
+
+
+class CephBlocklist:
+    """A Blocklist."""
+
+    def __init__(self, ceph: Ceph) -> None:
+        self.ceph = ceph
+
+    def addresses(self) -> frozenset[str]:
+        with _reached(), self.ceph.connected(ASK_TIMES) as cluster:
+            return frozenset(map(_host, re.findall(r"[^,\s]+/\d+", cluster.get_addrs())))
+
+    def map(self) -> OSDMap:
+        with _reached():
+            found = self.ceph.command("osd dump")
+        return OSDMap(
+            found["epoch"],
+            frozenset(one["osd"] for one in found["osds"] if one["up"]),
+            frozenset(_host(entry) for entry in found["blocklist"] if entry.endswith(":0/0")),
+        )
+
+    def add(self, address: str) -> None:
+        with _reached():
+            self._change(address, blocklistop="add", expire=BLOCKED_S)
+
+    def remove(self, address: str) -> None:
+        with _reached():
+            self._change(address, blocklistop="rm")
+
+    def _change(self, address: str, **how: Any) -> None:
+        entry = f"[{address}]:0/0" if ":" in address else f"{address}:0/0"
+        self.ceph.command("osd blocklist", addr=entry, **how)
+
+    def epoch_of(self, osd: int) -> int:
+        times = {**TIMES, "rados_osd_op_timeout": str(SILENT_S)}
+        with _reached(), self.ceph.connected(times) as cluster:
+            asked = _asked("status", {})
+            return int(_answer(f"osd.{osd}", cluster.osd_command(osd, asked, b""))["newest_map"])
+
+
+def _host(entry: str) -> str:
+    """Of what Ceph calls an address: v2:10.0.0.1:6800/123, [fd00::1]:0/0."""
+    return re.sub(r"^\[?(v[12]|any):", "", entry).rpartition(":")[0].strip("[]")
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Not to be reached is a failure as any other: a judge must not take it for the store's."""
+    try:
+        yield
+    except Unavailable as error:
+        raise DriverError(error.message, retryable=True) from None
 
 
 def vm_access(ceph: Ceph) -> tuple[CephAccess, str]:

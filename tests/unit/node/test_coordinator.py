@@ -21,6 +21,7 @@ from pvc.errors import Conflict, PVCError, Unavailable
 from pvc.node.coordinator import Coordinator
 from pvc.node.drivers.power import BMCAccess
 from tests.fakes.addresses import FakeAddresses
+from tests.fakes.blocklist import FakeBlocklist, FakeCeph
 from tests.fakes.power import FakePower, Fault, Machine
 from tests.fakes.store import MemoryCluster
 from tests.unit.node.pictures import UUID, spec
@@ -68,6 +69,7 @@ class Bench:
             Create(paths.vm_status(UUID), dumps(VMStatus(owner=Owner("n3", 1)))),
             Create(paths.node_vm("n3", UUID)),
         )
+        self.ceph = FakeCeph()
         self.hands: dict[str, Hands] = {}
         self.hosts: dict[str, FakeAddresses] = {}
         self.one = self.coordinator("n1")
@@ -98,6 +100,7 @@ class Bench:
             "",
             lanes=lanes,
             access=access,
+            blocklist=FakeBlocklist(self.ceph),
         )
 
     def until_duty(self, name: str = "n1") -> Duty:
