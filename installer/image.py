@@ -31,7 +31,7 @@ EPOCH = "1700000000"
 
 Log = Callable[[str], None]
 
-# What a node needs, by purpose. No kernel and no boot loader: the installer adds them; no Ceph yet.
+# What a node needs, by purpose. No kernel and no boot loader: the installer adds them.
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "libpam-systemd"),
     *(
@@ -49,7 +49,9 @@ PACKAGES = (
     *("frr", "frr-pythontools", "dnsmasq-base", "ipmitool"),
     *("pdns-server", "pdns-backend-sqlite3", "bind9-dnsutils"),
     *("libvirt-daemon-system", "libvirt-clients", "libvirt-daemon-driver-qemu"),
-    *("qemu-system-x86", "qemu-utils", "seabios", "ovmf"),
+    *("qemu-system-x86", "qemu-utils", "qemu-block-extra", "seabios", "ovmf"),
+    *("ceph-mon", "ceph-mgr", "ceph-mgr-modules-core", "ceph-osd", "ceph-common"),
+    *("python3-rados", "python3-rbd", "fio"),
     *("zookeeper", "pvc-headless-jre"),
 )
 
@@ -62,8 +64,8 @@ ENABLED = (
     "pvc-metadata.service",
     "pvc-ssh-keys.service",
 )
-# These are started by the node daemon where a network needs them.
-DISABLED = ("frr.service", "pdns.service")
+# Started by the node daemon where a network needs them, or by nobody.
+DISABLED = ("frr.service", "pdns.service", "ceph-crash.service", "rbdmap.service")
 MASKED = (
     "libvirt-guests.service",  # would make every shutdown of a node wait for its guests
     "sys-kernel-debug.mount",
@@ -74,6 +76,9 @@ MASKED = (
     "apt-daily-upgrade.timer",
     "dpkg-db-backup.timer",
     "console-getty.service",
+    # These come with Ceph, for what no node has.
+    "lvm2-monitor.service",
+    "nvmf-autoconnect.service",
 )
 
 # What must differ between nodes, or says something about the machine that built the image.

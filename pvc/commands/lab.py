@@ -53,6 +53,8 @@ class LabNode:
     upstream: str
     bmc: str
     bmc_address: str
+    ceph: tuple[str, ...]
+    """Kinds of Ceph's daemons that run in it."""
     cut: tuple[str, ...]
     """Networks it is cut off from."""
     pid: int
@@ -69,6 +71,8 @@ Coordinators = Annotated[
         maximum=5,
     ),
 ]
+Ceph = Annotated[bool, Arg("with a Ceph: monitors on the coordinators, an OSD on every node")]
+OSDs = Annotated[int, Arg("of that Ceph, on every node", metavar="N", minimum=1, maximum=4)]
 ImageFile = Annotated[
     str, Arg("another node image than the one that ./build.py image made", metavar="FILE", complete="file")
 ]
@@ -97,7 +101,7 @@ Behaviour = Annotated[
 ]
 Stop = Annotated[bool, Arg("only halt it (SIGSTOP), as a machine that hangs would")]
 Cont = Annotated[bool, Arg("let it go on (SIGCONT)")]
-COLUMNS = ("name", "power", "zookeeper", "address", "bmc", "bmc_address", "cut")
+COLUMNS = ("name", "power", "zookeeper", "address", "bmc", "bmc_address", "ceph", "cut")
 
 
 @local(columns=COLUMNS)
@@ -106,6 +110,8 @@ def up(
     *,
     nodes: Nodes | None = None,
     coordinators: Coordinators | None = None,
+    ceph: Ceph = False,
+    osds: OSDs | None = None,
     image: ImageFile | None = None,
 ) -> list[LabNode]:
     """Start a cluster on this machine, or what is missing of it.
@@ -115,7 +121,13 @@ def up(
     """
     from pvc.lab.up import bring_up
 
-    bring_up(output.note, nodes=nodes, coordinators=coordinators, image=Path(image) if image else None)
+    bring_up(
+        output.note,
+        nodes=nodes,
+        coordinators=coordinators,
+        osds=osds or (1 if ceph else None),
+        image=Path(image) if image else None,
+    )
     return status(ctx)
 
 
@@ -130,7 +142,7 @@ def down(ctx: LocalContext) -> None:
 
 @local(columns=COLUMNS)
 def status(ctx: LocalContext) -> list[LabNode]:
-    """Show the nodes of the lab: power, ZooKeeper, addresses, BMC, and cables that were cut."""
+    """Show the nodes of the lab: power, ZooKeeper, addresses, BMC, Ceph, and cables that were cut."""
     from pvc.lab.up import states
 
     return states()

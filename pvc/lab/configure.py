@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from pvc.lab import ceph
 from pvc.lab.layout import Lab, Node
 from pvc.lab.render import node_files
 
@@ -19,7 +20,7 @@ def is_configured(lab: Lab, node: Node) -> bool:
 def configure(lab: Lab, node: Node) -> None:
     """Only before the first boot: afterwards the files belong to the node. The mark is written last."""
     layer = lab.upper(node)
-    for file in node_files(lab, node):
+    for file in (*node_files(lab, node), *ceph.files(lab, node)):
         target = layer / file.path
         _make_folder(lab, layer, Path(file.path).parent)
         target.write_text(file.text)
@@ -44,7 +45,8 @@ def _mark(lab: Lab, node: Node) -> Path:
 
 
 def _make_folder(lab: Lab, layer: Path, folder: Path) -> None:
-    """With the owner and mode it has in the image: in an overlay the upper layer's folder counts."""
+    """With the owner and mode it has in the image: in an overlay the upper layer's folder counts. One that is
+    not in the image belongs to whom the one above it belongs."""
     for each in [*reversed(folder.parents), folder]:
         target = layer / each
         if target.exists():
@@ -55,6 +57,8 @@ def _make_folder(lab: Lab, layer: Path, folder: Path) -> None:
             shutil.copystat(below, target)
             status = below.stat()
             os.chown(target, status.st_uid, status.st_gid)
+        else:
+            _own_like_folder(target)
 
 
 def _own_like_folder(path: Path) -> None:

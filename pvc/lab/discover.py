@@ -15,6 +15,7 @@ from pvc.lab.layout import Lab, Node
 from pvc.lab.network import NAMESPACES
 
 PROC = Path("/proc")
+CEPH = ("ceph-mon", "ceph-mgr", "ceph-osd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,14 @@ def in_namespace(name: str) -> frozenset[int]:
     except OSError:
         return frozenset()
     return frozenset(pid for pid in _pids() if _is_in(pid, wanted.st_dev, wanted.st_ino))
+
+
+def ceph_daemons(lab: Lab, node: Node) -> tuple[str, ...]:
+    """Kinds of Ceph's daemons that run in the node: mgr, mon, osd."""
+    names = {
+        os.path.basename(argv[0]) for pid in in_namespace(lab.namespace(node)) if (argv := command_line(pid))
+    }
+    return tuple(sorted(name.removeprefix("ceph-") for name in names if name in CEPH))
 
 
 def _pids() -> Iterator[int]:

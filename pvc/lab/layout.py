@@ -15,6 +15,7 @@ from pvc.errors import Failed, Invalid, NotFound
 
 DEFAULT_DIRECTORY = Path("/var/lib/pvc-lab")
 MOST_NODES = 9
+MOST_OSDS = 4
 FLOATING_END = 250
 
 
@@ -52,6 +53,8 @@ class Lab:
     coordinators: int
     key: str
     """The cluster key."""
+    osds: int = 0
+    """Of Ceph, on each node; none for a lab without Ceph."""
     initialised: bool = False
 
     @property
@@ -147,7 +150,7 @@ def directory_of_environment() -> Path:
     return directory
 
 
-def new_lab(directory: Path, image: Path, nodes: int, coordinators: int | None) -> Lab:
+def new_lab(directory: Path, image: Path, nodes: int, coordinators: int | None, osds: int = 0) -> Lab:
     """Raises Invalid for a number of coordinators that cannot vote or cannot be placed."""
     wanted = coordinators if coordinators is not None else (3 if nodes >= 3 else 1)
     if not 1 <= nodes <= MOST_NODES:
@@ -156,8 +159,10 @@ def new_lab(directory: Path, image: Path, nodes: int, coordinators: int | None) 
         raise Invalid(f"a cluster cannot have {wanted} coordinators", hint="1, 3 or 5: a majority must exist")
     if wanted > nodes:
         raise Invalid(f"{wanted} coordinators do not fit on {nodes} nodes", hint=f"--nodes {wanted}")
+    if not 0 <= osds <= MOST_OSDS:
+        raise Invalid(f"a node of a lab cannot have {osds} OSDs", hint=f"up to {MOST_OSDS}")
     made = tuple(Node(number, uuid.uuid4().hex) for number in range(1, nodes + 1))
-    return Lab(directory, image, made, wanted, secrets.token_hex(32))
+    return Lab(directory, image, made, wanted, secrets.token_hex(32), osds)
 
 
 # The state file
@@ -199,6 +204,7 @@ def _lab(plain: Mapping[str, object], directory: Path) -> Lab:
         nodes=tuple(Node(int(node["number"]), str(node["uuid"])) for node in nodes),
         coordinators=int(str(plain["coordinators"])),
         key=str(plain["key"]),
+        osds=int(str(plain.get("osds", 0))),
         initialised=bool(plain["initialised"]),
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pvc.commands.lab import LabNode
 from pvc.errors import Conflict, Failed, NotFound, TimedOut, Unavailable
-from pvc.lab import bmc, configure, discover, network, power, preflight
+from pvc.lab import bmc, ceph, configure, discover, network, power, preflight
 from pvc.lab.common import Say, Stages, existing, locked
 from pvc.lab.inside import capture
 from pvc.lab.layout import (
@@ -36,10 +36,18 @@ ASKING_S = 0.3
 """For what starts a program in a node each time: it must not slow down what it waits for."""
 QUORUM_WITHIN_S = 60.0
 RUN_WITHIN_S = 90.0
+CEPH_WITHIN_S = 120.0
 TOLD_AT_MOST = 3
 
 
-def bring_up(say: Say, *, nodes: int | None, coordinators: int | None, image: Path | None = None) -> Lab:
+def bring_up(
+    say: Say,
+    *,
+    nodes: int | None,
+    coordinators: int | None,
+    osds: int | None = None,
+    image: Path | None = None,
+) -> Lab:
     """Make the lab, or start what is missing of it."""
     preflight.need_root()
     preflight.need_commands()
@@ -50,22 +58,27 @@ def bring_up(say: Say, *, nodes: int | None, coordinators: int | None, image: Pa
     with locked(directory):
         lab = load(directory)
         if lab is None:
-            lab = new_lab(directory, preflight.find_image(image), nodes or 3, coordinators)
+            lab = new_lab(directory, preflight.find_image(image), nodes or 3, coordinators, osds or 0)
             save(lab)
-        _same_size(lab, nodes, coordinators)
+        _same_size(lab, nodes, coordinators, osds)
         if lab.initialised and all(power.is_on(lab, node) for node in lab.nodes):
             say(f"the lab runs already, with {_count(lab)}")
         return _start(lab, program, Stages(say))
 
 
-def _same_size(lab: Lab, nodes: int | None, coordinators: int | None) -> None:
-    if nodes in (None, len(lab.nodes)) and coordinators in (None, lab.coordinators):
+def _same_size(lab: Lab, nodes: int | None, coordinators: int | None, osds: int | None) -> None:
+    if (
+        nodes in (None, len(lab.nodes))
+        and coordinators in (None, lab.coordinators)
+        and osds in (None, lab.osds)
+    ):
         return
     raise Conflict(f"there is a lab with {_count(lab)} already", hint="pvc lab down, then pvc lab up")
 
 
 def _count(lab: Lab) -> str:
-    return f"{_plural(len(lab.nodes), 'node')}, of them {_plural(lab.coordinators, 'coordinator')}"
+    counted = f"{_plural(len(lab.nodes), 'node')}, of them {_plural(lab.coordinators, 'coordinator')}"
+    return f"{counted}, and {_plural(lab.osds, 'OSD')} on each" if lab.osds else f"{counted}, without Ceph"
 
 
 def _plural(number: int, noun: str) -> str:
@@ -102,6 +115,9 @@ def _start(lab: Lab, program: Path, stages: Stages) -> Lab:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: _make_bmc_known(lab, node), lab.nodes))
         stages.done("the cluster knows every BMC")
+    if lab.osds:
+        _await_ceph(lab)
+        stages.done(f"Ceph, with {_plural(lab.osds * len(lab.nodes), 'OSD')}")
     configure.keep_capabilities(lab, lab.nodes[0])
     return lab
 
@@ -117,8 +133,15 @@ def _copy_program(program: Path, target: Path) -> None:
 
 def _mount_image(lab: Lab) -> None:
     lab.image_mount.mkdir(exist_ok=True)
-    if os.path.ismount(lab.image_mount):
-        return
+    if not os.path.ismount(lab.image_mount):
+        _mount(lab)
+    if lab.osds and not (lab.image_mount / "usr/bin/ceph-osd").exists():
+        raise NotFound(
+            f"there is no Ceph in the node image {lab.image}", hint="pvc lab down, then ./build.py image"
+        )
+
+
+def _mount(lab: Lab) -> None:
     if not lab.image.is_file():
         raise NotFound(
             f"the lab's node image {lab.image} is gone", hint="pvc lab down, then ./build.py image"
@@ -182,6 +205,42 @@ def _await_running(lab: Lab) -> None:
         f"pvc lab exec {first.name} journalctl -u pvc-node",
         every_s=ASKING_S,
     )
+
+
+def _await_ceph(lab: Lab) -> None:
+    wait_for(
+        lambda: ceph_is_whole(lab, lab.nodes[0]),
+        CEPH_WITHIN_S,
+        "Ceph",
+        f"pvc lab exec {lab.nodes[0].name} -- ceph -n client.{ceph.DAEMON} status",
+        every_s=ASKING_S,
+    )
+
+
+def ceph_is_whole(lab: Lab, through: Node) -> bool:
+    """Every monitor, a manager and every OSD serve, and what is in them has all its copies."""
+    words = [
+        "ceph",
+        "--name",
+        f"client.{ceph.DAEMON}",
+        "--connect-timeout",
+        "5",
+        "status",
+        "--format",
+        "json",
+    ]
+    done = capture(lab, through, words, timeout_s=20)
+    try:
+        status = json.loads(done.stdout)
+        pgs = {one["state_name"] for one in status["pgmap"]["pgs_by_state"]}
+        return (
+            len(status["quorum_names"]) == lab.coordinators
+            and bool(status["mgrmap"]["available"])
+            and status["osdmap"]["num_up_osds"] == lab.osds * len(lab.nodes)
+            and pgs <= {"active+clean"}
+        )
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def running_nodes(lab: Lab, through: Node) -> set[str]:
@@ -248,6 +307,7 @@ def _shown(lab: Lab, node: Node, mode: str) -> LabNode:
         upstream=lab.address(node, UPSTREAM),
         bmc=bmc.state(lab, node),
         bmc_address=lab.bmc_address(node),
+        ceph=discover.ceph_daemons(lab, node),
         cut=network.cut_networks(lab, node) if on else (),
         pid=discover.leader(lab, node),
     )

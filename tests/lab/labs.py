@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pvc.lab.layout import Lab, load
+from pvc.lab.up import ceph_is_whole
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
 PVC = ROOT / "dist/pvc"
 DIRECTORY = Path(os.environ.get("PVC_LAB_DIR", "/var/lib/pvc-lab-test"))
 HOURGLASS_S = 180.0
+CEPH = "ceph"
+with_ceph = pytest.mark.parametrize("lab", [CEPH], indirect=True, ids=["with Ceph"])
+"""For tests, or a module of them, that want a Ceph in the lab: all of them get the same lab."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ class RunningLab:
         return {one["name"]: one for one in json.loads(self.lab("status", "--format", "json").stdout)}
 
     def is_whole(self) -> bool:
-        """Every node is on, connected, serves ZooKeeper, and its daemon runs."""
+        """Every node is on, connected, serves ZooKeeper, its daemon runs, and Ceph has all its copies."""
         states = self.states().values()
         if not all(one["power"] == "on" and not one["cut"] and one["bmc"] == "on" for one in states):
             return False
@@ -91,7 +97,10 @@ class RunningLab:
         done = self.run("n1", "pvc", "node", "list", "--format", "json", check=False)
         if done.code != 0:
             return False
-        return all(one["daemon_state"] == "run" for one in json.loads(done.stdout))
+        if not all(one["daemon_state"] == "run" for one in json.loads(done.stdout)):
+            return False
+        layout = self.layout
+        return not layout.osds or ceph_is_whole(layout, layout.nodes[0])
 
     def settle(self, within: float = 60.0) -> None:
         """Wait until nothing is broken any more."""

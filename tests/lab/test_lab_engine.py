@@ -48,8 +48,8 @@ def traces() -> Iterator[Traces]:
         shutil.rmtree(image.with_suffix(".capabilities"), ignore_errors=True)
 
 
-def up(traces: Traces) -> RunningLab:
-    run_lab(BROKEN, "up", "--nodes", "1", "--image", str(traces.image))
+def up(traces: Traces, *options: str) -> RunningLab:
+    run_lab(BROKEN, "up", "--nodes", "1", "--image", str(traces.image), *options)
     return RunningLab(BROKEN)
 
 
@@ -75,7 +75,7 @@ def test_up_starts_what_is_missing(lab: RunningLab) -> None:
     assert lab.is_whole()
 
 
-@pytest.mark.parametrize("words", [("--nodes", "2"), ("--coordinators", "1")])
+@pytest.mark.parametrize("words", [("--nodes", "2"), ("--coordinators", "1"), ("--osds", "1")])
 def test_up_with_another_size_is_a_conflict(lab: RunningLab, words: tuple[str, str]) -> None:
     refused = lab.lab("up", *words, check=False)
     assert refused.code == 4
@@ -289,6 +289,15 @@ def test_down_leaves_nothing(traces: Traces) -> None:
     run_lab(BROKEN, "down")
     assert traces.found() == []
     assert "there is no lab" in run_lab(BROKEN, "down").stderr
+
+
+def test_down_leaves_nothing_of_a_ceph(traces: Traces) -> None:
+    made = up(traces, "--osds", "2")
+    assert made.is_whole()
+    assert made.states()["n1"]["ceph"] == ["mgr", "mon", "osd"]
+    assert "without Ceph" not in made.lab("up").stderr
+    run_lab(BROKEN, "down")
+    assert traces.found() == []
 
 
 def stage(process: subprocess.Popen[str], words: str) -> None:

@@ -16,6 +16,9 @@ KERNEL, INITRD = "/usr/share/pvc/guest/vmlinuz", "/usr/share/pvc/guest/initrd"
 CMDLINE = "console=ttyS0 quiet no_timer_check"
 """An emulated guest on a busy machine gets its timer interrupts late, and panics where it checks them."""
 TICK = re.compile(r"^tick (\d+) (\d+\.\d+)", re.MULTILINE)
+WROTE = re.compile(r"^wrote (\d+)", re.MULTILINE)
+KEPT = re.compile(r"^kept (\d+)", re.MULTILINE)
+DISKS = re.compile(r"^disks(.*)$", re.MULTILINE)
 HEARD = re.compile(r"^heard (\d+)", re.MULTILINE)
 
 
@@ -92,6 +95,26 @@ class Cluster:
             return numbers if len(numbers) > more_than else []
 
         return eventually(heard, within=90)
+
+    def wrote(self, name: str, node: str) -> int:
+        """The last number that the guest was told is on its disk (pvc.write=…), on that node."""
+        return max(map(int, WROTE.findall(self._console(self.info(name)["uuid"], node))), default=0)
+
+    def writing(self, name: str, node: str, *, more_than: int = 0, within: float = 90) -> int:
+        """Wait until the guest has written a higher number on that node."""
+        return eventually(
+            lambda: number if (number := self.wrote(name, node)) > more_than else 0, within=within
+        )
+
+    def kept(self, name: str, node: str) -> list[int]:
+        """What was on the disk each time that the guest booted on that node."""
+        return list(map(int, KEPT.findall(self._console(self.info(name)["uuid"], node))))
+
+    def disks(self, name: str, node: str) -> dict[str, int]:
+        """Disks that the guest sees, with their size in bytes, in its own words."""
+        said = DISKS.findall(self._console(self.info(name)["uuid"], node))
+        pairs = (word.split("=") for word in (said[-1].split() if said else []))
+        return {disk: int(size) for disk, size in pairs}
 
     def qemus(self, name: str) -> list[str]:
         """Nodes on which a QEMU of that VM is alive, as their process tables say."""

@@ -48,6 +48,11 @@ def test_impossible(nodes: int, coordinators: int | None, message: str) -> None:
         lab_in(DEFAULT_DIRECTORY, nodes, coordinators)
 
 
+def test_too_many_osds() -> None:
+    with pytest.raises(Invalid, match="a node of a lab cannot have 5 OSDs"):
+        new_lab(DEFAULT_DIRECTORY, IMAGE, 3, None, 5)
+
+
 def test_addresses() -> None:
     lab = lab_in(DEFAULT_DIRECTORY)
     node = lab.node("n2")
@@ -77,7 +82,7 @@ def test_link_names_fit(tmp_path: Path) -> None:
 
 
 def test_state_survives_and_is_private(tmp_path: Path) -> None:
-    lab = initialised(lab_in(tmp_path, 5, 5))
+    lab = initialised(new_lab(tmp_path, IMAGE, 5, 5, 2))
     save(lab)
     assert load(tmp_path) == lab
     assert state_file(tmp_path).stat().st_mode & 0o777 == 0o600
