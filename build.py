@@ -52,7 +52,12 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 
 # Unpacked for tests and not installed: Debian would start some of them on this machine.
-CEPH = ("ceph-base", "ceph-common", "ceph-mgr", "ceph-mgr-modules-core", "ceph-mon", "ceph-osd")
+CEPH = (
+    *("ceph-base", "ceph-common", "ceph-mgr", "ceph-mgr-modules-core", "ceph-mon", "ceph-osd"),
+    # For ceph-volume:
+    *("libdevmapper-event1.02.1", "lvm2", "python3-ceph-argparse", "python3-ceph-common"),
+    *("python3-prettytable", "python3-wcwidth", "udev"),
+)
 
 # From Debian's dist-packages into the virtual environment. Only these: with --system-site-packages the tests
 # would see whatever else the machine has, older and unpinned.

@@ -85,6 +85,19 @@ class Stray:
 
 
 @dataclass(frozen=True, slots=True)
+class CephSeen:
+    """What a node that has been told of a Ceph sees of it. No figures."""
+
+    fsid: str = ""
+    """Which it reaches; empty: it does not."""
+    osds: tuple[int, ...] = ()
+    """Those on its own disks."""
+    problems: tuple[str, ...] = ()
+    """That it does not reach it; and what is wrong with it all, as the primary sees it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """Written by the node when something of it changes, not periodically."""
 
@@ -110,6 +123,8 @@ class NodeStatus:
     """What of its own networks is not as its pvc.toml describes it."""
     pool_problems: Mapping[str, str] = field(default_factory=dict)
     """Pools that this node should reach and does not, and why."""
+    ceph: CephSeen | None = None
+    """None: it has been told of none."""
     sriov: tuple[PhysicalFunction, ...] = ()
     """The network devices that it splits into virtual functions."""
     console_port: int = 0

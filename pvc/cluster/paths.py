@@ -68,6 +68,11 @@ def node_task(name: str, identity: str) -> str:
     return f"{NODES}/{name}/tasks/{identity}"
 
 
+def node_osd(name: str, osd: int) -> str:
+    """A task is changing the OSD; its data says which."""
+    return f"{NODES}/{name}/osd.{osd}"
+
+
 def alive(name: str) -> str:
     return f"{ALIVE}/{name}"
 

@@ -4,7 +4,7 @@ NOUNS: dict[str, str] = {
     "vm": "virtual machines",
     "node": "the machines of the cluster",
     "network": "networks of virtual machines",
-    "storage": "pools, volumes and their snapshots",
+    "storage": "pools, volumes, their snapshots, and the disks of Ceph",
     "task": "what nodes do in the background",
     "cluster": "the cluster as a whole",
     "status": "how the cluster is (cluster status)",
@@ -52,6 +52,11 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "storage": {
         "pvc.commands.storage_pool": ("pool add", "pool remove", "pool info", "pool list"),
+        "pvc.commands.storage_status": ("status", "util"),
+        "pvc.commands.storage_osd": (
+            *("osd list", "osd add", "osd replace", "osd refresh", "osd remove", "osd create-db-vg"),
+            *("osd in", "osd out", "osd set", "osd unset"),
+        ),
         "pvc.commands.storage_volume": (
             *("volume add", "volume remove", "volume resize", "volume rename", "volume clone"),
             *("volume info", "volume list"),

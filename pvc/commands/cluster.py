@@ -249,6 +249,8 @@ def _of_pools(name: str, node: Node) -> Iterator[str]:
     if node.is_running:
         for pool, why in sorted(node.status.pool_problems.items()):
             yield f"node {name}: pool {pool}: {why}"
+        if node.status.ceph is not None:
+            yield from node.status.ceph.problems
 
 
 def _stores(facts: Facts) -> Iterator[str]:

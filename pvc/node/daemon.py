@@ -18,7 +18,16 @@ from pvc.cluster.cluster import LAYOUT_VERSION
 from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.cluster.membership import Block, Fence, FenceState
 from pvc.cluster.mirror import Mirror
-from pvc.cluster.node import Alive, DaemonState, Load, NetworkProblem, NodeRole, NodeSpec, NodeStatus
+from pvc.cluster.node import (
+    Alive,
+    CephSeen,
+    DaemonState,
+    Load,
+    NetworkProblem,
+    NodeRole,
+    NodeSpec,
+    NodeStatus,
+)
 from pvc.cluster.placement import RESERVED_MIB
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
 from pvc.cluster.timing import Timing
@@ -343,6 +352,10 @@ class Daemon:
         self._change_status(
             lambda status: replace(status, ceph_addresses=tuple(sorted({*status.ceph_addresses, *addresses})))
         )
+
+    def ceph_is(self, seen: CephSeen | None) -> None:
+        """Called on the thread that looks at it."""
+        self._change_status(lambda status: replace(status, ceph=seen))
 
     def services_are(self, problems: tuple[NetworkProblem, ...]) -> None:
         """Called on the thread that serves."""

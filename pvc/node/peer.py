@@ -119,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             return {"without_quorum_s": self.server.without_quorum_s()}
         if found := re.fullmatch(r"/storage/([^/]+)(?:/([^/]+))?", url.path):
             return self.server.storage(found[1], found[2] or "")
+        if url.path == "/ceph":
+            return self.server.ceph()
         if found := re.fullmatch(r"/filters/(\d{1,8})", url.path):
             return {"rules": _filters(int(found[1]))}
         raise Invalid(f"no such path {url.path}")
@@ -176,7 +178,11 @@ Storage = Callable[[str, str], dict[str, object]]
 """Tells of a pool and what is in it, or of one volume."""
 
 
-def _not_yet(pool: str, volume: str) -> dict[str, object]:
+Ceph = Callable[[], dict[str, object]]
+"""Tells how Ceph is."""
+
+
+def _not_yet(*_: str) -> dict[str, object]:
     raise Unavailable("this node has only just begun")
 
 
@@ -191,6 +197,7 @@ class _Server(ThreadingHTTPServer):
         self.directory = directory
         self.without_quorum_s = without_quorum_s
         self.storage: Storage = _not_yet
+        self.ceph: Ceph = _not_yet
         self.ending = threading.Event()
         self.context: ssl.SSLContext | None = None
 
@@ -233,6 +240,10 @@ class PeerServer:
     def tell_of_storage(self, storage: Storage) -> None:
         if self._server is not None:
             self._server.storage = storage
+
+    def tell_of_ceph(self, ceph: Ceph) -> None:
+        if self._server is not None:
+            self._server.ceph = ceph
 
     def close(self) -> None:
         if self._server is not None:

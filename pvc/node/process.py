@@ -135,15 +135,20 @@ LATER = (
     "pvc.node.filters",
     "pvc.node.gateway",
     "pvc.node.metadata",
+    "pvc.node.monitors",
     "pvc.node.names",
     "pvc.node.network",
     "pvc.node.own_networks",
     "pvc.node.path_mtu",
     "pvc.node.peer",
+    "pvc.node.ceph_watch",
+    "pvc.node.devices",
+    "pvc.node.drivers.ceph_volume",
     "pvc.node.drivers.directory",
     "pvc.node.drivers.nbd",
     "pvc.node.drivers.qcow2",
     "pvc.node.drivers.storage",
+    "pvc.node.osds",
     "pvc.node.storage",
     "pvc.node.plan_dhcp",
     "pvc.node.plan_host_network",
@@ -528,6 +533,23 @@ def _own_networks(config: Config, guard: Guard, clock: Clock) -> OwnNetworks:
     return made
 
 
+class Disks:
+    """Of Ceph: a loop that looks how it is, and the tasks that concern its disks here."""
+
+    def __init__(self, daemon: Daemon, store: Store, clock: Clock) -> None:
+        from pvc.node import osds
+        from pvc.node.ceph_watch import CephWatch
+        from pvc.node.drivers.ceph_volume import CephVolume
+
+        self.loop, state = Loop("watch of Ceph", clock), daemon.config.paths.state
+        self.watch = CephWatch(daemon.name, store, daemon.ceph_is, clock, f"{state}/ceph-use.json")
+        self.works = osds.works(osds.OSDs(daemon.name, CephVolume(), f"{state}/osds", self.loop.wake))
+        self.loop.start(self.watch.step)
+
+    def close(self) -> None:
+        self.loop.close()
+
+
 class Working:
     """Pools and tasks, each with a loop of its own: a file system that hangs holds up no VM."""
 
@@ -558,7 +580,9 @@ class Working:
         )
         self.pools.blocked = daemon.ceph_problem = lambda: self.blocked.problem
         self.wake_vms = daemon.wake
-        self.tasks = Tasks(daemon.me, store, works(self.pools), clock, self.doing.wake)
+        self.disks = Disks(daemon, store, clock)
+        every = {**works(self.pools), **self.disks.works}
+        self.tasks = Tasks(daemon.me, store, every, clock, self.doing.wake)
         self.looking.start(self.pools.step)
         self.shut_out.start(self.blocked.step)
         self.doing.start(self.tasks.step)
@@ -576,7 +600,7 @@ class Working:
 
     def close(self) -> None:
         self.end()
-        for loop in (self.doing, self.shut_out, self.looking):
+        for loop in (self.doing, self.shut_out, self.looking, self.disks):
             loop.close()
 
 
@@ -592,6 +616,7 @@ def blocklist() -> Blocklist | None:
 def _work(daemon: Daemon, store: Store, clock: Clock, peers: PeerServer) -> Working:
     working = Working(daemon, store, clock)
     peers.tell_of_storage(working.pools.tell)
+    peers.tell_of_ceph(working.disks.watch.tell)
     return working
 
 

@@ -43,7 +43,7 @@ def configured(tmp_path: Path) -> Config:
     return parse(
         {
             "node": {"name": "n1"},
-            "paths": {"tls": str(tls), "console": str(tmp_path)},
+            "paths": {"tls": str(tls), "console": str(tmp_path), "state": str(tmp_path)},
             "daemon": {"console_port": port},
         }
     )
@@ -82,7 +82,16 @@ def node(tmp_path: Path) -> Iterator[OneNode]:
         world.edit(paths.node_status("n1"), pool_problems=problems)
 
     daemon = SimpleNamespace(
-        name="n1", me=Owner("n1", 1), pools_are=pools_are, hypervisor=FakeWorld().add("n1")
+        name="n1",
+        me=Owner("n1", 1),
+        config=config,
+        pools_are=pools_are,
+        ceph_is=lambda seen: None,
+        ceph_knows=lambda addresses: None,
+        is_idle=lambda: True,
+        guard=SimpleNamespace(is_ours=lambda domain: True, end_one=lambda domain: None),
+        wake=lambda: None,
+        hypervisor=FakeWorld().add("n1"),
     )
     server = PeerServer(config)
     server.start()

@@ -162,6 +162,14 @@ def stored() -> World:
     return made.world
 
 
+def with_ceph() -> World:
+    """n1 and n2 reach a Ceph; OSD 0 is on n1, OSD 1 on n2."""
+    world = a_world()
+    for number, name in enumerate(("n1", "n2")):
+        world.edit(paths.node_status(name), ceph={"fsid": "f", "osds": [number], "problems": []})
+    return world
+
+
 def anonymous(path: str) -> str:
     """A task is called something else each time."""
     return re.sub(r"(/tasks/)[0-9a-f]{8}", r"\1ID", path)
@@ -191,6 +199,15 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "node.primary": (coordinators, {"node": "n2"}),
     "node.secondary": (coordinators, {"node": "n1"}),
     "node.remove": (dead_node, {"node": "n3"}),
+    "storage.osd-add": (with_ceph, {"node": "n1", "device": "/dev/sdb"}),
+    "storage.osd-replace": (with_ceph, {"osd": 1, "device": "detect:INTEL:800GB:0"}),
+    "storage.osd-refresh": (with_ceph, {"osd": 1, "device": "/dev/sdb"}),
+    "storage.osd-remove": (with_ceph, {"osd": 1}),
+    "storage.osd-create-db-vg": (with_ceph, {"node": "n1", "device": "/dev/nvme0n1"}),
+    "storage.osd-in": (with_ceph, {"osd": 0}),
+    "storage.osd-out": (with_ceph, {"osd": 0}),
+    "storage.osd-set": (with_ceph, {"flag": "noout"}),
+    "storage.osd-unset": (with_ceph, {"flag": "noout"}),
     "storage.pool-add": (a_world, {"pool": "vms", "path": "/srv/vms"}),
     "storage.pool-remove": (stored, {"pool": "vms"}),
     "storage.volume-add": (stored, {**VOLUME, "size": "10G"}),
@@ -433,6 +450,36 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("network.acl-list", networked, {"network": "103"}, NotFound, "no network 103"),
     ("network.info", networked, {"network": "a/b"}, Invalid, "is not a network's number or description"),
     ("network.list", networked, {"limit": "("}, Invalid, "is not a regular expression"),
+    ("storage.status", a_world, {}, Unavailable, "no node reaches a Ceph now"),
+    ("storage.util", World, {}, Unavailable, "no node reaches a Ceph now"),
+    ("storage.osd-list", a_world, {"node": "N 1"}, Invalid, "is not a node's name"),
+    ("storage.osd-add", a_world, {"node": "n1", "device": "/dev/sdb"}, Unavailable, "n1 reaches no Ceph"),
+    ("storage.osd-add", with_ceph, {"node": "n9", "device": "/dev/sdb"}, NotFound, "no node named n9"),
+    ("storage.osd-add", with_ceph, {"node": "n1", "device": "sdb"}, Invalid, "a path like /dev/sdb"),
+    ("storage.osd-add", with_ceph, {"node": "n1", "device": "/dev/a b"}, Invalid, "a path like /dev/sdb"),
+    ("storage.osd-add", with_ceph, {"node": "n1", "device": "/dev/../etc/x"}, Invalid, "a path like /dev"),
+    ("storage.osd-add", with_ceph, {"node": "n1", "device": "detect:x:0"}, Invalid, "detect:NAME:SIZE:N"),
+    ("storage.osd-add", with_ceph, {"node": "n1", "device": "/dev/sdb", "split": 0}, Invalid, "at least 1"),
+    ("storage.osd-add", with_ceph, {"node": "n1", "device": "/dev/sdb", "weight": -1}, Invalid, "at least"),
+    ("storage.osd-add", with_ceph, {"node": "n1", "device": "/dev/sdb", "db_size": "4X"}, Invalid, "a size"),
+    (
+        "storage.osd-add",
+        with_ceph,
+        {"node": "n1", "device": "/dev/sdb", "split": 2, "db_size": "4G"},
+        Invalid,
+        "no databases elsewhere",
+    ),
+    ("storage.osd-replace", with_ceph, {"osd": 9, "device": "/dev/sdb"}, NotFound, "no node has OSD 9"),
+    ("storage.osd-replace", with_ceph, {"osd": 1, "device": "/etc/x"}, Invalid, "a path like /dev/sdb"),
+    ("storage.osd-refresh", with_ceph, {"osd": 9, "device": "/dev/sdb"}, NotFound, "no node has OSD 9"),
+    ("storage.osd-remove", with_ceph, {"osd": -1}, Invalid, "at least 0"),
+    ("storage.osd-remove", with_ceph, {"osd": 1, "force": "False?"}, Invalid, "true or false"),
+    ("storage.osd-remove", a_world, {"osd": 1}, Unavailable, "no node reaches a Ceph now"),
+    ("storage.osd-create-db-vg", a_world, {"node": "n1", "device": "/dev/sdb"}, Unavailable, "no Ceph"),
+    ("storage.osd-in", with_ceph, {"osd": "one"}, Invalid, "whole number"),
+    ("storage.osd-out", a_world, {"osd": 1}, Unavailable, "no node reaches a Ceph now"),
+    ("storage.osd-set", with_ceph, {"flag": "full"}, Invalid, "flag cannot be 'full'"),
+    ("storage.osd-unset", a_world, {"flag": "noout"}, Unavailable, "no node reaches a Ceph now"),
     ("storage.pool-add", a_world, {"pool": "a/b", "path": "/srv/vms"}, Invalid, "is not a pool's name"),
     ("storage.pool-add", a_world, {"pool": "vms", "path": "srv/vms"}, Invalid, "is not an absolute path"),
     ("storage.pool-add", a_world, {"pool": "vms", "path": "/srv/../etc"}, Invalid, "not an absolute path"),

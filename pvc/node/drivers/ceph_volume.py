@@ -1,0 +1,267 @@
+"""Disks of this machine that are, or become, OSDs: by ceph-volume, and by systemd for their daemons.
+
+On logical volumes where the kernel has them, so that an OSD is found again whatever its disk is called; else
+on the device as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pvc import proc
+from pvc.errors import Conflict
+from pvc.node import devices
+from pvc.node.devices import Device
+from pvc.node.drivers import DriverError
+
+log = logging.getLogger(__name__)
+
+LONG_S = 3600.0
+"""Discarding all blocks of a large disk takes its time."""
+LABELS_MIB = 100
+"""So much of a device's beginning is written over: labels and superblocks are there."""
+DB_GROUP = "osd-db"
+BOOTSTRAP_KEYRING = "var/lib/ceph/bootstrap-osd/ceph.keyring"
+UNIT = """\
+# Of pvc: without LVM nobody else gives the disk to the user of Ceph when the machine starts.
+[Service]
+ExecStartPre=+/bin/chown ceph:ceph /var/lib/ceph/osd/ceph-%i/block
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An OSD on a disk, whether its daemon runs or not."""
+
+    osd: int
+    uuid: str
+    fsid: str
+    """Of its Ceph."""
+    device: str
+    is_lvm: bool
+
+
+class OSDDisks(Protocol):
+    """What becomes of disks. Raises PVCError."""
+
+    def devices(self) -> tuple[Device, ...]: ...
+
+    def check_free(self, device: Device, *, force: bool) -> None:
+        """Raises Conflict naming what is on it."""
+        ...
+
+    def has_lvm(self) -> bool: ...
+
+    def prepare(self, device: str, osds: Sequence[int], *, tier: str = "", db_bytes: int = 0) -> None:
+        """Make these OSDs, whose ids are reserved, of a device that is free."""
+        ...
+
+    def prepared(self, device: str = "") -> tuple[Prepared, ...]:
+        """On that device, or on all."""
+        ...
+
+    def start(self, one: Prepared) -> None:
+        """Its daemon, now and whenever the machine starts."""
+        ...
+
+    def stop(self, osd: int) -> None: ...
+
+    def zap(self, device: str, osds: Sequence[Prepared]) -> None:
+        """Take these OSDs off the device; whatever else is on it with `osds` empty."""
+        ...
+
+    def make_db_group(self, device: str) -> None:
+        """Make a device the place for the databases of OSDs on slower ones. Raises Conflict where one is."""
+        ...
+
+    def bootstrap(self, key: str) -> None:
+        """Let new OSDs make themselves known to Ceph with that key."""
+        ...
+
+
+class CephVolume:
+    """An OSDDisks."""
+
+    def __init__(self, run: proc.Run = proc.run, root: str = "/") -> None:
+        self.run = run
+        self.root = Path(root)
+
+    # Looking
+
+    def devices(self) -> tuple[Device, ...]:
+        return devices.devices(self.run(["lsblk", "--json", "--bytes", "-o", devices.COLUMNS]).stdout)
+
+    def check_free(self, device: Device, *, force: bool) -> None:
+        devices.check_free(device, self._signatures(device.path), is_held=_is_held(device.path), force=force)
+
+    def _signatures(self, path: str) -> list[str]:
+        """As they are on the device: what lsblk says may be what udev once knew."""
+        said = self.run(["wipefs", "--no-act", "--json", path]).stdout
+        return [one["type"] for one in json.loads(said)["signatures"]] if said.strip() else []
+
+    def has_lvm(self) -> bool:
+        return (self.root / "dev/mapper/control").exists() and self.run(
+            ["lvm", "version"], check=False
+        ).code == 0
+
+    def prepared(self, device: str = "") -> tuple[Prepared, ...]:
+        where = [device] if device else []
+        found = json.loads(self._volume("raw", "list", *where, "--format", "json") or "{}")
+        on_raw = [
+            Prepared(one["osd_id"], one["osd_uuid"], one["ceph_fsid"], one["device"], is_lvm=False)
+            for one in found.values()
+            if "osd_id" in one
+        ]
+        return (*on_raw, *(self._on_lvm(device) if self.has_lvm() else ()))
+
+    def _on_lvm(self, device: str) -> list[Prepared]:
+        found = json.loads(self._volume("lvm", "list", "--format", "json") or "{}")
+        return [
+            Prepared(
+                int(osd), volume["tags"]["ceph.osd_fsid"], volume["tags"]["ceph.cluster_fsid"], disk, True
+            )
+            for osd, volumes in found.items()
+            for volume in volumes
+            if volume["type"] == "block"
+            for disk in volume["devices"]
+            if device in ("", disk)
+        ]
+
+    # Making
+
+    def bootstrap(self, key: str) -> None:
+        keyring = self.root / BOOTSTRAP_KEYRING
+        text = f"[client.bootstrap-osd]\n\tkey = {key}\n"
+        if keyring.is_file() and keyring.read_text() == text:
+            return
+        keyring.parent.mkdir(parents=True, exist_ok=True)
+        new = keyring.with_suffix(".new")
+        new.touch(0o600)
+        new.write_text(text)
+        new.replace(keyring)
+
+    def prepare(self, device: str, osds: Sequence[int], *, tier: str = "", db_bytes: int = 0) -> None:
+        ids = [str(osd) for osd in osds]
+        kind = ["--crush-device-class", tier] if tier else []
+        if not self.has_lvm():
+            if len(osds) > 1 or db_bytes:
+                raise Conflict(
+                    "this machine has no LVM, without which a device is one OSD with all that belongs to it",
+                    hint="apt-get install lvm2, and a kernel with device-mapper",
+                )
+            self._volume(
+                "raw", "prepare", "--bluestore", "--data", device, "--no-tmpfs", "--osd-id", *ids, *kind
+            )
+        elif len(osds) == 1:
+            data = ["--bluestore", "--data", device, "--osd-id", *ids, *kind]
+            self._volume("lvm", "prepare", *data, *self._db(ids[0], db_bytes))
+        elif db_bytes:
+            raise Conflict("a device that is split has no databases elsewhere", hint="without --db-size")
+        else:
+            split = ["--osds-per-device", str(len(osds)), device, "--osd-ids", *ids]
+            self._volume("lvm", "batch", "--bluestore", "--yes", "--prepare", "--no-systemd", *kind, *split)
+
+    def _db(self, osd: str, size_bytes: int) -> list[str]:
+        if not size_bytes:
+            return []
+        name = f"db-{osd}"
+        self.run(["lvcreate", "--yes", "--name", name, "--size", f"{size_bytes}b", DB_GROUP])
+        return ["--block.db", f"{DB_GROUP}/{name}"]
+
+    def make_db_group(self, device: str) -> None:
+        if not self.has_lvm():
+            raise Conflict(
+                "this machine has no LVM", hint="apt-get install lvm2, and a kernel with device-mapper"
+            )
+        if self.run(["vgs", DB_GROUP], check=False).code == 0:
+            raise Conflict(f"there is a volume group {DB_GROUP} already", hint="vgextend makes it larger")
+        self.run(["pvcreate", "--yes", device])
+        self.run(["vgcreate", DB_GROUP, device])
+
+    # Daemons
+
+    def start(self, one: Prepared) -> None:
+        if one.is_lvm:
+            self._volume("lvm", "activate", "--bluestore", str(one.osd), one.uuid)
+            return
+        drop_in = self._drop_in(one.osd)
+        drop_in.parent.mkdir(parents=True, exist_ok=True)
+        drop_in.write_text(UNIT)
+        self.run(["systemctl", "daemon-reload"])
+        ids = ["--osd-id", str(one.osd), "--osd-uuid", one.uuid]
+        self._volume("raw", "activate", "--device", one.device, *ids, "--no-systemd", "--no-tmpfs")
+        self.run(["systemctl", "enable", "--quiet", "--now", _unit(one.osd)], timeout_s=LONG_S)
+
+    def stop(self, osd: int) -> None:
+        """It is not there to be stopped after a failed start: that is no failure."""
+        self.run(["systemctl", "disable", "--quiet", "--now", _unit(osd)], check=False, timeout_s=LONG_S)
+        if self.run(["systemctl", "is-active", "--quiet", _unit(osd)], check=False).code == 0:
+            raise DriverError(f"the daemon of OSD {osd} does not end", hint=f"systemctl status {_unit(osd)}")
+
+    def _drop_in(self, osd: int) -> Path:
+        return self.root / f"etc/systemd/system/{_unit(osd)}.d/pvc.conf"
+
+    # Taking away
+
+    def zap(self, device: str, osds: Sequence[Prepared]) -> None:
+        if self.has_lvm():
+            for one in osds:
+                if one.is_lvm:
+                    self._volume("lvm", "zap", "--destroy", "--osd-id", str(one.osd))
+            if not osds:
+                self._volume("lvm", "zap", "--destroy", device)
+        for one in osds:
+            self._forget(one.osd)
+        if all(not one.is_lvm for one in osds):
+            self._wipe(device)
+
+    def _forget(self, osd: int) -> None:
+        drop_in = self._drop_in(osd)
+        if drop_in.is_file():
+            drop_in.unlink()
+            drop_in.parent.rmdir()
+            self.run(["systemctl", "daemon-reload"])
+        where = f"/var/lib/ceph/osd/ceph-{osd}"
+        self.run(["umount", "--quiet", where], check=False)
+        self.run(["rm", "-rf", "--one-file-system", where])
+
+    def _wipe(self, device: str) -> None:
+        """ceph-volume wipes whatever it knows; labels of BlueStore on other kinds of devices it leaves."""
+        self.run(["wipefs", "--all", "--force", device])
+        size = int(self.run(["blockdev", "--getsize64", device]).stdout)
+        count = min(LABELS_MIB, size // 1024**2)
+        words = [f"of={device}", "bs=1M", f"count={count}", "conv=fsync,notrunc", "status=none"]
+        self.run(["dd", "if=/dev/zero", *words], timeout_s=LONG_S)
+
+    def _volume(self, *words: str) -> str:
+        try:
+            return self.run(["ceph-volume", *words], timeout_s=LONG_S).stdout
+        except proc.CommandFailed as error:
+            raise DriverError(f"ceph-volume {words[0]} {words[1]}: {_said(error.result.stderr)}") from None
+
+
+def _unit(osd: int) -> str:
+    return f"ceph-osd@{osd}.service"
+
+
+def _said(stderr: str) -> str:
+    """The line that says why, of a program that tells everything it runs, and then what it takes back."""
+    lines = [line.strip() for line in stderr.partition("will rollback changes")[0].splitlines()]
+    reasons = [line for line in lines if "Error" in line or line.startswith("stderr:")]
+    said = (reasons or [line for line in lines if line] or ["no output"])[-1]
+    return said.removeprefix("-->").removeprefix("stderr:").strip()
+
+
+def _is_held(path: str) -> bool:
+    """By a mount, LVM, or whoever else wants it for himself; not by who only has it open."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL))
+    except OSError:
+        return True
+    return False
