@@ -57,9 +57,8 @@ osd pool default pg num = 8
 osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
 mon allow pool size one = true
-mon allow pool delete = true
 mon warn on pool no redundancy = false
-mon data avail warn = 3
+{more}mon data avail warn = 3
 mon data avail crit = 1
 paxos propose interval = 0.1
 [client]
@@ -85,6 +84,8 @@ memstore device bytes = {osd_bytes}
 @dataclass
 class Ceph:
     where: Path
+    may_delete: bool = True
+    """Pools, without asking the monitors for leave first."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -144,6 +145,7 @@ class Ceph:
                 fsid=fsid,
                 port=port,
                 where=self.where,
+                more="mon allow pool delete = true\n" if self.may_delete else "",
                 unpacked=UNPACKED,
                 libraries=LIBRARIES,
                 left_out=LEFT_OUT,
@@ -200,8 +202,8 @@ class Ceph:
 
 
 @contextmanager
-def ceph(where: Path) -> Iterator[Ceph]:
-    made = Ceph(where)
+def ceph(where: Path, *, may_delete: bool = True) -> Iterator[Ceph]:
+    made = Ceph(where, may_delete)
     try:
         made.make()
         yield made

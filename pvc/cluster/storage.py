@@ -78,7 +78,11 @@ def check_fill(pool: str, *, total_bytes: int, used_bytes: int, new_bytes: int) 
     excess = used_bytes + new_bytes - limit
     if new_bytes <= 0 or excess <= 0:
         return
-    percent = (used_bytes + new_bytes) * 100 // max(total_bytes, 1)
+    if total_bytes <= 0:
+        raise Conflict(
+            f"nobody knows how much pool {pool} can hold", hint="pvc storage pool info, or --force"
+        )
+    percent = (used_bytes + new_bytes) * 100 // total_bytes
     raise Conflict(
         f"{sizes.show(new_bytes)} more would fill pool {pool} to {percent} %, {sizes.show(excess)} above its "
         f"limit of {FILL_PERCENT} %",
@@ -92,6 +96,16 @@ def check_size(size_bytes: int) -> None:
         raise Invalid(f"a volume of {sizes.show(size_bytes)} is not between 512 B and 1 PiB")
     if size_bytes % SECTOR_BYTES:
         raise Invalid(f"{size_bytes} bytes are no multiple of {SECTOR_BYTES}, as disks are")
+
+
+def default_format(pool: PoolSpec) -> Format:
+    return Format.QCOW2 if pool.driver is Driver.DIR else Format.RAW
+
+
+def check_format(pool: PoolSpec, format: Format) -> None:
+    """Raises Invalid."""
+    if pool.driver is Driver.RBD and format is not Format.RAW:
+        raise Invalid(f"volumes in Ceph are raw, not {format}", hint="they have snapshots all the same")
 
 
 def disk_directory(pool: PoolSpec, volume: str) -> str:

@@ -51,12 +51,12 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.network_sriov": ("sriov pf list", "sriov vf list", "sriov vf info", "sriov vf set"),
     },
     "storage": {
-        "pvc.commands.storage_pool": ("pool add", "pool remove", "pool info", "pool list"),
         "pvc.commands.storage_status": ("status", "util"),
         "pvc.commands.storage_osd": (
             *("osd list", "osd add", "osd replace", "osd refresh", "osd remove", "osd create-db-vg"),
             *("osd in", "osd out", "osd set", "osd unset"),
         ),
+        "pvc.commands.storage_pool": ("pool add", "pool remove", "pool set-pgs", "pool info", "pool list"),
         "pvc.commands.storage_volume": (
             *("volume add", "volume remove", "volume resize", "volume rename", "volume clone"),
             *("volume info", "volume list"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pvc.cluster import paths, storage
-from pvc.cluster.codec import dumps, to_json
+from pvc.cluster import ceph_pools, paths, storage
+from pvc.cluster.ceph_pools import CephFacts, Tier
+from pvc.cluster.codec import dumps, from_json, to_json
 from pvc.cluster.storage import Driver, PoolSpec
 from pvc.cluster.store import Op, Put
 from pvc.commands import task, types
@@ -16,12 +17,22 @@ from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.task import TaskInfo
 from pvc.commands.types import Limit, PoolName
-from pvc.errors import Conflict, Unavailable
+from pvc.errors import Conflict, Invalid, PVCError, Unavailable
 
 if TYPE_CHECKING:
     from pvc.cluster.view import Node, Pool
 
 SHARED = "all nodes"
+REPLICATION = "copies=3,mincopies=2"
+PGs = Annotated[
+    int,
+    Arg(
+        "placement groups, a power of two; as many as Ceph finds right unless given",
+        metavar="PGS",
+        minimum=1,
+        maximum=ceph_pools.MOST_PGS,
+    ),
+]
 TRIES = 2
 """Nodes that are asked one after the other when the first does not answer."""
 
@@ -31,18 +42,24 @@ class PoolInfo:
     name: str
     driver: Driver
     path: str
+    """Of a directory."""
     reach: str
     """Which nodes have it."""
     state: str
     """up: every running node that should have it has it."""
+    health: str
+    """ok, or what Ceph says against it."""
     nodes: Mapping[str, str]
     """How it is on each."""
     total_bytes: int
+    """Of what users write: all copies of it have room."""
     used_bytes: int
     used_percent: int
     volumes: int
     provisioned_bytes: int
     """What the volumes could grow to."""
+    ceph: CephFacts | None
+    """None for a directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +67,16 @@ class PoolRow:
     name: str
     driver: Driver
     path: str
+    """Of a directory."""
+    tier: str
+    copies: int | None
+    pgs: int | None
+    total_bytes: int | None
+    """None where nobody can be asked."""
+    used_bytes: int | None
     reach: str
     state: str
+    health: str
 
 
 @operation(
@@ -66,7 +91,10 @@ class PoolRow:
 def add(
     ctx: Context,
     pool: Annotated[types.PoolName, Arg("what it is called", metavar="NAME", complete="none")],
+    pgs: PGs | None = None,
     *,
+    driver: Annotated[Driver, Arg("what keeps the volumes; a directory where --path is given, else Ceph")]
+    | None = None,
     path: Annotated[
         str,
         Arg(
@@ -75,29 +103,70 @@ def add(
             pattern=r"/(?!.*(?:^|/)\.\.(?:/|$))[^\0\n<>&\"]{1,1023}",
             what="an absolute path",
         ),
-    ],
+    ]
+    | None = None,
     node: Annotated[types.NodeName, Arg("the one node that has it; all share it unless given", short="-n")]
     | None = None,
-    driver: Annotated[Driver, Arg("what keeps the volumes")] = Driver.DIR,
+    tier: Annotated[Tier, Arg("in Ceph: on devices of that class, a copy on each host", short="-t")]
+    | None = None,
+    replcfg: Annotated[
+        str,
+        Arg(
+            f"in Ceph: how many copies, and with how few there is still writing; {REPLICATION} unless given",
+            metavar="copies=N,mincopies=M",
+            pattern=ceph_pools.REPLICATION,
+            what="like copies=3,mincopies=2",
+        ),
+    ]
+    | None = None,
+    force: Annotated[bool, Arg("also with fewer hosts than copies, or fewer copies than are safe")] = False,
 ) -> TaskInfo:
-    """Make a directory a pool: one that all nodes have mounted at the same path, or of one node.
+    """Make a pool: in Ceph, or of a directory that one node has, or all have mounted at the same path.
 
-    A file in it says which pool it is, so that the empty directory below a missing mount is not taken for it.
+    In Ceph, a pool of that name is made; its placement groups are Ceph's business unless PGS says how many.
+    In a directory, a file says which pool it is: what is below a missing mount is not taken for it.
     """
     ctx.view.cluster()
-    path = path.rstrip("/")
+    driver = driver or (Driver.DIR if path else Driver.RBD)
     if pool in (known := ctx.view.pools()):
         raise Conflict(f"there is a pool {pool} already", hint=f"pvc storage pool info {pool}")
-    for other in known.values():
+    if driver is Driver.DIR:
+        _check_absent(driver, pgs=pgs, tier=tier, replcfg=replcfg)
+        return _add_directory(ctx, pool, path, node, known.values())
+    _check_absent(driver, path=path, node=node)
+    plan = ceph_pools.plan(pgs, tier or Tier.DEFAULT, replcfg or REPLICATION, force=force)
+    spec = PoolSpec(pool, secrets.token_hex(8), driver, ceph_pool=pool)
+    return task.begin(
+        ctx,
+        "storage.pool-add",
+        f"making pool {pool} in Ceph, tier {plan.tier}, {plan.copies} copies",
+        _any_running(ctx),
+        arguments={"pool": to_json(spec), "plan": to_json(plan), "force": force},
+    )
+
+
+def _check_absent(driver: Driver, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            what = "a pool in Ceph" if driver is Driver.RBD else "a directory"
+            raise Invalid(f"{what} has no {name}", hint="pvc storage pool add --help")
+
+
+def _add_directory(
+    ctx: Context, pool: str, path: str | None, node: str | None, known: Iterable[Pool]
+) -> TaskInfo:
+    if path is None:
+        raise Invalid("a pool of driver dir needs a directory", hint="--path /srv/vms")
+    path = path.rstrip("/")
+    for other in known:
         if other.spec.path == path and (not other.spec.node or other.spec.node == (node or other.spec.node)):
             raise Conflict(f"{path} is pool {other.spec.name} already")
-    spec = PoolSpec(pool, secrets.token_hex(8), driver, path, node or "")
-    on = node or _any_running(ctx)
+    spec = PoolSpec(pool, secrets.token_hex(8), Driver.DIR, path, node=node or "")
     return task.begin(
         ctx,
         "storage.pool-add",
         f"making {path} pool {pool}, of {node or SHARED}",
-        on,
+        node or _any_running(ctx),
         arguments={"pool": to_json(spec)},
     )
 
@@ -117,7 +186,7 @@ def _any_running(ctx: Context) -> str:
     role=Role.ADMIN,
     confirm="Remove pool {pool}?",
     waits="task.info",
-    done="pool {pool} is removed; its directory stays",
+    done="pool {pool} is removed",
 )
 def remove(
     ctx: Context,
@@ -125,7 +194,10 @@ def remove(
     *,
     force: Annotated[bool, Arg("also when it has volumes, or nobody reaches it any more")] = False,
 ) -> TaskInfo:
-    """Forget a pool in which there are no volumes. The directory stays, with --force also what is in it."""
+    """Remove a pool in which there is nothing: from Ceph, too, while a directory stays.
+
+    With --force the cluster only forgets it: what is in it stays where it is, in Ceph as in a directory.
+    """
     found = ctx.view.pool(pool)
     leaving = replace(found.spec, leaving=True)
     ops: list[Op] = [Put(paths.pool(pool), dumps(leaving), found.spec_version)]
@@ -139,37 +211,96 @@ def remove(
     )
 
 
+@operation(
+    "PUT",
+    "/storage/pool/{pool}/pgs",
+    noun="storage",
+    verb="pool set-pgs",
+    role=Role.ADMIN,
+    waits="task.info",
+    done="Ceph gives pool {pool} that many placement groups by and by",
+)
+def set_pgs(ctx: Context, pool: PoolName, pgs: PGs | None = None) -> TaskInfo:
+    """Give a pool in Ceph so many placement groups; without PGS as many as Ceph finds right."""
+    spec = ctx.view.pool(pool).spec
+    if spec.driver is not Driver.RBD:
+        raise Conflict(f"pool {pool} is a directory, which has no placement groups")
+    ceph_pools.check_pgs(pgs or 0)
+    words = f"{pgs} placement groups" if pgs else "as many placement groups as Ceph finds right"
+    return task.begin(
+        ctx,
+        "storage.pool-set-pgs",
+        f"giving pool {pool} {words}",
+        reaching(ctx, spec)[0].spec.name,
+        arguments={"pool": pool, "pgs": pgs or 0},
+        claims=[paths.pool_claim(pool, ".placement-groups")],
+    )
+
+
 @operation("GET", "/storage/pool/{pool}", noun="storage", verb="pool info")
 def info(ctx: Context, pool: PoolName) -> PoolInfo:
-    """Show a pool: how it is on each node, how full it is, what is in it."""
+    """Show a pool: how it is on each node and in Ceph, how full it is, what is in it."""
     found = ctx.view.pool(pool)
-    told = ask(ctx, found.spec)
+    told, more = ask(ctx, found.spec), ask(ctx, found.spec, brief=True)
     total, used = told["capacity"]["total_bytes"], told["capacity"]["used_bytes"]
-    nodes = ctx.view.nodes()
+    nodes, facts = ctx.view.nodes(), _facts(more)
     return PoolInfo(
         name=pool,
         driver=found.spec.driver,
         path=found.spec.path,
         reach=found.spec.node or SHARED,
         state=_state(found, nodes),
+        health=facts.health if facts else "ok",
         nodes=_on_nodes(found.spec, nodes),
         total_bytes=total,
         used_bytes=used,
         used_percent=used * 100 // max(total, 1),
         volumes=len(told["volumes"]),
         provisioned_bytes=sum(volume["size_bytes"] for volume in told["volumes"]),
+        ceph=facts,
     )
 
 
-@operation("GET", "/storage/pool", noun="storage", verb="pool list")
+def _facts(told: Mapping[str, Any]) -> CephFacts | None:
+    """None also from a node with an older pvc."""
+    found = told.get("ceph")
+    return None if found is None else from_json(CephFacts, found)
+
+
+@operation(
+    "GET",
+    "/storage/pool",
+    noun="storage",
+    verb="pool list",
+    columns=("name", "driver", "tier", "copies", "pgs", "total_bytes", "used_bytes", "state", "health"),
+)
 def list_(ctx: Context, limit: Limit = "") -> tuple[PoolRow, ...]:
-    """List pools."""
+    """List pools, with how full each is as far as nodes say so."""
     matches = types.limit_pattern(limit).search
     nodes = ctx.view.nodes()
-    return tuple(
-        PoolRow(name, one.spec.driver, one.spec.path, one.spec.node or SHARED, _state(one, nodes))
-        for name, one in sorted(ctx.view.pools().items())
-        if matches(name)
+    return tuple(_row(ctx, one, nodes) for name, one in sorted(ctx.view.pools().items()) if matches(name))
+
+
+def _row(ctx: Context, pool: Pool, nodes: Mapping[str, Node]) -> PoolRow:
+    """One that nobody can tell of is in the list all the same."""
+    spec, health = pool.spec, "ok"
+    try:
+        told = ask(ctx, spec, brief=True)
+    except PVCError as error:
+        told, health = {}, error.message
+    facts, capacity = _facts(told), told.get("capacity", {})
+    return PoolRow(
+        name=spec.name,
+        driver=spec.driver,
+        path=spec.path,
+        tier=facts.tier if facts else "",
+        copies=facts.copies if facts else None,
+        pgs=facts.pgs if facts else None,
+        total_bytes=capacity.get("total_bytes"),
+        used_bytes=capacity.get("used_bytes"),
+        reach=spec.node or SHARED,
+        state=_state(pool, nodes),
+        health=facts.health if facts else health,
     )
 
 
@@ -200,10 +331,10 @@ def reaching(ctx: Context, spec: PoolSpec) -> list[Node]:
     return storage.who_reaches(spec, ctx.view.nodes().values())
 
 
-def ask(ctx: Context, spec: PoolSpec, volume: str = "") -> Any:
+def ask(ctx: Context, spec: PoolSpec, volume: str = "", *, brief: bool = False) -> Any:
     """A node that reaches the pool; another one when that does not answer."""
     *others, last = reaching(ctx, spec)[:TRIES]
-    path = f"storage/{spec.name}/{volume}" if volume else f"storage/{spec.name}"
+    path = f"storage/{spec.name}/{volume}" if volume else f"storage/{spec.name}{'?brief=1' if brief else ''}"
     for node in others:
         try:
             return _asked(ctx, node, path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pvc import sizes
 from pvc.cluster import domainxml, paths
-from pvc.cluster.storage import Format, PoolSpec, disk_directory, is_disk_of
+from pvc.cluster.storage import Format, PoolSpec, check_format, default_format, disk_directory, is_disk_of
 from pvc.cluster.store import Check
 from pvc.cluster.vm import Power
 from pvc.commands import task, types
@@ -124,13 +124,18 @@ def add(
     volume: Annotated[VolumeName, Arg("what it is called", metavar="NAME")],
     size: VolumeSize,
     *,
-    format: Annotated[Format, Arg("raw is a little faster, qcow2 has snapshots", long="image-format")] = (
-        Format.QCOW2
-    ),
+    format: Annotated[
+        Format,
+        Arg("in a directory: qcow2 unless given, or raw, without snapshots", long="image-format"),
+    ]
+    | None = None,
     force: Force = False,
 ) -> TaskInfo:
     """Make an empty volume. It takes space when it is written to; counted is the size that it may get."""
     size_bytes = types.volume_bytes(size)
+    spec = ctx.view.pool(pool).spec
+    format = format or default_format(spec)
+    check_format(spec, format)
     about = f"adding volume {volume} ({sizes.show(size_bytes)}) to pool {pool}"
     asked = {"size_bytes": size_bytes, "format": str(format), "force": force}
     return _begin(ctx, "add", about, pool, volume, asked)

@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path == "/quorum":
             return {"without_quorum_s": self.server.without_quorum_s()}
         if found := re.fullmatch(r"/storage/([^/]+)(?:/([^/]+))?", url.path):
-            return self.server.storage(found[1], found[2] or "")
+            return self.server.storage(found[1], found[2] or "", brief="brief" in query)
         if url.path == "/ceph":
             return self.server.ceph()
         if found := re.fullmatch(r"/filters/(\d{1,8})", url.path):
@@ -174,7 +174,7 @@ def _number(query: dict[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-Storage = Callable[[str, str], dict[str, object]]
+Storage = Callable[..., dict[str, object]]
 """Tells of a pool and what is in it, or of one volume."""
 
 
@@ -182,7 +182,7 @@ Ceph = Callable[[], dict[str, object]]
 """Tells how Ceph is."""
 
 
-def _not_yet(*_: str) -> dict[str, object]:
+def _not_yet(*_: str, brief: bool = False) -> dict[str, object]:
     raise Unavailable("this node has only just begun")
 
 

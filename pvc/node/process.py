@@ -31,6 +31,7 @@ from pvc.node.outage import Outage, OwnServer
 if TYPE_CHECKING:
     from pvc.node.coordinator import Coordinating
     from pvc.node.drivers.blocklist import Blocklist
+    from pvc.node.drivers.ceph import Ceph
     from pvc.node.network import Networks
     from pvc.node.own_networks import OwnNetworks
     from pvc.node.peer import PeerServer
@@ -162,7 +163,7 @@ LATER = (
 """What a daemon needs beside this module; some of it only when something has gone wrong."""
 
 
-WHERE_PACKAGED = ("pvc.node.drivers.ceph", "pvc.node.drivers.rbd")
+WHERE_PACKAGED = ("pvc.node.drivers.ceph", "pvc.node.drivers.ceph_pools", "pvc.node.drivers.rbd")
 """Only where its Debian packages are: python3-rados and python3-rbd."""
 
 
@@ -553,9 +554,12 @@ class Disks:
 class Working:
     """Pools and tasks, each with a loop of its own: a file system that hangs holds up no VM."""
 
-    def __init__(self, daemon: Daemon, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, daemon: Daemon, store: Store, clock: Clock, connect: Callable[[], Ceph] | None = None
+    ) -> None:
         from pvc.node.blocked import Blocked
         from pvc.node.storage import Pools, works
+        from pvc.node.storage import connect as to_ceph
         from pvc.node.tasks import Tasks
 
         self.looking, self.doing = Loop("pools", clock), Loop("tasks", clock)
@@ -564,6 +568,7 @@ class Working:
             store,
             daemon.pools_are,
             self.looking.wake,
+            connect=connect or to_ceph,
             keep_secret=daemon.hypervisor.keep_secret,
         )
         self.shut_out = Loop("block list", clock)

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pvc.cluster import paths
+from pvc.cluster.ceph_pools import CephPlan
 from pvc.cluster.codec import Unreadable, dumps, from_json, to_json
 from pvc.cluster.mirror import Follow, Mirror
 from pvc.cluster.storage import CephAccess, Driver, Format, PoolSpec, check_fill
@@ -21,26 +22,37 @@ from pvc.node.drivers import directory
 from pvc.node.drivers.storage import Pool
 from pvc.node.tasks import Progress, Work
 
+if TYPE_CHECKING:
+    from pvc.node.drivers.ceph import Ceph
+    from pvc.node.drivers.ceph_pools import CephPools
+
 log = logging.getLogger(__name__)
 
 LOOK_S = 30.0
 """Between two looks whether pools are still here: mounts come and go."""
 UNAVAILABLE_S = 1.0
 
+Connect = Callable[[], "Ceph"]
 Open = Callable[[PoolSpec], Pool]
 LookAtCeph = Callable[[], tuple[CephAccess, str]]
 KeepSecret = Callable[[str, str, bytes], None]
 Result = Mapping[str, Any]
 
 
-def open_pool(spec: PoolSpec) -> Pool:
+def connect() -> Ceph:
+    """As the node's own configuration says. Raises Unavailable."""
+    with _where_packaged():
+        from pvc.node.drivers.ceph import Ceph
+    return Ceph()
+
+
+def open_pool(spec: PoolSpec, connect: Connect = connect) -> Pool:
     """Raises Unavailable."""
     if spec.driver is Driver.DIR:
         return directory.Directory(spec.path, spec.id)
     with _where_packaged():
-        from pvc.node.drivers.ceph import Ceph
         from pvc.node.drivers.rbd import RBDPool
-    return RBDPool(spec.ceph_pool, Ceph())
+    return RBDPool(spec.ceph_pool, connect(), spec.id)
 
 
 @contextmanager
@@ -53,11 +65,62 @@ def _where_packaged() -> Iterator[None]:
         ) from None
 
 
-def look_at_ceph() -> tuple[CephAccess, str]:
+def look_at_ceph(connect: Connect = connect) -> tuple[CephAccess, str]:
     """How QEMU reaches it, and the key. Raises Unavailable, DriverError."""
     with _where_packaged():
-        from pvc.node.drivers.ceph import Ceph, vm_access
-    return vm_access(Ceph())
+        from pvc.node.drivers.ceph import vm_access
+    return vm_access(connect())
+
+
+class Place(Protocol):
+    """Where a pool is or is to be."""
+
+    def prepare(self, asked: Mapping[str, Any], progress: Progress) -> None:
+        """Make it a pool."""
+        ...
+
+    def check_empty(self) -> None:
+        """Of what is no volume. Raises Conflict."""
+        ...
+
+    def retire(self, *, keep: bool) -> None:
+        """It is no pool any more; what is in it stays with `keep`. Done already where it is not this one."""
+        ...
+
+
+class DirectoryPlace:
+    def __init__(self, spec: PoolSpec) -> None:
+        self.spec = spec
+
+    def prepare(self, asked: Mapping[str, Any], progress: Progress) -> None:
+        directory.prepare(self.spec.path, self.spec.id)
+
+    def check_empty(self) -> None:
+        """What else is in a directory concerns nobody: it stays."""
+
+    def retire(self, *, keep: bool) -> None:
+        directory.retire(self.spec.path, self.spec.id)
+
+
+class CephPlace:
+    def __init__(self, spec: PoolSpec, pools: CephPools) -> None:
+        self.name, self.identity = spec.ceph_pool, spec.id
+        self.pools = pools
+
+    def prepare(self, asked: Mapping[str, Any], progress: Progress) -> None:
+        plan = from_json(CephPlan, asked["plan"])
+        self.pools.prepare(self.name, self.identity, plan, progress, force=asked["force"])
+
+    def check_empty(self) -> None:
+        self.pools.check_empty(self.name)
+
+    def retire(self, *, keep: bool) -> None:
+        try:
+            self.pools.retire(self.name, self.identity, keep=keep)
+        except Unavailable as error:
+            if not keep:
+                raise
+            log.warning("pool %s of Ceph stays as it is: %s", self.name, error.message)
 
 
 class Pools:
@@ -69,15 +132,17 @@ class Pools:
         store: Store,
         publish: Callable[[Mapping[str, str]], None],
         wake: Callable[[], None] = lambda: None,
-        open_pool: Open = open_pool,
-        look_at_ceph: LookAtCeph = look_at_ceph,
+        open_pool: Open | None = None,
+        look_at_ceph: LookAtCeph | None = None,
+        connect: Connect = connect,
         keep_secret: KeepSecret = lambda uuid, usage, value: None,
     ) -> None:
         self.node = node
         self.store = store
         self.publish = publish
-        self.open_pool = open_pool
-        self.look_at_ceph = look_at_ceph
+        self.connect = connect
+        self.open_pool = open_pool or self._open
+        self.look_at_ceph = look_at_ceph or self._look_at_ceph
         self.keep_secret = keep_secret
         self.mirror = Mirror(store, (Follow(paths.POOLS, children=True),), _expand, wake)
         self.view = View(self.mirror)
@@ -112,6 +177,20 @@ class Pools:
         except PVCError as error:
             return error.message
         return ""
+
+    def _open(self, spec: PoolSpec) -> Pool:
+        return open_pool(spec, self.connect)
+
+    def _look_at_ceph(self) -> tuple[CephAccess, str]:
+        return look_at_ceph(self.connect)
+
+    def place(self, spec: PoolSpec) -> Place:
+        return DirectoryPlace(spec) if spec.driver is Driver.DIR else CephPlace(spec, self.ceph_pools())
+
+    def ceph_pools(self) -> CephPools:
+        with _where_packaged():
+            from pvc.node.drivers.ceph_pools import CephPools
+        return CephPools(self.connect())
 
     # Ceph, for VMs
 
@@ -153,9 +232,11 @@ class Pools:
 
     # For other nodes that ask
 
-    def tell(self, name: str, volume: str) -> dict[str, object]:
-        """Of a pool and all that is in it, or of one volume."""
+    def tell(self, name: str, volume: str, *, brief: bool = False) -> dict[str, object]:
+        """Of a pool and all that is in it unless it is to be brief, or of one volume."""
         pool = self.open(name)
+        if brief:
+            return {"capacity": to_json(pool.capacity()), "ceph": to_json(pool.ceph_facts())}
         if not volume:
             return {"capacity": to_json(pool.capacity()), "volumes": to_json(pool.volumes())}
         return {
@@ -176,7 +257,8 @@ def _expand(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
 def works(pools: Pools) -> dict[str, Work]:
     """By the operation that asks for them."""
     return {
-        "storage.pool-add": PoolAdd(pools.store),
+        "storage.pool-add": PoolAdd(pools),
+        "storage.pool-set-pgs": PoolSetPGs(pools),
         "storage.pool-remove": PoolRemove(pools),
         **{f"storage.volume-{kind}": VolumeWork(pools, do) for kind, do in VOLUME.items()},
     }
@@ -185,18 +267,19 @@ def works(pools: Pools) -> dict[str, Work]:
 class PoolAdd:
     """Prepare what is to be the pool; then it exists."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, pools: Pools) -> None:
+        self.pools = pools
+        self.store = pools.store
 
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         spec = from_json(PoolSpec, task.arguments["pool"])
-        directory.prepare(spec.path, spec.id)
+        self.pools.place(spec).prepare(task.arguments, progress)
         claims = paths.pool_claims(spec.name)
         self.store.commit(Create(paths.pool(spec.name), dumps(spec)), Create(claims))
         return {"pool": spec.name}
 
     def undo(self, task: TaskSpec) -> None:
-        _retire_unknown(self.store, task)
+        _retire_unknown(self.pools, task, keep=False)
 
 
 class PoolRemove:
@@ -207,9 +290,9 @@ class PoolRemove:
         self.store = pools.store
 
     def do(self, task: TaskSpec, progress: Progress) -> Result:
-        spec = from_json(PoolSpec, task.arguments["pool"])
+        spec, force = from_json(PoolSpec, task.arguments["pool"]), task.arguments["force"]
         busy = self.store.children(paths.pool_claims(spec.name))
-        if not task.arguments["force"]:
+        if not force:
             self._check_empty(spec, busy)
         found = View(self.store).pool(spec.name)
         self.store.commit(
@@ -217,7 +300,7 @@ class PoolRemove:
             Delete(paths.pool_claims(spec.name)),
             Delete(paths.pool(spec.name), found.spec_version),
         )
-        directory.retire(spec.path, spec.id)
+        self.pools.place(spec).retire(keep=force)
         return {"pool": spec.name}
 
     def _check_empty(self, spec: PoolSpec, busy: tuple[str, ...]) -> None:
@@ -229,6 +312,7 @@ class PoolRemove:
                 f"pool {spec.name} has {len(volumes)} volumes: {', '.join(one.name for one in volumes[:10])}",
                 hint="remove them first, or --force to leave them where they are",
             )
+        self.pools.place(spec).check_empty()
 
     def undo(self, task: TaskSpec) -> None:
         """It stays, unless it has gone already."""
@@ -237,15 +321,34 @@ class PoolRemove:
         if found is not None and found.spec.id == spec.id:
             stays = replace(found.spec, leaving=False)
             self.store.commit(Put(paths.pool(spec.name), dumps(stays), found.spec_version))
-        _retire_unknown(self.store, task)
+        _retire_unknown(self.pools, task, keep=task.arguments["force"])
 
 
-def _retire_unknown(store: Store, task: TaskSpec) -> None:
-    """A directory of which the store knows no pool is none."""
+def _retire_unknown(pools: Pools, task: TaskSpec, *, keep: bool) -> None:
+    """A place of which the store knows no pool is none."""
     spec = from_json(PoolSpec, task.arguments["pool"])
-    found = View(store).pools([spec.name]).get(spec.name)
+    found = View(pools.store).pools([spec.name]).get(spec.name)
     if found is None or found.spec.id != spec.id:
-        directory.retire(spec.path, spec.id)
+        pools.place(spec).retire(keep=keep)
+
+
+class PoolSetPGs:
+    """How many placement groups a pool of Ceph is to have, which it then sees to by itself."""
+
+    def __init__(self, pools: Pools) -> None:
+        self.pools = pools
+
+    def do(self, task: TaskSpec, progress: Progress) -> Result:
+        spec = View(self.pools.store).pool(task.arguments["pool"]).spec
+        ceph = self.pools.ceph_pools()
+        ceph.set_pgs(spec.ceph_pool, spec.id, task.arguments["pgs"])
+        return {"pool": spec.name, "ceph": to_json(ceph.facts(spec.ceph_pool, spec.id))}
+
+    def undo(self, task: TaskSpec) -> None:
+        """What Ceph has taken counts; one number never goes without the other."""
+        found = View(self.pools.store).pools([task.arguments["pool"]]).get(task.arguments["pool"])
+        if found is not None:
+            self.pools.ceph_pools().settle_pgs(found.spec.ceph_pool, found.spec.id)
 
 
 Do = Callable[[Pool, TaskSpec, Progress], None]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from pvc.commands.registry import find
 from pvc.config import Config, parse
 from pvc.errors import Conflict, NotFound, Unavailable
 from pvc.node.daemon import Daemon
+from pvc.node.drivers.ceph import Ceph
 from pvc.node.peer import PeerServer
 from pvc.node.process import Working
 from pvc.peerclient import ask
@@ -72,8 +74,8 @@ class OneNode:
         return found
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[OneNode]:
+@contextmanager
+def one_node(tmp_path: Path, connect: Callable[[], Ceph] | None = None) -> Iterator[OneNode]:
     world, config = a_world(1), configured(tmp_path)
     world.edit(paths.node("n1"), address="127.0.0.1")
     world.edit(paths.node_status("n1"), console_port=config.daemon.console_port)
@@ -97,11 +99,17 @@ def node(tmp_path: Path) -> Iterator[OneNode]:
     server.start()
     with pytest.raises(Unavailable, match="only just begun"):
         ask(config, "127.0.0.1", config.daemon.console_port, "storage/vms")
-    working = Working(cast(Daemon, daemon), world.cluster.connect(), SystemClock())
+    working = Working(cast(Daemon, daemon), world.cluster.connect(), SystemClock(), connect)
     server.tell_of_storage(working.pools.tell)
     yield OneNode(world, config, working)
     working.close()
     server.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[OneNode]:
+    with one_node(tmp_path) as made:
+        yield made
 
 
 def test_a_volume_from_beginning_to_end(node: OneNode, tmp_path: Path) -> None:

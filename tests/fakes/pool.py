@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from pvc import names
+from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, Unavailable
 from pvc.node.drivers.storage import Capacity, Content, Extent, Filling, Progress, Snapshot, Volume
@@ -28,6 +29,7 @@ class FakePool:
     is_mounted: bool = True
     open: set[str] = field(default_factory=set)
     """Volumes that somebody has open."""
+    ceph: CephFacts | None = None
     kept: dict[str, Kept] = field(default_factory=dict)
     half_done: set[str] = field(default_factory=set)
     _clock: Iterator[int] = field(default_factory=lambda: itertools.count(1_700_000_000))
@@ -39,6 +41,9 @@ class FakePool:
     def capacity(self) -> Capacity:
         self.check()
         return Capacity(self.total_bytes, self.used_bytes)
+
+    def ceph_facts(self) -> CephFacts | None:
+        return self.ceph
 
     def volumes(self) -> tuple[Volume, ...]:
         self.check()

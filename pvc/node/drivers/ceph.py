@@ -158,6 +158,20 @@ def _monitor(addresses: Sequence[Mapping[str, Any]]) -> Monitor:
     return Monitor(host.strip("[]"), int(port))
 
 
+def every_object(io: rados.Ioctx) -> Iterator[str]:
+    """The names of all objects of a pool, in whatever namespace."""
+    io.set_namespace(rados.LIBRADOS_ALL_NSPACES)
+    return (one.key for one in io.list_objects())
+
+
+def application_value(io: rados.Ioctx, application: str, key: str) -> str:
+    """What is said of a pool for those who use it; empty where that is not."""
+    try:
+        return dict(io.application_metadata_list(application)).get(key, "")
+    except rados.ObjectNotFound:
+        return ""
+
+
 def omap_value(io: rados.Ioctx, name: str, key: str) -> bytes | None:
     """One value of an object; None where it has gone."""
     try:

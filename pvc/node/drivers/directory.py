@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pvc import names
+from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
 from pvc.node.drivers import DriverError, nbd, qcow2
@@ -101,6 +102,9 @@ class Directory:
         found = os.statvfs(self.path)
         used = (found.f_blocks - found.f_bfree) * found.f_frsize
         return Capacity(used + found.f_bavail * found.f_frsize, used)
+
+    def ceph_facts(self) -> CephFacts | None:
+        return None
 
     def volumes(self) -> tuple[Volume, ...]:
         self.check()

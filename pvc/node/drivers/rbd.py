@@ -17,10 +17,12 @@ from typing import Any
 import rbd
 
 from pvc import names
+from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.storage import Format
-from pvc.errors import Conflict, Invalid, NotFound
+from pvc.errors import Conflict, Invalid, NotFound, Unavailable
 from pvc.node.drivers import DriverError
-from pvc.node.drivers.ceph import ASK_TIMES, TIMES, Ceph, omap_value, words
+from pvc.node.drivers.ceph import ASK_TIMES, TIMES, Ceph, application_value, omap_value, words
+from pvc.node.drivers.ceph_pools import CephPools
 from pvc.node.drivers.storage import Capacity, Content, Extent, Filling, Progress, Snapshot, Volume
 
 HALF_DONE = ".task-"
@@ -41,9 +43,11 @@ FEATURES = (
 class RBDPool:
     """A Pool."""
 
-    def __init__(self, pool: str, ceph: Ceph) -> None:
+    def __init__(self, pool: str, ceph: Ceph, identity: str = "") -> None:
         self.pool = pool
         self.ceph = ceph
+        self.identity = identity
+        """What Ceph says of the pool where it is this one; empty: whichever has that name."""
         self.rbd = rbd.RBD()
 
     # Looking
@@ -53,12 +57,12 @@ class RBDPool:
             pass
 
     def capacity(self) -> Capacity:
-        """What users can still write counts, with all copies of it: so much of the raw space is theirs."""
         self.check()
-        pools = {one["name"]: one["stats"] for one in self.ceph.command("df")["pools"]}
-        found = pools.get(self.pool, {})
-        used = int(found.get("stored", 0))
-        return Capacity(used + int(found.get("max_avail", 0)), used)
+        used, free = CephPools(self.ceph).used_and_free_bytes(self.pool)
+        return Capacity(used + free, used)
+
+    def ceph_facts(self) -> CephFacts | None:
+        return CephPools(self.ceph).facts(self.pool, self.identity)
 
     def volumes(self) -> tuple[Volume, ...]:
         """Without opening each: how much one uses is told by `volume`."""
@@ -273,6 +277,10 @@ class RBDPool:
     @contextmanager
     def _opened(self, times: Mapping[str, str] = TIMES) -> Iterator[Any]:
         with self.ceph.opened(self.pool, times) as io, _told():
+            if self.identity and application_value(io, "rbd", "pvc") != self.identity:
+                raise Unavailable(
+                    f"the pool {self.pool} of the Ceph that is reached from here is not that of this cluster"
+                )
             yield io
 
     @contextmanager

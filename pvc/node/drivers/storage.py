@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.storage import Format
 
 Progress = Callable[[float], None]
@@ -83,6 +84,10 @@ class Pool(Protocol):
         ...
 
     def capacity(self) -> Capacity: ...
+
+    def ceph_facts(self) -> CephFacts | None:
+        """How Ceph keeps it; None for what is not in Ceph."""
+        ...
 
     def volumes(self) -> tuple[Volume, ...]:
         """By name."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from pvc.clock import SystemClock
 from pvc.cluster import paths
+from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.codec import dumps, to_json
-from pvc.cluster.storage import PoolSpec
+from pvc.cluster.storage import Driver, PoolSpec
 from pvc.cluster.store import Create
 from pvc.cluster.vm import Owner
 from pvc.commands.context import Context, invoke
@@ -57,6 +58,12 @@ class Storing:
         spec = PoolSpec(name, f"id-{name}", path=path, node=node)
         self.world.store.commit(Create(paths.pool(name), dumps(spec)), Create(paths.pool_claims(name)))
 
+    def add_ceph_pool(self, name: str) -> None:
+        """Prepared already, and every node reaches it."""
+        self.pool.ceph = CephFacts("default", 3, 2, 32, 32, is_autoscaled=True, health="ok")
+        spec = PoolSpec(name, f"id-{name}", Driver.RBD, ceph_pool=name)
+        self.world.store.commit(Create(paths.pool(name), dumps(spec)), Create(paths.pool_claims(name)))
+
     def work(self) -> None:
         """All that nodes are to do."""
         for tasks in self.tasks.values():
@@ -78,8 +85,9 @@ class Storing:
         if address in self.silent:
             raise Unavailable(f"{address} does not answer")
         node = NODES[int(address.rpartition(".")[2]) - 1]
+        path, _, query = path.partition("?")
         _, name, *volume = path.split("/")
-        return self.pools[node].tell(name, volume[0] if volume else "")
+        return self.pools[node].tell(name, volume[0] if volume else "", brief=query == "brief=1")
 
     def call(self, operation: str, /, **given: Any) -> Any:
         return to_json(invoke(find(operation), self.context(), given))

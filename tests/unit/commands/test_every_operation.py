@@ -170,11 +170,20 @@ def with_ceph() -> World:
     return world
 
 
+def in_ceph() -> World:
+    """A pool ssds, of which Ceph says how it is."""
+    made = Storing()
+    made.add_ceph_pool("ssds")
+    return made.world
+
+
 def anonymous(path: str) -> str:
     """A task is called something else each time."""
     return re.sub(r"(/tasks/)[0-9a-f]{8}", r"\1ID", path)
 
 
+FEWER, ONLY_ONE, RISKY = "copies=2,mincopies=3", "copies=1,mincopies=1", "copies=3,mincopies=1"
+QCOW2 = {"pool": "ssds", "volume": "web1", "size": "1G", "format": "qcow2"}
 VOLUME = {"pool": "vms", "volume": "web1"}
 SNAPSHOT = {**VOLUME, "snapshot": "s1"}
 
@@ -210,6 +219,7 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "storage.osd-unset": (with_ceph, {"flag": "noout"}),
     "storage.pool-add": (a_world, {"pool": "vms", "path": "/srv/vms"}),
     "storage.pool-remove": (stored, {"pool": "vms"}),
+    "storage.pool-set-pgs": (in_ceph, {"pool": "ssds", "pgs": 64}),
     "storage.volume-add": (stored, {**VOLUME, "size": "10G"}),
     "storage.volume-remove": (stored, VOLUME),
     "storage.volume-resize": (stored, {**VOLUME, "size": "10G"}),
@@ -484,6 +494,33 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("storage.pool-add", a_world, {"pool": "vms", "path": "srv/vms"}, Invalid, "is not an absolute path"),
     ("storage.pool-add", a_world, {"pool": "vms", "path": "/srv/../etc"}, Invalid, "not an absolute path"),
     ("storage.pool-add", a_world, {"pool": "vms", "path": "/x", "driver": "zfs"}, Invalid, "cannot be 'zfs'"),
+    ("storage.pool-add", a_world, {"pool": "vms", "driver": "dir"}, Invalid, "needs a directory"),
+    ("storage.pool-add", a_world, {"pool": "vms", "path": "/x", "tier": "ssd"}, Invalid, "has no tier"),
+    ("storage.pool-add", a_world, {"pool": "vms", "path": "/x", "pgs": 8}, Invalid, "has no pgs"),
+    ("storage.pool-add", a_world, {"pool": "vms", "node": "n1"}, Invalid, "a pool in Ceph has no node"),
+    ("storage.pool-add", a_world, {"pool": "vms", "pgs": 0}, Invalid, "at least 1"),
+    ("storage.pool-add", a_world, {"pool": "vms", "pgs": 100}, Invalid, "no power of two"),
+    ("storage.pool-add", a_world, {"pool": "vms", "tier": "tape"}, Invalid, "cannot be 'tape'"),
+    ("storage.pool-add", a_world, {"pool": "vms", "replcfg": "3"}, Invalid, "like copies=3,mincopies=2"),
+    (
+        "storage.pool-add",
+        a_world,
+        {"pool": "vms", "replcfg": FEWER},
+        Invalid,
+        "3 copies cannot be required of 2",
+    ),
+    (
+        "storage.pool-add",
+        a_world,
+        {"pool": "vms", "replcfg": ONLY_ONE},
+        Conflict,
+        "the first disk that fails",
+    ),
+    ("storage.pool-add", a_world, {"pool": "vms", "replcfg": RISKY}, Conflict, "takes data with it"),
+    ("storage.pool-set-pgs", a_world, {"pool": "vms", "pgs": 8}, NotFound, "no pool vms"),
+    ("storage.pool-set-pgs", stored, {"pool": "vms", "pgs": 8}, Conflict, "has no placement groups"),
+    ("storage.pool-set-pgs", in_ceph, {"pool": "ssds", "pgs": 9}, Invalid, "no power of two"),
+    ("storage.volume-add", in_ceph, QCOW2, Invalid, "volumes in Ceph are raw, not qcow2"),
     ("storage.pool-add", a_world, {"pool": "vms", "path": "/x", "node": "n9"}, NotFound, "no node named n9"),
     ("storage.pool-add", stored, {"pool": "vms", "path": "/x"}, Conflict, "there is a pool vms already"),
     ("storage.pool-add", World, {"pool": "vms", "path": "/x"}, Unavailable, "not initialised"),

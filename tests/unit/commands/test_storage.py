@@ -35,7 +35,19 @@ def test_a_pool_is_there_when_it_has_been_prepared(tmp_path: Path) -> None:
     cluster.work()
     assert cluster.call("task.info", task=begun["name"])["state"] == "done"
     (row,) = cluster.call("storage.pool-list")
-    assert row == {"name": "vms", "driver": "dir", "path": where, "reach": "all nodes", "state": "up"}
+    assert row == {
+        "name": "vms",
+        "driver": "dir",
+        "path": where,
+        "tier": "",
+        "copies": None,
+        "pgs": None,
+        "total_bytes": cluster.pool.total_bytes,
+        "used_bytes": 0,
+        "reach": "all nodes",
+        "state": "up",
+        "health": "ok",
+    }
     with pytest.raises(Conflict, match="there is a pool vms already"):
         cluster.call("storage.pool-add", pool="vms", path="/srv/other")
     with pytest.raises(Conflict, match="is pool vms already"):
