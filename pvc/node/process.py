@@ -576,7 +576,7 @@ class Working:
             daemon.me,
             store,
             daemon.hypervisor.domains,
-            blocklist(),
+            blocklist(connect),
             publish=daemon.ceph_knows,
             is_idle=daemon.is_idle,
             is_ours=daemon.guard.is_ours,
@@ -609,13 +609,13 @@ class Working:
             loop.close()
 
 
-def blocklist() -> Blocklist | None:
+def blocklist(connect: Callable[[], Ceph] | None = None) -> Blocklist | None:
     """None where this node has no client of Ceph."""
     try:
         from pvc.node.drivers.ceph import Ceph, CephBlocklist
     except ImportError:
         return None
-    return CephBlocklist(Ceph())
+    return CephBlocklist(connect() if connect else Ceph())
 
 
 def _work(daemon: Daemon, store: Store, clock: Clock, peers: PeerServer) -> Working:

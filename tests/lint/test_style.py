@@ -30,7 +30,7 @@ BOUNDARIES = {
 }
 
 # A wait ends when its condition holds. These are the loops that look whether it does.
-POLLING = ("build.py", "pvc/lab/up.py", "tests/support.py")
+POLLING = ("build.py", "pvc/lab/up.py", "pvc/node/drivers/ceph_pools.py", "tests/support.py")
 
 REGISTRIES = r"https?://(?:deb|security|pypi|files|registry)\."
 """Whose mirror is used is the business of the machine that builds."""
