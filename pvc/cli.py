@@ -357,7 +357,9 @@ class Command:
                 output.note(output.done(self.found.done, self.given))
                 return
             if isinstance(result, dict) and not result.get("goal") and self.found.done:
-                output.emit(output.done(self.found.done, {**self.given, **result}))
+                # The name of a task says nothing to whoever asked for something else.
+                said = {**result, **self.given} if self.found.is_task else {**self.given, **result}
+                output.emit(output.done(self.found.done, said))
                 return
             if isinstance(result, dict) and "name" in result and result.keys() & {"state", "domain_state"}:
                 output.emit(output.sentence(result))

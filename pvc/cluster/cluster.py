@@ -30,8 +30,6 @@ class ClusterSpec:
     starts_at_once: int = 4
     restart_limit: int = 5
     """Bad ends in a row before a VM is `fail`."""
-    disk_directory: str = "/srv/share/vms"
-    """Where `vm create --disk SIZE` puts its files: a directory that all nodes share."""
     primary: str = ""
     """The coordinator that is wanted as primary; empty: whoever comes first."""
     fence_grace_s: float = 2.0

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from uuid import UUID
 from xml.parsers import expat
 
 from pvc.cluster.network import bridge_name
-from pvc.cluster.vm import Interface
-from pvc.errors import Invalid
+from pvc.cluster.storage import CephAccess
+from pvc.cluster.vm import Drive, Interface
+from pvc.errors import Invalid, Unavailable
 
 NAMESPACE = "urn:pvc:vm"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -32,6 +33,9 @@ UNREADABLE = "unreadable"
 """Digest of a domain that is ours, and does not say what it was started with."""
 MARKED = ("mac", "network", "model", "bridge", "digest")
 """What a domain carries of each interface."""
+MARKED_DRIVE = ("target", "source", "digest")
+BUSES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd"}
+"""How names of disks begin on each."""
 SPARE_PORTS = 6
 """Devices that a q35 machine can be given while it runs."""
 ON_PORTS = ("disk", "interface", "controller", "channel", "rng", "memballoon", "input", "video", "hostdev")
@@ -59,6 +63,8 @@ class Disk:
     type: str  # libvirt's: file, block, network, …
     device: str  # disk, cdrom, …
     format: str
+    bus: str = ""
+    protocol: str = ""  # of a network disk: rbd, nbd, …
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +129,30 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a definition is to QEMU: interfaces, which may come and go while it runs, and all the rest."""
+    """What a definition is to QEMU: interfaces and disks, which may come and go while it runs, and all the
+    rest."""
 
     digest: str = ""
     """Of the whole definition; empty: a domain that is not ours."""
     rest: str = ""
-    """Of all but the interfaces."""
+    """Of all but the interfaces and disks."""
     interfaces: tuple[Interface, ...] = ()
+    drives: tuple[Drive, ...] = ()
+    """Disks with something in them; a drive that is empty belongs to the rest."""
+
+    @property
+    def devices(self) -> tuple[Interface | Drive, ...]:
+        return (*self.interfaces, *self.drives)
 
 
 @dataclass(frozen=True, slots=True)
 class NewDisk:
-    path: str
+    """A file, a device of the nodes, or an image of the cluster's Ceph (`rbd`: pool/image)."""
+
+    source: str
     format: str = "qcow2"
+    is_rbd: bool = False
+    bus: str = "virtio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +202,22 @@ def shape(xml: str) -> Shape:
     """Of a definition. Asked in every round of a daemon for the same few."""
     root = _read(xml)
     devices = root.find("devices")
-    found = []
-    for element in () if devices is None else devices.findall("interface"):
-        nic = _readable_nic(element)
-        if nic is not None and nic.mac:
-            found.append(_interface(nic, _part_digest(root, element)))
-        if devices is not None:
+    interfaces, drives = [], []
+    if devices is not None:
+        for element in devices.findall("interface"):
+            nic = _readable_nic(element)
+            if nic is not None and nic.mac:
+                interfaces.append(_interface(nic, _part_digest(root, element)))
             devices.remove(element)
-    return Shape(digest(xml), _tree_digest(root), tuple(found))
+        for element in devices.findall("disk"):
+            if (drive := _drive(element)) is not None:
+                drives.append(replace(drive, digest=_part_digest(root, element)))
+                devices.remove(element)
+    return Shape(digest(xml), _tree_digest(root), tuple(interfaces), tuple(drives))
 
 
 def running(xml: str) -> Shape:
-    """Of a domain that runs: the interfaces it has now, each as the definition had it when it came.
+    """Of a domain that runs: the devices it has now, each as the definition had it when it came.
 
     Whatever carries our metadata is ours, and has a digest: also what cannot be read, or was edited by hand.
     """
@@ -205,16 +226,25 @@ def running(xml: str) -> Shape:
     except Invalid:
         return Shape(UNREADABLE) if NAMESPACE in xml else Shape()
     own = _own_metadata(root)
-    known = {
-        one.get("mac", ""): Interface(*(one.get(name, "") for name in MARKED))
-        for one in (() if own is None else own)
-        if str(one.tag).rpartition(":")[2] == "interface"  # libvirt gives it the prefix of its parent
-    }
+    known = {one.device: one for one in _marked(own)}
     nics = [nic for one in root.findall("devices/interface") if (nic := _readable_nic(one)) is not None]
-    here = tuple(dict.fromkeys(known.get(nic.mac) or _interface(nic) for nic in nics))
+    found = [drive for one in root.findall("devices/disk") if (drive := _drive(one)) is not None]
+    noted = {mac: one for mac, one in known.items() if isinstance(one, Interface)}
+    told = {device: one for device, one in known.items() if isinstance(one, Drive)}
+    here = tuple(dict.fromkeys(noted.get(nic.mac) or _interface(nic) for nic in nics))
+    drives = tuple(dict.fromkeys(told.get(drive.device) or drive for drive in found))
     if own is None:
-        return Shape(interfaces=here)
-    return Shape(own.get("digest") or UNREADABLE, own.get("rest", ""), here)
+        return Shape(interfaces=here, drives=drives)
+    return Shape(own.get("digest") or UNREADABLE, own.get("rest", ""), here, drives)
+
+
+def _marked(own: ET.Element | None) -> Iterable[Interface | Drive]:
+    for one in () if own is None else own:
+        kind = str(one.tag).rpartition(":")[2]  # libvirt gives it the prefix of its parent
+        if kind == "interface":
+            yield Interface(*(one.get(name, "") for name in MARKED))
+        elif kind == "disk":
+            yield Drive(*(one.get(name, "") for name in MARKED_DRIVE))
 
 
 def keep(known: Shape, now: Shape) -> Shape:
@@ -223,7 +253,8 @@ def keep(known: Shape, now: Shape) -> Shape:
         return now
     noted = {one.mac: one for one in known.interfaces}
     here = tuple(noted.get(one.mac, one) for one in now.interfaces)
-    return Shape(known.digest, known.rest, here)
+    told = {one.device: one for one in known.drives}
+    return Shape(known.digest, known.rest, here, tuple(told.get(one.device, one) for one in now.drives))
 
 
 def bridges(xml: str, has: Iterable[Interface] = ()) -> tuple[str, ...]:
@@ -313,7 +344,7 @@ def create(
     _add(clock, "timer", name="hpet", present="no")
     devices = _add(root, "devices")
     for index, disk in enumerate(disks):
-        _add_disk(devices, disk, _disk_target(index))
+        _add_disk(devices, disk, disk_target(index))
     _add(devices, "controller", type="usb", model="none")
     for nic in nics:
         _add_nic(devices, nic)
@@ -344,16 +375,79 @@ def complete(xml: str, uuid: str) -> str:
 def add_nic(xml: str, nic: NewNic) -> str:
     """After those it has: the order is that in which the guest finds them."""
     root = _read(xml)
-    devices = root.find("devices")
-    if devices is None:
-        devices = _add(root, "devices")
+    devices = _devices(root)
     _add_nic(devices, nic)
-    added = devices[-1]
-    places = [index for index, one in enumerate(devices) if one.tag == "interface" and one is not added]
-    if places:
-        devices.remove(added)
-        devices.insert(places[-1] + 1, added)
+    _sort_in(devices)
     return _write(root)
+
+
+def add_disk(xml: str, disk: NewDisk, target: str) -> str:
+    """After those it has, so that it starts from the same one."""
+    root = _read(xml)
+    devices = _devices(root)
+    _add_disk(devices, disk, target)
+    _sort_in(devices)
+    return _write(root)
+
+
+def remove_disk(xml: str, target: str) -> str:
+    root = _read(xml)
+    devices = _devices(root)
+    for element in devices.findall(f"disk/target[@dev='{target}']/.."):
+        devices.remove(element)
+    return _write(root)
+
+
+def rename_disks(xml: str, sources: Mapping[str, str]) -> str:
+    """The same disks, called otherwise: by the sources that they have and are to have."""
+    root = _read(xml)
+    for source in root.findall("devices/disk/source"):
+        for key in ("file", "dev", "name"):
+            if (new := sources.get(source.get(key, ""))) is not None:
+                source.set(key, new)
+    return _write(root)
+
+
+def free_target(xml: str, bus: str, taken: Iterable[str] = ()) -> str:
+    """A name after those of the same kind that it has: what it starts from stays first."""
+    letters = BUSES[bus]
+    names = [*(disk.target for disk in parse(xml).disks), *taken]
+    numbers = [_disk_number(name[len(letters) :]) for name in names if name.startswith(letters)]
+    return disk_target(max(numbers, default=-1) + 1, letters)
+
+
+def has_controller(xml: str, kind: str) -> bool:
+    return _read(xml).find(f"devices/controller[@type='{kind}']") is not None
+
+
+def no_ceph() -> CephAccess:
+    raise Unavailable("this node does not reach the cluster's Ceph", hint="pvc storage pool list")
+
+
+def device(xml: str, device: str, ceph: Callable[[], CephAccess] = no_ceph) -> str:
+    """An interface or a disk of a definition as libvirt gets it for a domain that runs. Raises Invalid."""
+    return disk_device(xml, device, ceph) if "=" in device else nic_device(xml, device)
+
+
+def disk_device(xml: str, device: str, ceph: Callable[[], CephAccess] = no_ceph) -> str:
+    """libvirt takes no second disk with the same target. Raises Invalid, Unavailable."""
+    for element in _read(xml).findall("devices/disk"):
+        if (drive := _drive(element)) is not None and drive.device == device:
+            _reach_ceph(element, ceph)
+            return ET.tostring(element, encoding="unicode").strip()
+    raise Invalid(f"the definition has no disk {device}")
+
+
+def alias(xml: str, device: str) -> str:
+    """By which libvirt knows an interface or a disk of a running domain; empty: it has no such one."""
+    if "=" not in device:
+        return nic_alias(xml, device)
+    for element in _read(xml).findall("devices/disk"):
+        found = element.find("alias")
+        drive = _drive(element)
+        if found is not None and drive is not None and drive.device == device:
+            return found.get("name", "")
+    return ""
 
 
 def remove_nic(xml: str, mac: str) -> str:
@@ -444,10 +538,14 @@ def set_vcpus(xml: str, vcpus: int, topology: Topology | None = None) -> str:
     return _write(root)
 
 
-def render(xml: str, *, emulation: str, emulator: str, console_log: str) -> str:
-    """What libvirt gets on one node: the domain type that works there (kvm or qemu), its QEMU, a console log.
+def render(
+    xml: str, *, emulation: str, emulator: str, console_log: str, ceph: Callable[[], CephAccess] = no_ceph
+) -> str:
+    """What libvirt gets on one node: the domain type that works there (kvm or qemu), its QEMU, a console log,
+    how it reaches Ceph.
 
-    It carries the digest of the definition, for a daemon that finds the domain running.
+    It carries the digest of the definition, for a daemon that finds the domain running. Raises Unavailable
+    for a disk in Ceph where the node has none.
     """
     root = _read(xml)
     root.set("type", emulation)
@@ -459,6 +557,8 @@ def render(xml: str, *, emulation: str, emulator: str, console_log: str) -> str:
         devices = _add(root, "devices")
     _set_emulator(devices, emulator)
     _join_bridges(devices)
+    for disk in devices.findall("disk"):
+        _reach_ceph(disk, ceph)
     _leave_room(root, devices)
     _log_console(devices, console_log)
     _set_own_metadata(root, shape(xml))
@@ -529,6 +629,20 @@ def _add(parent: ET.Element, tag: str, text: str = "", /, **attributes: str) -> 
 def _remove(parent: ET.Element, tag: str) -> None:
     for child in parent.findall(tag):
         parent.remove(child)
+
+
+def _devices(root: ET.Element) -> ET.Element:
+    devices = root.find("devices")
+    return _add(root, "devices") if devices is None else devices
+
+
+def _sort_in(devices: ET.Element) -> None:
+    """The last device comes after the others of its kind."""
+    added = devices[-1]
+    places = [index for index, one in enumerate(devices) if one.tag == added.tag and one is not added]
+    if places:
+        devices.remove(added)
+        devices.insert(places[-1] + 1, added)
 
 
 def _set_child(parent: ET.Element, tag: str, text: str, after: str = "") -> ET.Element:
@@ -652,6 +766,8 @@ def _disk(disk: ET.Element) -> Disk:
         type=disk.get("type", "file"),
         device=disk.get("device", "disk"),
         format="" if driver is None else driver.get("type", ""),
+        bus=target.get("bus", ""),
+        protocol="" if source is None else source.get("protocol", ""),
     )
 
 
@@ -665,6 +781,17 @@ def _is_in_ceph(disk: ET.Element) -> bool:
 def _is_empty_drive(disk: ET.Element) -> bool:
     source = disk.find("source")
     return disk.get("device") == "cdrom" and (source is None or not _disk_source(source))
+
+
+def _drive(element: ET.Element) -> Drive | None:
+    """None for what cannot be read, has nothing in it, or is no disk."""
+    if element.get("device", "disk") != "disk":
+        return None
+    try:
+        disk = _disk(element)
+    except Invalid:
+        return None
+    return Drive(disk.target, disk.source, "") if disk.source else None
 
 
 def _disk_source(source: ET.Element) -> str:
@@ -730,21 +857,40 @@ def _refuse_duplicates(what: str, values: Iterable[str]) -> None:
 # --- devices ------------------------------------------------------------------------------------------------
 
 
-def _disk_target(index: int) -> str:
+def disk_target(index: int, prefix: str = "vd") -> str:
     """vda … vdz, vdaa …"""
     letters = ""
     index += 1
     while index:
         index, digit = divmod(index - 1, 26)
         letters = chr(ord("a") + digit) + letters
-    return f"vd{letters}"
+    return f"{prefix}{letters}"
+
+
+def _disk_number(letters: str) -> int:
+    """The index that disk_target had; -1 where it is no name of that kind."""
+    number = 0
+    for letter in letters:
+        if not "a" <= letter <= "z":
+            return -1
+        number = number * 26 + ord(letter) - ord("a") + 1
+    return number - 1
 
 
 def _add_disk(devices: ET.Element, disk: NewDisk, target: str) -> None:
-    element = _add(devices, "disk", type="file", device="disk")
-    _add(element, "driver", name="qemu", type=disk.format, discard="unmap")
-    _add(element, "source", file=disk.path)
-    _add(element, "target", dev=target, bus="virtio")
+    kind, place = "file", {"file": disk.source}
+    if disk.is_rbd:
+        kind, place = "network", {"protocol": "rbd", "name": disk.source}
+    elif disk.source.startswith("/dev/"):
+        kind, place = "block", {"dev": disk.source}
+    element = _add(devices, "disk", type=kind, device="disk")
+    # A full or failed Ceph gives errors, which stop the guest until it has room again: nothing is lost.
+    more = {"cache": "none", "error_policy": "stop"} if disk.is_rbd else {}
+    _add(element, "driver", name="qemu", type=disk.format, **more, discard="unmap")
+    _add(element, "source", **place)
+    _add(element, "target", dev=target, bus=disk.bus)
+    if disk.bus == "scsi" and devices.find("controller[@type='scsi']") is None:
+        devices.insert(0, ET.Element("controller", type="scsi", model="virtio-scsi"))
 
 
 def _add_nic(devices: ET.Element, nic: NewNic) -> None:
@@ -837,6 +983,20 @@ def _join_bridges(devices: ET.Element) -> None:
             source.set("bridge", bridge)
 
 
+def _reach_ceph(disk: ET.Element, ceph: Callable[[], CephAccess]) -> None:
+    """One in the cluster's Ceph is named without hosts; one that names its own is somebody else's."""
+    source = disk.find("source[@protocol='rbd']") if disk.get("type") == "network" else None
+    if source is None or source.find("host") is not None:
+        return
+    access = ceph()
+    for monitor in access.monitors:
+        _add(source, "host", name=monitor.host, port=str(monitor.port))
+    _remove(disk, "auth")
+    _remove(source, "auth")
+    auth = _add(source, "auth", username=access.user)
+    _add(auth, "secret", type="ceph", uuid=access.secret)
+
+
 def _leave_room(root: ET.Element, devices: ET.Element) -> None:
     """On q35 a device that comes later needs a port that was there at the start; libvirt leaves one."""
     kind = root.find("os/type")
@@ -888,4 +1048,6 @@ def _mark(tag: str, of: Shape) -> ET.Element:
     own = ET.Element(tag, digest=of.digest, rest=of.rest)
     for one in of.interfaces:
         _add(own, "interface", **{name: getattr(one, name) for name in MARKED})
+    for drive in of.drives:
+        _add(own, "disk", **{name: getattr(drive, name) for name in MARKED_DRIVE})
     return own

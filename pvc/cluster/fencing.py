@@ -509,7 +509,9 @@ def _recovered(scene: Scene, vm: VM, fence: Fence, placement: Placement) -> Iter
             if spec.node != fence.node:
                 yield spec, replace(vm.status, reason=why)
         return
-    released = replace(vm.status, owner=None, state=State.STARTING, migration=None, interfaces=(), refused=())
+    released = replace(
+        vm.status, owner=None, state=State.STARTING, migration=None, interfaces=(), drives=(), refused=()
+    )
     migration = vm.status.migration
     if migration is not None and migration.target != fence.node and migration.target in scene.nodes:
         # It may run there already: whoever can tell has to own it.

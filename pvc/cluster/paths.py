@@ -99,6 +99,11 @@ def vm_user_data(uuid: str) -> str:
     return f"{VMS}/{uuid}/userdata"
 
 
+def vm_claim(uuid: str) -> str:
+    """A task is at the VM as a whole; its data says which. Meanwhile nobody starts or changes it."""
+    return f"{VMS}/{uuid}/claim"
+
+
 def vm_name(name: str) -> str:
     return f"{VM_NAMES}/{name}"
 
@@ -168,6 +173,15 @@ def pool_claims(name: str) -> str:
 def pool_claim(name: str, volume: str) -> str:
     """A task is changing the volume; its data says which."""
     return f"{POOLS}/{name}/claims/{volume}"
+
+
+def pool_vms(name: str) -> str:
+    return f"{POOLS}/{name}/vms"
+
+
+def pool_vm(name: str, volume: str) -> str:
+    """Index: the volume is a disk of the VM whose UUID it holds, and of no other."""
+    return f"{POOLS}/{name}/vms/{volume}"
 
 
 def verified(coordinator: str) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from pvc import sizes
+from pvc import names, sizes
 from pvc.errors import Conflict, Invalid, Unavailable
 
 if TYPE_CHECKING:
+    from pvc.cluster.domainxml import Disk
     from pvc.cluster.view import Node
 
 FILL_PERCENT = 80
@@ -69,6 +71,17 @@ class CephAccess:
     """UUID of the secret in libvirt that has the user's key; the same on all nodes."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Volume:
+    """Which one."""
+
+    pool: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.pool}/{self.name}"
+
+
 # Rules
 
 
@@ -108,14 +121,38 @@ def check_format(pool: PoolSpec, format: Format) -> None:
         raise Invalid(f"volumes in Ceph are raw, not {format}", hint="they have snapshots all the same")
 
 
-def disk_directory(pool: PoolSpec, volume: str) -> str:
-    """Where the files of a volume are, on nodes that have the pool."""
-    return f"{pool.path}/{volume}"
+def location(pool: PoolSpec, volume: str, format: Format) -> str:
+    """What the definition of a VM calls the volume."""
+    if pool.driver is Driver.RBD:
+        return f"{pool.ceph_pool}/{volume}"
+    return f"{pool.path}/{volume}/disk.{format}"
 
 
-def is_disk_of(pool: PoolSpec, volume: str, source: str) -> bool:
-    """Whether what a definition calls its disk is this volume."""
-    return source.startswith(f"{disk_directory(pool, volume)}/")
+def volume_in(pool: PoolSpec, disk: Disk) -> str:
+    """Which of the pool's volumes it is; empty: none."""
+    if pool.driver is Driver.RBD:
+        where, _, volume = disk.source.partition("/")
+        return volume if disk.protocol == "rbd" and where == pool.ceph_pool else ""
+    if disk.type != "file" or not disk.source.startswith(f"{pool.path}/"):
+        return ""
+    volume, _, file = disk.source.removeprefix(f"{pool.path}/").partition("/")
+    return volume if file and re.fullmatch(names.VOLUME, volume) else ""
+
+
+def volumes_of(disks: Iterable[Disk], pools: Iterable[PoolSpec], nodes: Iterable[str]) -> dict[str, Volume]:
+    """By target, those of the disks that are volumes.
+
+    Where several pools, each of one node, have the same path, it is that of the nodes where the VM may be.
+    """
+    found: dict[str, Volume] = {}
+    likely = frozenset(nodes)
+    ordered = sorted(pools, key=lambda pool: (pool.node not in likely, pool.name))
+    for disk in disks:
+        for pool in ordered:
+            if volume := volume_in(pool, disk):
+                found[disk.target] = Volume(pool.name, volume)
+                break
+    return found
 
 
 def who_reaches(pool: PoolSpec, nodes: Iterable[Node]) -> list[Node]:

@@ -58,14 +58,6 @@ class Tag:
 
 
 @dataclass(frozen=True, slots=True)
-class NewDisk:
-    """A disk file that its node makes at the first start when it is not there."""
-
-    path: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Interface:
     """Of a definition, or of a QEMU as the definition had it when it came there."""
 
@@ -78,17 +70,38 @@ class Interface:
     digest: str
     """Of the whole element; empty: it did not come from a definition."""
 
+    @property
+    def device(self) -> str:
+        return self.mac
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A disk of a definition, or of a QEMU as the definition had it when it came there."""
+
+    target: str
+    source: str
+    """A path, or what Ceph calls pool and image."""
+    digest: str
+    """As of an interface."""
+
+    @property
+    def device(self) -> str:
+        """Both: another content below the same name is another disk."""
+        return f"{self.target}={self.source}"
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An interface that is to come, or to go, while the VM runs."""
+    """An interface or a disk that is to come, or to go, while the VM runs."""
 
-    mac: str
+    device: str
+    """By what it is known: the MAC address, or Drive.device."""
     digest: str = ""
-    """Of the interface as it is to be; empty: it is to go."""
+    """As it is to be; empty: it is to go."""
 
-    def is_made(self, interfaces: Iterable[Interface]) -> bool:
-        found = next((one.digest for one in interfaces if one.mac == self.mac), None)
+    def is_made(self, devices: Iterable[Interface | Drive]) -> bool:
+        found = next((one.digest for one in devices if one.device == self.device), None)
         return found is None if not self.digest else found == self.digest
 
 
@@ -96,13 +109,13 @@ class Change:
 class Refusal:
     """A change that was tried and cannot be made before the next start."""
 
-    mac: str
+    device: str
     digest: str
     why: str
 
     @property
     def change(self) -> Change:
-        return Change(self.mac, self.digest)
+        return Change(self.device, self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +153,12 @@ class VMSpec:
     start_priority: int = 100
     """Among VMs that are to start: the greater goes first, and gets its place first."""
     tags: tuple[Tag, ...] = ()
-    new_disks: tuple[NewDisk, ...] = ()
     networks: tuple[str, ...] = ()
     """Of the definition, as memory and vCPUs are: lists do not read XML. A number is one of the cluster's."""
     live: tuple[Change, ...] = ()
-    """What of the definition's interfaces need not wait for the next start."""
+    """What of the definition's interfaces and disks need not wait for the next start."""
+    leaving: bool = False
+    """It is being removed, with its disks."""
     profile: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -193,12 +207,19 @@ class VMStatus:
     """Of the definition that QEMU runs."""
     interfaces: tuple[Interface, ...] = ()
     """That QEMU has."""
+    drives: tuple[Drive, ...] = ()
+    """That QEMU has."""
     refused: tuple[Refusal, ...] = ()
     migration: Migration | None = None
     last_migration: str = ""
     recovery: Recovery | None = None
     """The newest."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> tuple[Interface | Drive, ...]:
+        """That QEMU has, and that may come and go."""
+        return (*self.interfaces, *self.drives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +234,8 @@ class Target:
 
 def shown_state(spec: VMSpec, status: VMStatus) -> str:
     """The one word users see."""
+    if spec.leaving:
+        return "remove"
     if status.owner is None:
         if spec.power is Power.DISABLED:
             return "disable"
@@ -239,11 +262,11 @@ def settled(spec: VMSpec, status: VMStatus) -> bool:
 
 
 def under_way(spec: VMSpec, status: VMStatus) -> tuple[Change, ...]:
-    """Changes of interfaces that are wanted while it runs, and neither made nor refused."""
+    """Changes of devices that are wanted while it runs, and neither made nor refused."""
     if status.owner is None:
         return ()
     refused = {one.change for one in status.refused}
-    return tuple(one for one in spec.live if one not in refused and not one.is_made(status.interfaces))
+    return tuple(one for one in spec.live if one not in refused and not one.is_made(status.devices))
 
 
 def move(spec: VMSpec, to: str | None, *, home: str | None, method: Method = Method.NONE) -> VMSpec:

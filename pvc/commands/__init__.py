@@ -20,7 +20,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     "vm": {
         "pvc.commands.vm_list": ("list",),
         "pvc.commands.vm_look": ("info", "definition", "dump"),
-        "pvc.commands.vm_define": ("define", "create", "rename", "undefine"),
+        "pvc.commands.vm_define": ("define", "create", "rename", "undefine", "remove"),
         "pvc.commands.vm_life": ("start", "shutdown", "stop", "restart", "disable"),
         "pvc.commands.vm_moves": ("move", "migrate", "unmigrate"),
         "pvc.commands.vm_settings": (
@@ -29,6 +29,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "pvc.commands.vm_user_data": ("user-data get", "user-data set", "user-data remove"),
         "pvc.commands.vm_network": ("network get", "network add", "network remove"),
+        "pvc.commands.vm_volume": ("volume get", "volume add", "volume remove"),
         "pvc.commands.vm_log": ("log-text", "log"),
     },
     "node": {

@@ -13,7 +13,7 @@ from pvc.cluster.store import Put
 from pvc.cluster.vm import Selector
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
-from pvc.commands.types import FILE_PATTERN, Switch
+from pvc.commands.types import Switch
 from pvc.errors import Invalid
 
 
@@ -49,7 +49,6 @@ class ClusterInfo:
     """Per node."""
     restart_limit: int
     """Bad ends in a row before a VM is `fail`."""
-    disk_directory: str
     layout: int
 
 
@@ -73,7 +72,6 @@ def describe(spec: ClusterSpec) -> ClusterInfo:
         migrations_at_once=spec.migrations_at_once,
         starts_at_once=spec.starts_at_once,
         restart_limit=spec.restart_limit,
-        disk_directory=spec.disk_directory,
         layout=spec.layout,
     )
 
@@ -194,16 +192,6 @@ def set_(
         int, Arg("bad ends in a row before a VM is not started again", metavar="N", minimum=1, maximum=1000)
     ]
     | None = None,
-    disk_directory: Annotated[
-        str,
-        Arg(
-            "where vm create puts new disks: a directory that all nodes share",
-            metavar="DIRECTORY",
-            pattern=FILE_PATTERN,
-            what="an absolute path",
-        ),
-    ]
-    | None = None,
 ) -> ClusterInfo:
     """Change the settings of the cluster: only what is given changes.
 
@@ -224,7 +212,6 @@ def set_(
         "migrations_at_once": migrations_at_once,
         "starts_at_once": starts_at_once,
         "restart_limit": restart_limit,
-        "disk_directory": disk_directory,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pvc import sizes
-from pvc.cluster import domainxml, paths
-from pvc.cluster.storage import Format, PoolSpec, check_format, default_format, disk_directory, is_disk_of
-from pvc.cluster.store import Check
+from pvc.cluster import paths
+from pvc.cluster.records import absent, name_of
+from pvc.cluster.storage import Format, Volume, check_format, default_format
+from pvc.cluster.store import Check, Op
 from pvc.cluster.vm import Power
-from pvc.commands import task, types
+from pvc.commands import task, types, vm_write
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.storage_pool import ask, reaching
@@ -57,8 +58,8 @@ class VolumeInfo:
     """What the definition of a VM says for it."""
     is_open: bool
     """Somebody, on whatever node, has it open as a disk."""
-    vms: tuple[str, ...]
-    """In whose definitions it is."""
+    vm: str | None
+    """Whose disk it is."""
     snapshots: tuple[SnapshotRow, ...]
 
 
@@ -74,7 +75,7 @@ def info(ctx: Context, pool: PoolName, volume: VolumeName) -> VolumeInfo:
         pool=pool,
         location=told["location"],
         is_open=told["is_open"],
-        vms=tuple(vm.spec.name for vm in _vms_with(ctx, spec, volume)),
+        vm=vm.spec.name if (vm := user_of(ctx, pool, volume)) is not None else None,
         snapshots=tuple(SnapshotRow(**one) for one in told["snapshots"]),
         **told["volume"],
     )
@@ -153,8 +154,8 @@ def add(
 )
 def remove(ctx: Context, pool: PoolName, volume: VolumeName) -> TaskInfo:
     """Remove a volume that no VM has, with its snapshots unless one is protected."""
-    _check_unused(ctx, pool, volume)
-    return _begin(ctx, "remove", f"removing volume {volume} of pool {pool}", pool, volume)
+    ops = _check_unused(ctx, pool, volume)
+    return _begin(ctx, "remove", f"removing volume {volume} of pool {pool}", pool, volume, ops=ops)
 
 
 @operation(
@@ -176,11 +177,16 @@ def resize(
         bool, Arg("also smaller, which cuts off what is at its end, or when the pool gets too full")
     ] = False,
 ) -> TaskInfo:
-    """Make a volume larger; with --force also smaller. Not while it is in use."""
+    """Make a volume larger, also while its VM runs: the guest sees it. With --force also smaller, while
+    nobody has it open."""
     size_bytes = types.volume_bytes(size)
-    _check_rests(ctx, pool, volume)
     about = f"resizing volume {volume} of pool {pool} to {sizes.show(size_bytes)}"
-    return _begin(ctx, "resize", about, pool, volume, {"size_bytes": size_bytes, "force": force})
+    asked: dict[str, Any] = {"size_bytes": size_bytes, "force": force}
+    vm = user_of(ctx, pool, volume)
+    if vm is None or vm.status.owner is None:
+        return _begin(ctx, "resize", about, pool, volume, asked, ops=_check_rests(ctx, pool, volume))
+    asked |= {"pool": pool, "volume": volume, "vm": vm.spec.uuid}
+    return vm_write.begin(ctx, "storage.volume-resize", about, vm, [Volume(pool, volume)], arguments=asked)
 
 
 @operation(
@@ -194,9 +200,9 @@ def resize(
 )
 def rename(ctx: Context, pool: PoolName, volume: VolumeName, new: NewVolumeName) -> TaskInfo:
     """Give a volume that no VM has another name. Its snapshots stay with it."""
-    _check_unused(ctx, pool, volume)
+    ops = _check_unused(ctx, pool, volume)
     about = f"renaming volume {volume} of pool {pool} to {new}"
-    return _begin(ctx, "rename", about, pool, volume, {"new_volume": new}, also=[new])
+    return _begin(ctx, "rename", about, pool, volume, {"new_volume": new}, also=[new], ops=ops)
 
 
 @operation(
@@ -294,8 +300,8 @@ def rename_snapshot(
 )
 def roll_back(ctx: Context, pool: PoolName, volume: VolumeName, snapshot: SnapshotName) -> TaskInfo:
     """Bring back content and size that a volume had. Not while it is in use."""
-    _check_rests(ctx, pool, volume)
-    return _of_snapshot(ctx, "rollback", "rolling back to", pool, volume, snapshot)
+    ops = _check_rests(ctx, pool, volume)
+    return _of_snapshot(ctx, "rollback", "rolling back to", pool, volume, snapshot, ops)
 
 
 @operation(
@@ -321,10 +327,17 @@ def protect(
 
 
 def _of_snapshot(
-    ctx: Context, verb: str, words: str, pool: str, volume: str, snapshot: str, **asked: Any
+    ctx: Context,
+    verb: str,
+    words: str,
+    pool: str,
+    volume: str,
+    snapshot: str,
+    ops: Iterable[Op] = (),
+    **asked: Any,
 ) -> TaskInfo:
     about = f"{words} snapshot {snapshot} of volume {volume} in pool {pool}"
-    return _begin(ctx, f"snapshot-{verb}", about, pool, volume, {"snapshot": snapshot, **asked})
+    return _begin(ctx, f"snapshot-{verb}", about, pool, volume, {"snapshot": snapshot, **asked}, ops=ops)
 
 
 def _begin(
@@ -337,6 +350,7 @@ def _begin(
     *,
     also: Iterable[str] = (),
     claims: Iterable[str] | None = None,
+    ops: Iterable[Op] = (),
 ) -> TaskInfo:
     """A task that has the volume, and what else it names, for itself."""
     found = ctx.view.pool(pool)
@@ -350,39 +364,42 @@ def _begin(
         reaching(ctx, found.spec)[0].spec.name,
         arguments={"pool": pool, "volume": volume, **(asked or {})},
         claims=[paths.pool_claim(pool, name) for name in names],
-        ops=[Check(paths.pool(pool), found.spec_version)],  # or it has begun to leave
+        ops=[Check(paths.pool(pool), found.spec_version), *ops],  # or it has begun to leave
     )
 
 
 # Who has it
 
 
-def _check_unused(ctx: Context, pool: str, volume: str) -> None:
-    users = [vm.spec.name for vm in _vms_with(ctx, ctx.view.pool(pool).spec, volume)]
-    if users:
+def user_of(ctx: Context, pool: str, volume: str) -> VM | None:
+    """The VM whose disk it is."""
+    stored = ctx.store.get(paths.pool_vm(pool, volume))
+    if stored is None:
+        return None
+    uuid = stored.data.decode()
+    found = ctx.view.vms([uuid]).get(uuid)
+    if found is None:
+        raise Conflict(f"volume {volume} of pool {pool} belongs to {name_of(ctx.view, uuid)}")
+    return found
+
+
+def _check_unused(ctx: Context, pool: str, volume: str) -> tuple[Op, ...]:
+    """What holds the commit to it."""
+    if (vm := user_of(ctx, pool, volume)) is not None:
+        name = vm.spec.name
         raise Conflict(
-            f"volume {volume} of pool {pool} is a disk of {', '.join(users)}",
-            hint="take it out of the definition: pvc vm modify",
+            f"volume {volume} of pool {pool} is a disk of {name}",
+            hint=f"pvc vm volume remove {name} {pool}/{volume}",
         )
+    return absent(paths.pool_vm(pool, volume))
 
 
-def _check_rests(ctx: Context, pool: str, volume: str) -> None:
+def _check_rests(ctx: Context, pool: str, volume: str) -> tuple[Op, ...]:
     """Also a VM that is only about to run has it: one that waits for its place, or is recovered."""
-    for vm in _vms_with(ctx, ctx.view.pool(pool).spec, volume):
-        if vm.spec.power is Power.STARTED or vm.status.owner is not None:
-            name = vm.spec.name
-            raise Conflict(f"volume {volume} of pool {pool} is a disk of {name}, which runs or is to run")
-
-
-def _vms_with(ctx: Context, spec: PoolSpec, volume: str) -> list[VM]:
-    """Those whose definition has it, by name; only definitions that may have are read closely."""
-    where = disk_directory(spec, volume)
-    candidates = [vm for vm in ctx.view.vms().values() if where in vm.spec.definition]
-    return sorted(
-        (vm for vm in candidates if any(is_disk_of(spec, volume, disk) for disk in _disks(vm))),
-        key=lambda vm: vm.spec.name,
-    )
-
-
-def _disks(vm: VM) -> list[str]:
-    return [disk.source for disk in domainxml.parse(vm.spec.definition).disks]
+    vm = user_of(ctx, pool, volume)
+    if vm is None:
+        return absent(paths.pool_vm(pool, volume))
+    if vm.spec.power is Power.STARTED or vm.status.owner is not None:
+        name = vm.spec.name
+        raise Conflict(f"volume {volume} of pool {pool} is a disk of {name}, which runs or is to run")
+    return (Check(paths.vm(vm.spec.uuid), vm.spec_version),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pvc import names
 from pvc.commands.registry import Arg
@@ -19,7 +19,6 @@ SIZE_PATTERN = r"\d{1,9}(\.\d{1,3})?\s?([KMGT]i?B?|[kmgt])"
 FILE_PATTERN = r"/[^\0\n]{1,4095}"
 
 MIB = 1024**2
-GREATEST_DISK_BYTES = 1024**5
 
 _VM_WORDS = "a VM's name: up to 63 letters, digits, dots, dashes and underscores, the first a letter or digit"
 NODE_WORDS = "a node's name: up to 63 lower-case letters, digits and dashes"
@@ -113,13 +112,16 @@ MemoryText = Annotated[
         what="an amount of memory like 512, 512M or 2G",
     ),
 ]
+DISK_PATTERN = rf"{SIZE_PATTERN}|{FILE_PATTERN}|{names.POOL}/({SIZE_PATTERN}|{names.VOLUME})"
+DISK_WORDS = "POOL/SIZE or SIZE like 10G for a new volume, POOL/VOLUME, or an absolute path"
 DiskText = Annotated[
     str,
     Arg(
-        "a disk: the path of a file on the nodes, or the size of a new one like 10G",
-        metavar="FILE|SIZE",
-        pattern=rf"{SIZE_PATTERN}|{FILE_PATTERN}",
-        what="an absolute path, or a size like 10G",
+        "a disk: a new volume of that size, in the only pool unless it says which; or a volume, or a file or "
+        "device of the nodes, that is there",
+        metavar="[POOL/]SIZE|POOL/VOLUME|FILE",
+        pattern=DISK_PATTERN,
+        what=DISK_WORDS,
     ),
 ]
 NetworkText = Annotated[
@@ -249,14 +251,23 @@ def memory_mib(text: str) -> int:
     return int(text) if text.isdigit() else size_bytes(text) // MIB
 
 
-def disk_bytes(text: str) -> int | None:
-    """None where the text is no size but a path."""
+class DiskAsked(NamedTuple):
+    path: str = ""
+    pool: str = ""
+    """Empty: the only one."""
+    volume: str = ""
+    size_bytes: int = 0
+    """Of one that is to be made."""
+
+
+def disk_asked(text: str) -> DiskAsked:
+    """Of a DiskText: what looks like a size is one."""
     if text.startswith("/"):
-        return None
-    size = size_bytes(text)
-    if not MIB <= size <= GREATEST_DISK_BYTES:
-        raise Invalid(f"a disk of {text} is not between 1 MiB and 1 PiB")
-    return size
+        return DiskAsked(path=text)
+    pool, _, what = text.rpartition("/")
+    if re.fullmatch(SIZE_PATTERN, what):
+        return DiskAsked(pool=pool, size_bytes=volume_bytes(what))
+    return DiskAsked(pool=pool, volume=what)
 
 
 def topology(text: str) -> tuple[int, int, int]:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
-from pvc.cluster import paths
-from pvc.cluster.codec import dumps
-from pvc.cluster.store import Create, Delete, Op
+from pvc.cluster import paths, records
+from pvc.cluster.codec import to_json
+from pvc.cluster.storage import Volume
+from pvc.cluster.store import Create, Op
 from pvc.cluster.view import VM
-from pvc.cluster.vm import (
-    Method,
-    NewDisk,
-    Selector,
-    Tag,
-    VMSpec,
-    VMStatus,
-    index_nodes,
-    index_ops,
-    shown_state,
-)
-from pvc.commands import types
+from pvc.cluster.vm import Method, Selector, Tag, VMSpec, VMStatus, shown_state
+from pvc.commands import types, vm_write
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
+from pvc.commands.storage_volume import user_of
+from pvc.commands.task import TaskInfo
 from pvc.commands.types import Autostart, MaxDowntime, NewName, NodeLimit, StartPriority, VMName
 from pvc.commands.vm_info import VMInfo, describe
 from pvc.commands.vm_user_data import SEED, UserDataText, encoded
-from pvc.commands.vm_write import network_ops, save, with_definition
+from pvc.commands.vm_write import check_unclaimed, save, with_definition
 from pvc.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -99,7 +93,7 @@ def define(
     return _add(ctx, with_definition(spec, domainxml.complete(xml, uuid)))
 
 
-@operation("POST", "/vm/create", noun="vm", role=Role.OPERATE, done=NEW)
+@operation("POST", "/vm/create", noun="vm", role=Role.OPERATE, waits="task.info", done=NEW)
 def create(
     ctx: Context,
     name: NewName,
@@ -124,16 +118,17 @@ def create(
     max_downtime: MaxDowntime = 300,
     tag: tuple[Tags, ...] = (),
     protected_tag: tuple[ProtectedTags, ...] = (),
-) -> VMInfo:
+    force: Annotated[bool, Arg("also when a pool gets fuller than it should", short="-f")] = False,
+) -> VMInfo | TaskInfo:
     """Create a VM without writing XML: a modern machine with a serial console and a guest agent channel.
 
-    A disk given by its size is made on the first start, in the cluster's shared directory of disks.
+    Volumes that it is to have are made with it: there are all of them and the VM in the end, or nothing.
     """
     from pvc.cluster import domainxml
 
     uuid = str(uuid4())
-    more = () if user_data is None else (Create(paths.vm_user_data(uuid), encoded(user_data)),)
-    files, new_disks = _disks(ctx, name, uuid, disk)
+    disks = [wanted(ctx, name, text, domainxml.disk_target(index)) for index, text in enumerate(disk)]
+    files = () if any(one["pool"] for one in disks) else [_file(one["path"]) for one in disks]
     xml = domainxml.create(
         name,
         uuid,
@@ -149,7 +144,11 @@ def create(
     )
     tags = _tags(tag, protected_tag)
     spec = _treated(uuid, target, limit, selector, autostart, start_priority, method, max_downtime, tags)
-    return _add(ctx, with_definition(replace(spec, new_disks=new_disks), xml), *more)
+    spec = with_definition(spec, xml)
+    if disks and not files:
+        return _begin(ctx, _where_its_disks_are(ctx, spec, disks), disks, user_data, force=force)
+    more = () if user_data is None else (Create(paths.vm_user_data(uuid), encoded(user_data)),)
+    return _add(ctx, spec, *more)
 
 
 def _treated(
@@ -181,22 +180,69 @@ def _treated(
     )
 
 
-def _disks(
-    ctx: Context, name: str, uuid: str, given: tuple[str, ...]
-) -> tuple[list[domainxml.NewDisk], tuple[NewDisk, ...]]:
-    """A new file carries a part of the UUID: no VM finds that of an earlier one of the same name."""
+Disk = Mapping[str, Any]
+"""As the task gets it."""
+
+
+def wanted(ctx: Context, vm: str, text: str, target: str, bus: str = "virtio") -> Disk:
+    """What a DiskText asks for. A new volume is called after the VM and the place of the disk in it."""
+    asked = types.disk_asked(text)
+    new = f"{vm}-{target}" if asked.size_bytes else asked.volume
+    pool = "" if asked.path else (asked.pool or _only_pool(ctx))
+    if pool:
+        ctx.view.pool(pool)
+        if (user := user_of(ctx, pool, new)) is not None:
+            raise Conflict(f"volume {pool}/{new} is a disk of {user.spec.name}")
+    about = {"path": asked.path, "pool": pool, "volume": new, "size_bytes": asked.size_bytes}
+    return {**about, "target": target, "bus": bus}
+
+
+def _only_pool(ctx: Context) -> str:
+    pools = sorted(name for name, one in ctx.view.pools().items() if not one.spec.leaving)
+    if not pools:
+        raise Conflict("there is no pool for the disk", hint="pvc storage pool add")
+    if len(pools) > 1:
+        raise Conflict(
+            f"in which pool is the disk to be: {', '.join(pools)}?", hint=f"--disk {pools[0]}/SIZE"
+        )
+    return pools[0]
+
+
+def _file(path: str) -> domainxml.NewDisk:
     from pvc.cluster import domainxml
 
-    files, new = [], []
-    for index, text in enumerate(given):
-        size = types.disk_bytes(text)
-        if size is None:
-            files.append(domainxml.NewDisk(text, "qcow2" if text.endswith(".qcow2") else "raw"))
+    return domainxml.NewDisk(path, "qcow2" if path.endswith(".qcow2") else "raw")
+
+
+def _where_its_disks_are(ctx: Context, spec: VMSpec, disks: Iterable[Disk]) -> VMSpec:
+    """A pool of one node keeps the VM there."""
+    for name in sorted({disk["pool"] for disk in disks if disk["pool"]}):
+        node = ctx.view.pool(name).spec.node
+        if not node:
             continue
-        path = f"{ctx.view.cluster().disk_directory}/{name}-{uuid[:8]}-disk{index}.qcow2"
-        files.append(domainxml.NewDisk(path))
-        new.append(NewDisk(path, size))
-    return files, tuple(new)
+        if spec.node not in (None, node) or (spec.node_limit and node not in spec.node_limit):
+            raise Conflict(f"pool {name} is on {node} only, where {spec.name} is not to be")
+        spec = replace(spec, node=node, node_limit=(node,))
+    return spec
+
+
+def _begin(
+    ctx: Context, spec: VMSpec, disks: Sequence[Disk], user_data: str | None, *, force: bool
+) -> TaskInfo:
+    """All that can be refused is, before anything is made."""
+    ctx.view.cluster()
+    check_nodes(ctx, spec)
+    _check_unused(ctx, spec)
+    records.network_ops(ctx.view, spec.uuid, None, spec)
+    volumes = [Volume(disk["pool"], disk["volume"]) for disk in disks if disk["pool"]]
+    if len({*volumes}) != len(volumes):
+        raise Conflict("one volume cannot be two disks")
+    arguments = {"spec": to_json(spec), "disks": disks, "force": force}
+    if user_data is not None:
+        arguments["user_data"] = encoded(user_data).decode()
+    unused = [op for one in volumes for op in records.absent(paths.pool_vm(one.pool, one.name))]
+    about = f"creating VM {spec.name} with {', '.join(map(str, volumes))}"
+    return vm_write.begin(ctx, "vm.create", about, None, volumes, arguments=arguments, ops=unused)
 
 
 def _nic(ctx: Context, text: str) -> domainxml.NewNic:
@@ -215,13 +261,7 @@ def _add(ctx: Context, spec: VMSpec, *more: Op) -> VMInfo:
     ctx.view.cluster()
     check_nodes(ctx, spec)
     _check_unused(ctx, spec)
-    ops: list[Op] = [
-        Create(paths.vm(spec.uuid), dumps(spec)),
-        Create(paths.vm_status(spec.uuid), dumps(VMStatus())),
-        Create(paths.vm_name(spec.name), spec.uuid.encode()),
-    ]
-    used = network_ops(ctx, spec.uuid, None, spec)
-    ctx.commit(*ops, *index_ops(spec.uuid, frozenset(), index_nodes(spec, None)), *used, *more)
+    ctx.commit(*records.creation(ctx.view, spec), *more)
     ctx.say(f"{spec.name} is a new VM, stopped; {spec.node or 'a node is chosen when it starts'}")
     return describe(VM(spec, 0, VMStatus(), 0))
 
@@ -252,12 +292,19 @@ def check_nodes(ctx: Context, spec: VMSpec) -> None:
         )
 
 
-# Renaming and forgetting
+# Renaming, forgetting and removing
 
 
-@operation("POST", "/vm/{vm}/rename", noun="vm", role=Role.OPERATE, done="{vm} is named {name} from now on")
-def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo:
-    """Give a stopped VM another name; its disks keep theirs."""
+@operation(
+    "POST",
+    "/vm/{vm}/rename",
+    noun="vm",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="{vm} is named {new} from now on",
+)
+def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo | TaskInfo:
+    """Give a stopped VM another name, and its volumes that are named after it."""
     from pvc.cluster import domainxml
 
     found = ctx.view.vm(vm)
@@ -269,9 +316,21 @@ def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo:
     if other is not None:
         raise Conflict(f"there is a VM named {new} already, {other.data.decode()}", hint=f"pvc vm info {new}")
     ctx.say(f"{spec.name} is named {new} from now on")
-    renamed = with_definition(spec, domainxml.set_name(spec.definition, new))
-    moved_name = (Delete(paths.vm_name(spec.name)), Create(paths.vm_name(new), spec.uuid.encode()))
-    return describe(save(ctx, found, renamed, *moved_name, relies_on_status=True))
+    named = {
+        one: Volume(one.pool, new + one.name.removeprefix(spec.name))
+        for one in records.volumes(ctx.view, spec).values()
+        if one.name == spec.name or one.name.startswith(f"{spec.name}-")
+    }
+    if not named:
+        renamed = with_definition(spec, domainxml.set_name(spec.definition, new))
+        return describe(save(ctx, found, renamed, relies_on_status=True))
+    free = [op for one in named.values() for op in records.absent(paths.pool_vm(one.pool, one.name))]
+    about = f"renaming VM {spec.name} to {new}, with {', '.join(map(str, named))}"
+    pairs = [(one.pool, one.name, to.name) for one, to in named.items()]
+    arguments = {"vm": spec.uuid, "new": new, "volumes": pairs}
+    return vm_write.begin(
+        ctx, "vm.rename", about, found, [*named, *named.values()], arguments=arguments, ops=free
+    )
 
 
 @operation(
@@ -285,23 +344,46 @@ def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo:
 def undefine(ctx: Context, vm: VMName) -> None:
     """Forget a stopped VM; its disks stay where they are."""
     found = ctx.view.vm(vm)
-    spec, status = found.spec, found.status
     _check_stopped(found, "undefine")
-    # The mirror does not follow these. The answer of a target may have been left behind.
-    below = ctx.store.get_many([paths.vm_target(spec.uuid), paths.vm_user_data(spec.uuid)])
-    ops: list[Op] = [Delete(paths.vm_name(spec.name))]
-    ops += [Delete(one.path, one.version) for one in below if one is not None]
-    if found.status_version is not None:
-        ops.append(Delete(paths.vm_status(spec.uuid), found.status_version))
-    ops.append(Delete(paths.vm(spec.uuid), found.spec_version))
-    ctx.say(f"{spec.name} is forgotten; its disks stay")
-    used = network_ops(ctx, spec.uuid, spec, None)
-    ctx.commit(*ops, *index_ops(spec.uuid, index_nodes(spec, status.owner), frozenset()), *used)
+    check_unclaimed(ctx, found)
+    ctx.say(f"{found.spec.name} is forgotten; its disks stay")
+    ctx.commit(*records.removal(ctx.view, found))
+
+
+@operation(
+    "POST",
+    "/vm/{vm}/remove",
+    noun="vm",
+    role=Role.OPERATE,
+    confirm="Remove VM {vm} with its disks, all that is on them, and their snapshots?",
+    waits="task.info",
+    done="{vm} is removed, with its disks",
+)
+def remove(ctx: Context, vm: VMName) -> TaskInfo | None:
+    """Remove a stopped VM with its volumes and their snapshots, or nothing of it.
+
+    A protected snapshot, or a volume that somebody has open, keeps all of it. Disks that are in no pool stay.
+    """
+    found = ctx.view.vm(vm)
+    spec = found.spec
+    _check_stopped(found, "remove")
+    volumes = sorted({*records.volumes(ctx.view, spec).values()})
+    if not volumes:
+        check_unclaimed(ctx, found)
+        ctx.say(f"{spec.name} is removed; it has no volumes")
+        ctx.commit(*records.removal(ctx.view, found))
+        return None
+    about = f"removing VM {spec.name} with {', '.join(map(str, volumes))}"
+    arguments = {"vm": spec.uuid, "volumes": [(one.pool, one.name) for one in volumes]}
+    leaving = replace(spec, leaving=True)
+    return vm_write.begin(ctx, "vm.remove", about, found, volumes, arguments=arguments, spec=leaving)
 
 
 def _check_stopped(vm: VM, verb: str) -> None:
     """Nobody owns it and nobody is about to."""
     state = shown_state(vm.spec, vm.status)
+    if vm.spec.leaving:
+        raise Conflict(f"{vm.spec.name} is being removed", hint="pvc task list")
     if vm.status.owner is not None or state not in ("stop", "disable", "fail"):
         where = f" on {vm.place}" if vm.place else ""
         raise Conflict(

@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pvc.cluster.vm import (
+    Drive,
+    Interface,
     Method,
     Migration,
     Power,
@@ -28,17 +30,8 @@ Goal = Mapping[str, str | int]
 """Fields of the object that have these values when what was asked for is so."""
 
 
-@dataclass(frozen=True, slots=True)
-class DiskInfo:
-    device: str
-    source: str
-    format: str
-    size_bytes: int | None = None
-    """Of one that pvc makes."""
-
-
-class NicState(StrEnum):
-    """How an interface of the definition is in QEMU, or one of QEMU in the definition."""
+class DeviceState(StrEnum):
+    """How an interface or disk of the definition is in QEMU, or one of QEMU in the definition."""
 
     LIVE = "live"
     LATER = "from its next start"
@@ -49,6 +42,19 @@ class NicState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class DiskInfo:
+    device: str
+    """Its name, as the guest mostly calls it."""
+    source: str
+    """A path, or what Ceph calls pool and image."""
+    format: str
+    bus: str
+    state: DeviceState
+    why: str = ""
+    """It is not live, where that was wanted."""
+
+
+@dataclass(frozen=True, slots=True)
 class NicInfo:
     mac: str
     network: str
@@ -56,7 +62,7 @@ class NicInfo:
     model: str
     bridge: str
     """On its node."""
-    state: NicState
+    state: DeviceState
     why: str = ""
     """It is not live, where that was wanted."""
 
@@ -122,17 +128,14 @@ def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
     disks: tuple[DiskInfo, ...] = ()
     nics: tuple[NicInfo, ...] = ()
     try:
-        facts = domainxml.parse(spec.definition)
+        domainxml.parse(spec.definition)
         digest = domainxml.digest(spec.definition)
     except Invalid as error:
         reason = "; ".join(
             part for part in (reason, f"its definition is unreadable: {error.message}") if part
         )
     else:
-        sizes = {new.path: new.size_bytes for new in spec.new_disks}
-        disks = tuple(
-            DiskInfo(disk.target, disk.source, disk.format, sizes.get(disk.source)) for disk in facts.disks
-        )
+        disks = disks_of(spec, status)
         nics = nics_of(spec, status)
     return VMInfo(
         name=spec.name,
@@ -177,45 +180,79 @@ def refusals(spec: VMSpec, status: VMStatus) -> tuple[str, ...]:
     if status.owner is None:
         return ()
     return tuple(
-        f"interface {one.mac} {'cannot come' if one.digest else 'stays'} until its next start: {one.why}"
+        f"{_named(one.device)} {'cannot come' if one.digest else 'stays'} until its next start: {one.why}"
         for one in status.refused
-        if one.change in spec.live and not one.change.is_made(status.interfaces)
+        if one.change in spec.live and not one.change.is_made(status.devices)
     )
+
+
+def _named(device: str) -> str:
+    target, is_disk, source = device.partition("=")
+    return f"disk {target} ({source})" if is_disk else f"interface {device}"
+
+
+class _States:
+    """How each device of a VM is, by its name. Raises Invalid when the definition is unreadable."""
+
+    def __init__(self, spec: VMSpec, status: VMStatus) -> None:
+        from pvc.cluster import domainxml
+
+        self.wanted = domainxml.shape(spec.definition)
+        self.running = status.devices if status.owner is not None else ()
+        if not self.running and status.digest == self.wanted.digest and status.owner is not None:
+            self.running = self.wanted.devices  # of a node that does not say
+        self.has = {one.device: one.digest for one in self.running}
+        self.digests = {one.device: one.digest for one in self.wanted.devices}
+        self.moving = {one.device for one in under_way(spec, status)}
+        self.why = {one.device: one.why for one in status.refused if one.change in spec.live and self.running}
+
+    @property
+    def gone(self) -> tuple[Interface | Drive, ...]:
+        """From the definition."""
+        return tuple(one for one in self.running if one.device not in self.digests)
+
+    def of(self, device: str) -> DeviceState:
+        has, wanted = self.has.get(device), self.digests.get(device)
+        if has is not None and wanted is not None and has in (wanted, ""):
+            return DeviceState.LIVE
+        if device in self.moving:
+            return DeviceState.COMES if wanted is not None and has is None else DeviceState.GOES
+        if has is not None:
+            return DeviceState.OTHER if wanted is not None else DeviceState.UNTIL
+        return DeviceState.LATER
 
 
 def nics_of(spec: VMSpec, status: VMStatus) -> tuple[NicInfo, ...]:
     """Of its definition and of QEMU. Raises Invalid when the definition is unreadable."""
     from pvc.cluster import domainxml
 
-    nics, wanted = domainxml.parse(spec.definition).nics, domainxml.shape(spec.definition)
-    running = status.interfaces if status.owner is not None else ()
-    if not running and status.digest == wanted.digest:
-        running = wanted.interfaces if status.owner is not None else ()  # of a node that does not say
-    has = {one.mac: one for one in running}
-    digests = {one.mac: one.digest for one in wanted.interfaces}
-    moving = {one.mac for one in under_way(spec, status)}
-    why = {one.mac: one.why for one in status.refused if one.change in spec.live and running}
-
-    def state(mac: str) -> NicState:
-        if mac in has and has[mac].digest in (digests.get(mac), "") and mac in digests:
-            return NicState.LIVE
-        if mac in moving:
-            return NicState.COMES if mac in digests and mac not in has else NicState.GOES
-        if mac in has:
-            return NicState.OTHER if mac in digests else NicState.UNTIL
-        return NicState.LATER
-
-    gone = [one for one in running if one.mac not in digests]
-    return (
-        *(
-            NicInfo(one.mac, one.network, one.model, one.bridge, state(one.mac), why.get(one.mac, ""))
-            for one in nics
-        ),
-        *(
-            NicInfo(one.mac, one.network, one.model, one.bridge, state(one.mac), why.get(one.mac, ""))
-            for one in gone
-        ),
+    states = _States(spec, status)
+    found: list[domainxml.Nic | Interface] = [*domainxml.parse(spec.definition).nics]
+    found += [one for one in states.gone if isinstance(one, Interface)]
+    return tuple(
+        NicInfo(one.mac, one.network, one.model, one.bridge, states.of(one.mac), states.why.get(one.mac, ""))
+        for one in found
     )
+
+
+def disks_of(spec: VMSpec, status: VMStatus) -> tuple[DiskInfo, ...]:
+    """As nics_of."""
+    from pvc.cluster import domainxml
+
+    states = _States(spec, status)
+    found = []
+    for disk in domainxml.parse(spec.definition).disks:
+        device = Drive(disk.target, disk.source, "").device
+        # What may not come and go is there as long as the VM runs.
+        is_other = device not in states.digests
+        state = DeviceState.LIVE if is_other and status.owner is not None else states.of(device)
+        why = states.why.get(device, "")
+        found.append(DiskInfo(disk.target, disk.source, disk.format, disk.bus, state, why))
+    for one in states.gone:
+        if isinstance(one, Drive):
+            state, why = states.of(one.device), states.why.get(one.device, "")
+            found.append(DiskInfo(one.target, one.source, "", "", state, why))
+    return tuple(found)
 
 
 def is_pending(status: VMStatus, digest: str) -> bool:
@@ -235,7 +272,9 @@ def activity(spec: VMSpec, status: VMStatus) -> str:
     if spec.node not in (None, status.owner.node):
         return _activity_moving(spec, status, status.migration)
     if status.state is State.START and (changes := under_way(spec, status)):
-        return ", ".join(f"{'attaching' if one.digest else 'detaching'} {one.mac}" for one in changes)
+        return ", ".join(
+            f"{'attaching' if one.digest else 'detaching'} {_named(one.device)}" for one in changes
+        )
     return {
         State.STARTING: f"starting on {status.owner.node}",
         State.MIGRATE: "staying where it is",

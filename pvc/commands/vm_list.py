@@ -26,6 +26,7 @@ class ShownState(StrEnum):
     MIGRATE = "migrate"
     DISABLE = "disable"
     FAIL = "fail"
+    REMOVE = "remove"
 
 
 @dataclass(frozen=True, slots=True)

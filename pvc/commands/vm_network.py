@@ -14,7 +14,7 @@ from pvc.cluster.vm import Change, Power, VMSpec
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.types import Live, MACText, NetworkText, Restart, VMName
-from pvc.commands.vm_info import NicInfo, NicState, VMInfo, describe, is_moving, nics_of
+from pvc.commands.vm_info import DeviceState, NicInfo, VMInfo, describe, is_moving, nics_of
 from pvc.commands.vm_settings import changed
 from pvc.commands.vm_write import save, with_definition
 from pvc.errors import Conflict, NotFound
@@ -51,7 +51,7 @@ def network_get(ctx: Context, vm: VMName) -> tuple[NicInfo, ...]:
 
 
 def _explained(ctx: Context, vm: VM, nic: NicInfo) -> NicInfo:
-    if nic.state not in (NicState.COMES, NicState.GOES):
+    if nic.state not in (DeviceState.COMES, DeviceState.GOES):
         return nic
     return replace(nic, why=what_it_waits_for(ctx, vm, nic))
 
@@ -62,7 +62,7 @@ def what_it_waits_for(ctx: Context, vm: VM, nic: NicInfo) -> str:
         return f"it waits until the VM is on {vm.spec.node}"
     if vm.status.reason.startswith("paused"):
         return "the VM is paused"
-    return _without_bridge(ctx, vm, nic.bridge) if nic.state is NicState.COMES else ""
+    return _without_bridge(ctx, vm, nic.bridge) if nic.state is DeviceState.COMES else ""
 
 
 def _without_bridge(ctx: Context, vm: VM, bridge: str) -> str:
@@ -225,9 +225,9 @@ def _when(vm: VM, now: bool) -> str:
 
 
 def _saved(ctx: Context, vm: VM, new: VMSpec, change: Change, now: bool, restart: bool) -> VMInfo:
-    others = tuple(one for one in new.live if one.mac != change.mac)
+    others = tuple(one for one in new.live if one.device != change.device)
     # That one has gone need not be known any longer.
-    others = tuple(one for one in others if one.digest or not one.is_made(vm.status.interfaces))
+    others = tuple(one for one in others if one.digest or not one.is_made(vm.status.devices))
     if not now:
         return changed(ctx, vm, replace(new, live=others if _is_up(vm) else ()), restart)
     saved = save(ctx, vm, replace(new, live=(*others, change)), relies_on_status=True)

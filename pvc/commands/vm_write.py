@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pvc.cluster import paths
-from pvc.cluster.clients import Member, use_ops
-from pvc.cluster.codec import dumps
-from pvc.cluster.store import Check, Op, Put
-from pvc.cluster.vm import VMSpec, index_nodes, index_ops, vnis_of
+from pvc.cluster import paths, records, storage
+from pvc.cluster.records import with_definition
+from pvc.cluster.storage import Volume
+from pvc.cluster.store import Check, Op
+from pvc.cluster.vm import VMSpec
+from pvc.commands import task
 from pvc.commands.context import Context
-from pvc.errors import Invalid, NotFound
+from pvc.errors import Conflict, Unavailable
 
 if TYPE_CHECKING:
     from pvc.cluster.view import VM
+    from pvc.commands.task import TaskInfo
+
+__all__ = ["begin", "check_unclaimed", "save", "with_definition"]
 
 
 def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = False) -> VM:
@@ -26,61 +30,71 @@ def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = 
     if new == vm.spec and not more:
         ctx.say("nothing would change")
         return vm
-    before, after = (index_nodes(spec, vm.status.owner) for spec in (vm.spec, new))
+    check_unclaimed(ctx, vm)
     moved = (new.node, new.home) != (vm.spec.node, vm.spec.home)
-    ops: list[Op] = [Put(paths.vm(new.uuid), dumps(new), vm.spec_version)]
+    checks: list[Op] = []
     if (moved or relies_on_status) and vm.status_version is not None:
-        ops.append(Check(paths.vm_status(new.uuid), vm.status_version))
-    used = network_ops(ctx, new.uuid, vm.spec, new)
-    ctx.commit(*ops, *index_ops(new.uuid, before, after), *used, *more)
+        checks.append(Check(paths.vm_status(new.uuid), vm.status_version))
+    first, *rest = records.change(ctx.view, vm, new)
+    ctx.commit(first, *checks, *rest, *more)
     return replace(vm, spec=new, spec_version=vm.spec_version + 1)
 
 
-def network_ops(ctx: Context, uuid: str, before: VMSpec | None, after: VMSpec | None) -> tuple[Op, ...]:
-    """The index of who uses which network. Raises NotFound for a new one that the cluster does not have."""
-    if before is not None and after is not None and before.definition == after.definition:
-        return ()
-    old, new = members_of(before), members_of(after)
-    if added := new.keys() - old.keys():
-        known = ctx.view.networks(added)
-        for vni in sorted(added - known.keys()):
-            raise NotFound(f"no network {vni}", hint="pvc network list shows them")
-    kept = [vni for vni in new if vni in old and old[vni] != new[vni]]
-    for vni, stored in zip(kept, ctx.reader.get_many([paths.network_vm(v, uuid) for v in kept]), strict=True):
-        if stored is not None and stored.data:  # what a newer version has written there stays
-            new[vni] = replace(new[vni], extra=ctx.view.decode(Member, stored).extra)
-    return use_ops(uuid, old, new)
+def check_unclaimed(ctx: Context, vm: VM) -> None:
+    """Raises Conflict while a task is at the VM as a whole. One that comes changes the spec: no commit that
+    was checked before succeeds after it."""
+    if claim := ctx.store.get(paths.vm_claim(vm.spec.uuid)):
+        by = claim.data.decode()
+        raise Conflict(f"task {by} is at {vm.spec.name}", hint=f"pvc task wait {by}")
 
 
-def members_of(spec: VMSpec | None) -> dict[int, Member]:
-    """What it is in each network of the cluster that it is in. No MAC is known of a damaged definition."""
-    from pvc.cluster import domainxml
+def begin(
+    ctx: Context,
+    kind: str,
+    about: str,
+    vm: VM | None,
+    volumes: Iterable[Volume],
+    *,
+    arguments: Mapping[str, Any],
+    spec: VMSpec | None = None,
+    pools: Iterable[str] = (),
+    ops: Iterable[Op] = (),
+) -> TaskInfo:
+    """A task that has a VM as a whole, and those volumes, for itself: of a node that reaches their pools, the
+    VM's own while it runs. `spec`: what becomes of it at once; `pools`: others that it needs.
 
-    macs: dict[int, list[str]] = {vni: [] for vni in vnis_of(spec)}
-    if spec is None or not macs:
-        return {}
-    with suppress(Invalid):
-        for nic in domainxml.parse(spec.definition).nics:
-            if nic.vni in macs:
-                macs[nic.vni].append(nic.mac)
-    return {vni: Member(spec.name, tuple(found)) for vni, found in macs.items()}
-
-
-def with_definition(spec: VMSpec, xml: str) -> VMSpec:
-    """The spec with another definition, and what lists need of it.
-
-    Of the changes that were not to wait for a start, those stay that it still has.
+    Raises Conflict, NotFound, Unavailable.
     """
-    from pvc.cluster import domainxml
+    volumes = sorted({*volumes})
+    claims = [paths.pool_claim(one.pool, one.name) for one in volumes]
+    checks: list[Op] = []
+    if vm is not None:
+        check_unclaimed(ctx, vm)
+        claims.append(paths.vm_claim(vm.spec.uuid))
+        checks += records.change(ctx.view, vm, spec or vm.spec)
+        if vm.status_version is not None:
+            checks.append(Check(paths.vm_status(vm.spec.uuid), vm.status_version))
+    for name in sorted({*pools, *(one.pool for one in volumes)}):
+        pool = ctx.view.pool(name)
+        if pool.spec.leaving:
+            raise Conflict(f"pool {name} is being removed", hint="pvc task list")
+        checks.append(Check(paths.pool(name), pool.spec_version))
+    node = _who_does(ctx, vm, {*pools, *(one.pool for one in volumes)})
+    return task.begin(ctx, kind, about, node, arguments=arguments, claims=claims, ops=[*checks, *ops])
 
-    facts = domainxml.parse(xml)
-    digests = {one.mac: one.digest for one in domainxml.shape(xml).interfaces} if spec.live else {}
-    return replace(
-        spec,
-        definition=xml,
-        name=facts.name,
-        memory_mib=facts.memory_mib,
-        vcpus=facts.vcpus,
-        networks=tuple(nic.network for nic in facts.nics),
-        live=tuple(one for one in spec.live if digests.get(one.mac, "") == one.digest),
-    )
+
+def _who_does(ctx: Context, vm: VM | None, pools: set[str]) -> str:
+    """Raises Unavailable."""
+    nodes = ctx.view.nodes()
+    able = {name for name, node in nodes.items() if node.is_running}
+    for name in sorted(pools):
+        able &= {one.spec.name for one in storage.who_reaches(ctx.view.pool(name).spec, nodes.values())}
+    owner = vm.status.owner.node if vm is not None and vm.status.owner is not None else None
+    if owner is not None and owner in able:
+        return owner
+    if owner is not None or not able:
+        who = f"{owner}, where it runs, does not" if owner is not None else "no node does"
+        raise Unavailable(
+            f"{who} reach {', '.join(sorted(pools)) or 'the cluster'} now", hint="pvc node list"
+        )
+    return min(able)

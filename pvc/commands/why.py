@@ -19,7 +19,7 @@ from pvc.commands.node_fence import newest, story, told
 from pvc.commands.registry import operation
 from pvc.commands.types import NetworkName, NodeName, VMName
 from pvc.commands.vm_info import (
-    NicState,
+    DeviceState,
     activity,
     bridges_of,
     is_moving,
@@ -127,7 +127,7 @@ def _interfaces(ctx: Context, vm: VM) -> Iterator[str]:
         return
     with suppress(Invalid):
         for nic in nics_of(vm.spec, vm.status):
-            if nic.state in (NicState.COMES, NicState.GOES):
+            if nic.state in (DeviceState.COMES, DeviceState.GOES):
                 why = what_it_waits_for(ctx, vm, nic)
                 yield f"interface {nic.mac} in {nic.network} is {nic.state}{f': {why}' if why else ''}"
 

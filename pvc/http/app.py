@@ -159,7 +159,8 @@ class _Run:
                 )
             body = self.run(arguments, False)
             outcome = "done"
-            return _response(202 if self.found.is_task else 200, _encoded(body))
+            begun = self.found.is_task and isinstance(body, dict) and body.get("goal")
+            return _response(202 if begun else 200, _encoded(body))
         except PVCError as error:
             outcome = error.code
             raise

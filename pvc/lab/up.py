@@ -38,6 +38,8 @@ QUORUM_WITHIN_S = 60.0
 RUN_WITHIN_S = 90.0
 CEPH_WITHIN_S = 120.0
 TOLD_AT_MOST = 3
+POOL = "vms"
+"""For the disks of VMs."""
 
 
 def bring_up(
@@ -115,6 +117,8 @@ def _start(lab: Lab, program: Path, stages: Stages) -> Lab:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: _make_bmc_known(lab, node), lab.nodes))
         stages.done("the cluster knows every BMC")
+        _make_pool(lab)
+        stages.done(f"pool {POOL} of directory /srv/share/{POOL}")
     if lab.osds:
         _await_ceph(lab)
         stages.done(f"Ceph, with {_plural(lab.osds * len(lab.nodes), 'OSD')}")
@@ -154,8 +158,11 @@ def _make_share(lab: Lab) -> None:
     lab.share.mkdir(exist_ok=True)
     groups = (line.split(":") for line in (lab.image_mount / "etc/group").read_text().splitlines())
     kvm = next(int(fields[2]) for fields in groups if fields[0] == "kvm")
-    os.chown(lab.share, 0, kvm)
-    lab.share.chmod(0o2777)
+    disks = lab.share / POOL
+    disks.mkdir(exist_ok=True)
+    for directory, mode in ((lab.share, 0o2777), (disks, 0o2770)):
+        os.chown(directory, 0, kvm)
+        directory.chmod(mode)
 
 
 def _await_quorum(lab: Lab) -> None:
@@ -194,6 +201,14 @@ def _make_bmc_known(lab: Lab, node: Node) -> None:
     done = capture(lab, lab.nodes[0], words, timeout_s=30, stdin=bmc_password(node))
     if done.code != 0:
         raise Failed(f"pvc node bmc {node.name}: {(done.stderr or done.stdout).strip()}")
+
+
+def _make_pool(lab: Lab) -> None:
+    """Shared by all nodes. It is there already where the lab was only started again."""
+    words = ["pvc", "--quiet", "storage", "pool", "add", POOL, "--path", f"/srv/share/{POOL}"]
+    done = capture(lab, lab.nodes[0], words, timeout_s=60)
+    if done.code not in (0, Conflict.exit_code):
+        raise Failed(f"pvc storage pool add {POOL}: {(done.stderr or done.stdout).strip()}")
 
 
 def _await_running(lab: Lab) -> None:

@@ -70,19 +70,19 @@ class AbortJob:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Give the running VM the interface that its definition has by this MAC address."""
+    """Give the running VM the interface or disk that its definition has by this name (Change.device)."""
 
     vm: VM
     domain: Domain
-    mac: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
 class Detach:
-    """Ask the guest to give up the interface with this MAC address."""
+    """Ask the guest to give up that interface or disk."""
 
     vm: VM
-    mac: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True)

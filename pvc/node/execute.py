@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,10 +16,13 @@ from pvc.cluster.domainxml import Shape
 from pvc.cluster.membership import is_gone
 from pvc.cluster.node import NodeStatus, Stray
 from pvc.cluster.placement import Placement, explained
+from pvc.cluster.storage import CephAccess
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Reader, Store
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import (
     Change,
+    Drive,
+    Interface,
     Method,
     Migration,
     Owner,
@@ -55,6 +57,7 @@ from pvc.node.actions import (
 from pvc.node.drivers import (
     Cancelled,
     Capabilities,
+    Domain,
     DriverError,
     Hypervisor,
     MigrationResult,
@@ -65,7 +68,6 @@ from pvc.node.drivers import (
 )
 from pvc.node.lease import cut_off
 from pvc.node.plan import RETRY_S, Note, refuse, start_failed, stray, take_back
-from pvc.proc import run
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,8 @@ class Executor:
     """This node is in contact with the cluster, or has promised nothing."""
     ceph_problem: Callable[[], str] = lambda: ""
     """Why no VM that uses Ceph may begin here."""
+    ceph: Callable[[], CephAccess] = domainxml.no_ceph
+    """How QEMU here reaches the cluster's Ceph. Raises Unavailable."""
 
     def carry_out(self, action: Action | NodeAction) -> None:
         match action:
@@ -189,6 +193,8 @@ class Executor:
             raise cut_off()
         if domainxml.uses_ceph(vm.spec.definition) and (why := self.ceph_problem()):
             raise Unavailable(f"{vm.spec.name} waits: {why}")
+        if claim := self.store.get(paths.vm_claim(vm.spec.uuid)):  # it was made with a change of the spec
+            raise Conflict(f"task {claim.data.decode()} is at {vm.spec.name}")
         self.write(vm, None, self._claimed(vm))
         forget = partial(
             replace, running_since=None, gone_since=None, ended=None, cut_off=False, unplugging=""
@@ -197,7 +203,9 @@ class Executor:
         try:
             self._start_domain(vm.spec)
         except PVCError as error:
-            retryable = isinstance(error, DriverError | TimedOut) and getattr(error, "retryable", True)
+            retryable = isinstance(error, DriverError | TimedOut | Unavailable) and getattr(
+                error, "retryable", True
+            )
             self._start_failed(vm, error, retryable=retryable)
             raise
         vm = self._fresh(vm.spec.uuid)
@@ -219,6 +227,7 @@ class Executor:
             failures=0 if is_new else vm.status.failures,
             digest=shape.digest,
             interfaces=shape.interfaces,
+            drives=shape.drives,
             refused=(),
         )
 
@@ -226,8 +235,6 @@ class Executor:
         console = Path(self.config.paths.console, f"{spec.uuid}.log")
         try:
             console.parent.mkdir(parents=True, exist_ok=True)
-            for disk in spec.new_disks:
-                _make_disk(disk.path, disk.size_bytes)
         except OSError as error:
             raise Failed(f"{error.filename or 'its files'}: {error.strerror}") from error
         xml = domainxml.render(
@@ -235,6 +242,7 @@ class Executor:
             emulation=str(self.capabilities.emulation),
             emulator=self.capabilities.emulator,
             console_log=str(console),
+            ceph=self.ceph,
         )
         if not self.may_start():  # immediately before: it may have taken long to come here
             raise cut_off()
@@ -294,39 +302,38 @@ class Executor:
         found = Stray(vm.spec.name if vm is not None else action.uuid, why, self.clock.wall())
         self.publish(lambda status: replace(status, strays=(*status.strays, found)[-STRAYS_KEPT:]))
 
-    # Interfaces
+    # Interfaces and disks
 
     def attach(self, action: Attach) -> None:
         """Noted before it is there: a daemon that finds it knows from what it was made."""
-        vm, domain, uuid = action.vm, action.domain, action.vm.spec.uuid
+        vm, domain, uuid, device = action.vm, action.domain, action.vm.spec.uuid, action.device
         definition = vm.spec.definition
-        wanted = next(one for one in domainxml.shape(definition).interfaces if one.mac == action.mac)
+        wanted = next(one for one in domainxml.shape(definition).devices if one.device == device)
         self.confirm(vm)
         try:
-            noted = Shape(domain.digest, domain.rest, (*domain.interfaces, wanted))
-            self.hypervisor.mark(uuid, noted)
-            self.hypervisor.attach(uuid, action.mac, domainxml.nic_device(definition, action.mac))
+            self.hypervisor.mark(uuid, _with(domain, wanted))
+            self.hypervisor.attach(uuid, device, domainxml.device(definition, device, self.ceph))
         except DriverError as error:
-            self._not_changed(vm, Change(wanted.mac, wanted.digest), error)
+            self._not_changed(vm, Change(device, wanted.digest), error)
             raise
-        log.info("%s has the interface %s in %s", vm.spec.name, wanted.mac, wanted.network)
+        log.info("%s has %s", vm.spec.name, device)
 
     def detach(self, action: Detach) -> None:
-        vm, mac, now = action.vm, action.mac, self.clock.monotonic()
+        vm, device, now = action.vm, action.device, self.clock.monotonic()
         self.confirm(vm)
 
         def asked(note: Note) -> Note:
-            first = note.unplug_first if note.unplugging == mac else now
-            return replace(note, unplugging=mac, unplug_first=first, unplug_last=now)
+            first = note.unplug_first if note.unplugging == device else now
+            return replace(note, unplugging=device, unplug_first=first, unplug_last=now)
 
         self.note(vm.spec.uuid, asked)
         try:
-            self.hypervisor.detach(vm.spec.uuid, mac)
+            self.hypervisor.detach(vm.spec.uuid, device)
         except DriverError as error:
-            change = next(one for one in vm.spec.live if one.mac == mac)
+            change = next(one for one in vm.spec.live if one.device == device)
             self._not_changed(vm, change, error)
             raise
-        log.info("asked the guest of %s to give up the interface %s", vm.spec.name, mac)
+        log.info("asked the guest of %s to give up %s", vm.spec.name, device)
 
     def _not_changed(self, vm: VM, change: Change, error: DriverError) -> None:
         """What may yet succeed is tried again; what does not, at the next start."""
@@ -490,6 +497,13 @@ def _is_alive(node: Node, target: Target) -> bool:
     return not is_gone(node.status, node.alive) and node.status.incarnation == target.incarnation
 
 
+def _with(domain: Domain, device: Interface | Drive) -> Shape:
+    """What a domain is known as that is about to get a device."""
+    if isinstance(device, Interface):
+        return Shape(domain.digest, domain.rest, (*domain.interfaces, device), domain.drives)
+    return Shape(domain.digest, domain.rest, domain.interfaces, (*domain.drives, device))
+
+
 def _status_check(vm: VM, version: int) -> Op:
     return Check(paths.vm_status(vm.spec.uuid), version)
 
@@ -499,17 +513,6 @@ def _status_op(vm: VM, status: VMStatus) -> Op:
     if vm.status_version is None:
         return Create(path, dumps(status))
     return Put(path, dumps(status), vm.status_version)
-
-
-def _make_disk(path: str, size_bytes: int) -> None:
-    """Under another name first: a disk that is there is whole."""
-    if os.path.exists(path):
-        return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    half = f"{path}.new"
-    run(["qemu-img", "create", "-q", "-f", "qcow2", half, str(size_bytes)])
-    os.chmod(half, 0o666)  # QEMU runs as another user on each node
-    os.rename(half, path)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,6 @@ from pvc.cluster.node import NodeSpec, Wanted
 from pvc.cluster.view import VM
 from pvc.cluster.vm import (
     Change,
-    Interface,
     Method,
     Migration,
     Owner,
@@ -90,7 +89,7 @@ class Note:
     stay_until: float = 0.0
     """It was to leave and did not: a flush lets it rest that long."""
     unplugging: str = ""
-    """MAC address of the interface that its guest was asked to give up."""
+    """The device that its guest was asked to give up."""
     unplug_first: float = 0.0
     unplug_last: float = 0.0
 
@@ -161,8 +160,8 @@ def _remembered(picture: Picture, uuid: str, note: Note) -> Note:
 
 
 def _still_unplugging(vm: VM, domain: Domain | None, note: Note) -> Note:
-    has = {one.mac for one in domain.interfaces} if domain is not None else set()
-    changing = {one.mac for one in under_way(vm.spec, vm.status)}
+    has = {one.device for one in domain.devices} if domain is not None else set()
+    changing = {one.device for one in under_way(vm.spec, vm.status)}
     if not note.unplugging or note.unplugging in has & changing:
         return note
     return replace(note, unplugging="")
@@ -313,7 +312,7 @@ def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Acti
         running = replace(status, state=State.START, attempts=vm.spec.attempts, migration=None)
         return Commit(vm, None, running, "it runs")
     is_known = domain.digest not in ("", domainxml.UNREADABLE)
-    if is_known and (change := _plan_interfaces(picture, vm, domain, result)):
+    if is_known and (change := _plan_devices(picture, vm, domain, result)):
         return change
     if status.failures and note.running_since is not None:
         if picture.now >= note.running_since + GOOD_RUN_S:
@@ -329,16 +328,17 @@ def _still_refused(vm: VM, domain: Domain) -> tuple[Refusal, ...]:
     return vm.status.refused and tuple(
         one
         for one in vm.status.refused
-        if one.change in vm.spec.live and not one.change.is_made(domain.interfaces)
+        if one.change in vm.spec.live and not one.change.is_made(domain.devices)
     )
 
 
-def _named(interfaces: tuple[Interface, ...]) -> str:
-    said = ", ".join(f"{one.mac} in {one.network}" for one in interfaces)
-    return f"the interfaces {said}" if said else "no interface"
+def _named(domain: Domain) -> str:
+    said = ", ".join(f"{one.mac} in {one.network}" for one in domain.interfaces)
+    drives = "".join(f", the disk {one.source} as {one.target}" for one in domain.drives)
+    return (f"the interfaces {said}" if said else "no interface") + drives
 
 
-def _plan_interfaces(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Action | None:
+def _plan_devices(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Action | None:
     """Publish which it has, and change what need not wait for the next start.
 
     Not while it is paused; one that moves does it there. What it is known as comes before what is published
@@ -348,24 +348,33 @@ def _plan_interfaces(picture: Picture, vm: VM, domain: Domain, result: Plan) -> 
     if wanted is not None and domain.digest != wanted.digest and _is_as_wanted(domain, wanted):
         return Mark(vm)
     refused = _still_refused(vm, domain)
-    if (domain.digest, domain.interfaces, refused) != (
-        vm.status.digest,
-        vm.status.interfaces,
-        vm.status.refused,
-    ):
-        known = replace(vm.status, digest=domain.digest, interfaces=domain.interfaces, refused=refused)
-        return Commit(vm, None, known, f"it has {_named(domain.interfaces)}")
+    known = replace(
+        vm.status,
+        digest=domain.digest,
+        interfaces=domain.interfaces,
+        drives=domain.drives,
+        refused=refused,
+    )
+    if known != vm.status:
+        return Commit(vm, None, known, f"it has {_named(domain)}")
     if wanted is None:
         return None
-    has = {one.mac for one in domain.interfaces}
-    bridges = {one.mac: one.bridge for one in wanted.interfaces}
+    has = {one.device for one in domain.devices}
     for change in under_way(vm.spec, vm.status):
-        if change.mac in has:
+        if change.device in has:
             if action := _plan_detach(picture, vm, change, result):
                 return action
-        elif bridges.get(change.mac) in picture.bridges:
-            return Attach(vm, domain, change.mac)
+        elif _can_come(picture, domain, wanted, change):
+            return Attach(vm, domain, change.device)
     return None
+
+
+def _can_come(picture: Picture, domain: Domain, wanted: domainxml.Shape, change: Change) -> bool:
+    """Its bridge is there; or the disk that had its name has gone."""
+    taken = {one.target for one in domain.drives}
+    return any(
+        one.device == change.device and one.bridge in picture.bridges for one in wanted.interfaces
+    ) or any(one.device == change.device and one.target not in taken for one in wanted.drives)
 
 
 def _wanted_now(vm: VM, domain: Domain) -> domainxml.Shape | None:
@@ -378,29 +387,29 @@ def _wanted_now(vm: VM, domain: Domain) -> domainxml.Shape | None:
 
 
 def _is_as_wanted(domain: Domain, wanted: domainxml.Shape) -> bool:
-    return domain.rest == wanted.rest and {*domain.interfaces} == {*wanted.interfaces}
+    return domain.rest == wanted.rest and {*domain.devices} == {*wanted.devices}
 
 
 def _plan_detach(picture: Picture, vm: VM, change: Change, result: Plan) -> Action | None:
-    """Ask the guest, ask it again, and after a while do not ask any more; one interface after the other."""
+    """Ask the guest, ask it again, and after a while do not ask any more; one device after the other."""
     note, now = picture.note(vm.spec.uuid), picture.now
     if not note.unplugging:
-        return Detach(vm, change.mac)
-    if note.unplugging != change.mac:
+        return Detach(vm, change.device)
+    if note.unplugging != change.device:
         return None
     if now >= note.unplug_first + GIVE_UP_S:
         return refuse(vm, change, f"its guest has not given it up within {GIVE_UP_S:g} s")
     if now >= note.unplug_last + ASK_AGAIN_S:
-        return Detach(vm, change.mac)
+        return Detach(vm, change.device)
     result.wake(min(note.unplug_first + GIVE_UP_S, note.unplug_last + ASK_AGAIN_S))
     return None
 
 
 def refuse(vm: VM, change: Change, why: str) -> Commit:
     """It waits for the next start."""
-    others = tuple(one for one in vm.status.refused if one.mac != change.mac)
-    refused = (*others, Refusal(change.mac, change.digest, why))
-    return Commit(vm, None, replace(vm.status, refused=refused), f"interface {change.mac}: {why}")
+    others = tuple(one for one in vm.status.refused if one.device != change.device)
+    refused = (*others, Refusal(change.device, change.digest, why))
+    return Commit(vm, None, replace(vm.status, refused=refused), f"{change.device}: {why}")
 
 
 def _came_home(vm: VM, me: Owner) -> Commit | None:
@@ -464,7 +473,10 @@ def release(picture: Picture, vm: VM, ended: Ended | None) -> Commit:
     """The transaction after a domain has been seen gone."""
     if vm.status.migration is not None and ended in MAY_HAVE_LEFT:
         return _left_to_target(picture, vm, vm.status.migration)
-    spec, status = vm.spec, replace(vm.status, owner=None, migration=None, interfaces=(), refused=())
+    spec, status = (
+        vm.spec,
+        replace(vm.status, owner=None, migration=None, interfaces=(), drives=(), refused=()),
+    )
     if spec.power is not Power.STARTED:
         return Commit(
             vm, None, replace(status, state=State.STOP, reason="", failures=0, digest=""), "it has stopped"
@@ -519,6 +531,7 @@ def _failed(picture: Picture, vm: VM, why: str, *, for_good: bool = False) -> Co
         owner=None,
         migration=None,
         interfaces=(),
+        drives=(),
         refused=(),
         reason=reason,
         failures=failures,
@@ -535,6 +548,7 @@ def start_failed(cluster: ClusterSpec, vm: VM, why: str, *, retryable: bool) -> 
         state=State.FAIL if given_up else State.STARTING,
         owner=None,
         interfaces=(),
+        drives=(),
         reason=f"cannot start: {why}",
         failures=failures,
     )

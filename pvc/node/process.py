@@ -159,6 +159,7 @@ LATER = (
     "pvc.node.upkeep",
     "pvc.peerclient",
     "pvc.secretbox",
+    "pvc.node.vm_disks",
 )
 """What a daemon needs beside this module; some of it only when something has gone wrong."""
 
@@ -557,8 +558,9 @@ class Working:
     def __init__(
         self, daemon: Daemon, store: Store, clock: Clock, connect: Callable[[], Ceph] | None = None
     ) -> None:
+        from pvc.node import storage, vm_disks
         from pvc.node.blocked import Blocked
-        from pvc.node.storage import Pools, works
+        from pvc.node.storage import Pools
         from pvc.node.storage import connect as to_ceph
         from pvc.node.tasks import Tasks
 
@@ -586,7 +588,12 @@ class Working:
         self.pools.blocked = daemon.ceph_problem = lambda: self.blocked.problem
         self.wake_vms = daemon.wake
         self.disks = Disks(daemon, store, clock)
-        every = {**works(self.pools), **self.disks.works}
+        daemon.executor.ceph = self.pools.ceph
+        every = {
+            **storage.works(self.pools),
+            **vm_disks.works(self.pools, daemon.hypervisor),
+            **self.disks.works,
+        }
         self.tasks = Tasks(daemon.me, store, every, clock, self.doing.wake)
         self.looking.start(self.pools.step)
         self.shut_out.start(self.blocked.step)

@@ -9,15 +9,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pvc.cluster import paths
+from pvc.cluster import domainxml, paths
 from pvc.cluster.ceph_pools import CephPlan
 from pvc.cluster.codec import Unreadable, dumps, from_json, to_json
 from pvc.cluster.mirror import Follow, Mirror
-from pvc.cluster.storage import CephAccess, Driver, Format, PoolSpec, check_fill
-from pvc.cluster.store import Create, Delete, Put, SessionState, Store
+from pvc.cluster.storage import CephAccess, Driver, Format, PoolSpec, check_fill, volumes_of
+from pvc.cluster.store import Create, Delete, Op, Put, SessionState, Store
 from pvc.cluster.tasks import TaskSpec
-from pvc.cluster.view import View
-from pvc.errors import Conflict, NotFound, PVCError, Unavailable
+from pvc.cluster.view import VM, View
+from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
 from pvc.node.drivers import directory
 from pvc.node.drivers.storage import Pool
 from pvc.node.tasks import Progress, Work
@@ -274,12 +274,26 @@ class PoolAdd:
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         spec = from_json(PoolSpec, task.arguments["pool"])
         self.pools.place(spec).prepare(task.arguments, progress)
-        claims = paths.pool_claims(spec.name)
-        self.store.commit(Create(paths.pool(spec.name), dumps(spec)), Create(claims))
+        self.store.commit(*new_pool_ops(spec, View(self.store).vms().values()))
         return {"pool": spec.name}
 
     def undo(self, task: TaskSpec) -> None:
         _retire_unknown(self.pools, task, keep=False)
+
+
+def new_pool_ops(spec: PoolSpec, vms: Iterable[VM]) -> tuple[Op, ...]:
+    """With the index of whose disks its volumes are, for VMs that had them before it was a pool."""
+    users: dict[str, str] = {}
+    for vm in vms:
+        with suppress(Invalid):
+            found = volumes_of(domainxml.parse(vm.spec.definition).disks, [spec], ())
+            users |= {volume.name: vm.spec.uuid for volume in found.values()}
+    return (
+        Create(paths.pool(spec.name), dumps(spec)),
+        Create(paths.pool_claims(spec.name)),
+        Create(paths.pool_vms(spec.name)),
+        *(Create(paths.pool_vm(spec.name, name), uuid.encode()) for name, uuid in sorted(users.items())),
+    )
 
 
 class PoolRemove:
@@ -292,12 +306,15 @@ class PoolRemove:
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         spec, force = from_json(PoolSpec, task.arguments["pool"]), task.arguments["force"]
         busy = self.store.children(paths.pool_claims(spec.name))
+        used = self.store.children(paths.pool_vms(spec.name))
         if not force:
             self._check_empty(spec, busy)
         found = View(self.store).pool(spec.name)
         self.store.commit(
             *(Delete(paths.pool_claim(spec.name, volume)) for volume in busy),
             Delete(paths.pool_claims(spec.name)),
+            *(Delete(paths.pool_vm(spec.name, volume)) for volume in used),
+            Delete(paths.pool_vms(spec.name)),
             Delete(paths.pool(spec.name), found.spec_version),
         )
         self.pools.place(spec).retire(keep=force)
@@ -375,11 +392,16 @@ class VolumeWork:
 
 
 def _guard(pool: Pool, task: TaskSpec, new_bytes: int) -> None:
-    if task.arguments.get("force"):
+    guard(task.arguments["pool"], pool, new_bytes, force=bool(task.arguments.get("force")))
+
+
+def guard(name: str, pool: Pool, new_bytes: int, *, force: bool) -> None:
+    """Raises Conflict where the pool would get too full."""
+    if force:
         return
     there = pool.capacity()
     check_fill(
-        task.arguments["pool"],
+        name,
         total_bytes=there.total_bytes,
         used_bytes=there.used_bytes,
         new_bytes=new_bytes,

@@ -41,9 +41,10 @@ MIB_PER_S_OF_BANDWIDTH = 400  # an idle guest's memory is mostly empty pages
 def with_aliases(xml: str) -> str:
     """As libvirt shows a domain that runs: each device has one."""
     root = ET.fromstring(xml)
-    for number, device in enumerate(root.findall("devices/interface")):
-        if device.find("alias") is None:
-            ET.SubElement(device, "alias", name=f"net{number}")
+    for kind in ("interface", "disk"):
+        for number, device in enumerate(root.findall(f"devices/{kind}")):
+            if device.find("alias") is None:
+                ET.SubElement(device, "alias", name=f"{kind}{number}")
     return _text(root)
 
 
@@ -156,6 +157,8 @@ class FakeHypervisor:
     connected: bool = False
     abort: set[str] = field(default_factory=set)
     secrets: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    sizes: dict[tuple[str, str], int] = field(default_factory=dict)  # of disks that were resized, by target
+    resized: Callable[[str, int], object] = lambda _target, _size: None
 
     def executes(self, uuid: str) -> bool:
         machine = self.machines.get(uuid)
@@ -252,6 +255,7 @@ class FakeHypervisor:
                 vcpus=facts.vcpus,
                 rest=shape.rest,
                 interfaces=shape.interfaces,
+                drives=shape.drives,
             ),
             with_aliases(xml),
         )
@@ -282,32 +286,48 @@ class FakeHypervisor:
         self._connect("mark", uuid)
         self._change(uuid, marked(self._machine(uuid).xml, shape))
 
-    def attach(self, uuid: str, mac: str, device: str) -> None:
+    def attach(self, uuid: str, device: str, xml: str) -> None:
         self._connect("attach", uuid)
-        xml = self._machine(uuid).xml
-        if "nonsense" in device:
+        now = self._machine(uuid).xml
+        if "nonsense" in xml:
             raise DriverError("unsupported configuration: unknown interface type nonsense")
-        if not domainxml.nic_alias(xml, mac):
-            self._change(uuid, with_device(xml, device))
+        if not domainxml.alias(now, device):
+            self._change(uuid, with_aliases(with_device(now, xml)))
 
-    def detach(self, uuid: str, mac: str) -> None:
+    def detach(self, uuid: str, device: str) -> None:
         self._connect("detach", uuid)
         self._machine(uuid)
         if not self.world.guest(uuid).keeps_devices:
-            self.give_up(uuid, mac)
+            self.give_up(uuid, device)
 
-    def give_up(self, uuid: str, mac: str) -> None:
-        """The guest lets an interface go."""
+    def give_up(self, uuid: str, device: str) -> None:
+        """The guest lets an interface or a disk go."""
         xml = self._machine(uuid).xml
-        if domainxml.nic_alias(xml, mac):
-            self._change(uuid, domainxml.remove_nic(xml, mac))
+        if domainxml.alias(xml, device):
+            target, is_disk, _ = device.partition("=")
+            remove = domainxml.remove_disk if is_disk else domainxml.remove_nic
+            self._change(uuid, remove(xml, target))
+
+    def resize_disk(self, uuid: str, target: str, size_bytes: int) -> None:
+        self._connect("resize_disk", uuid)
+        if target not in {one.target for one in self._machine(uuid).domain.drives}:
+            raise DriverError(f"invalid argument: disk '{target}' was not found in the domain config")
+        self.sizes[(uuid, target)] = size_bytes
+        self.resized(target, size_bytes)
 
     def _change(self, uuid: str, xml: str) -> None:
         machine = self._machine(uuid)
         domain = machine.domain
-        shape = domainxml.keep(Shape(domain.digest, domain.rest, domain.interfaces), domainxml.running(xml))
+        known = Shape(domain.digest, domain.rest, domain.interfaces, domain.drives)
+        shape = domainxml.keep(known, domainxml.running(xml))
         machine.xml = xml
-        machine.domain = replace(domain, digest=shape.digest, rest=shape.rest, interfaces=shape.interfaces)
+        machine.domain = replace(
+            domain,
+            digest=shape.digest,
+            rest=shape.rest,
+            interfaces=shape.interfaces,
+            drives=shape.drives,
+        )
         self._tell(DomainEvent(EventKind.CHANGED, uuid))
 
     def migrate(

@@ -32,6 +32,7 @@ class FakePool:
     ceph: CephFacts | None = None
     kept: dict[str, Kept] = field(default_factory=dict)
     half_done: set[str] = field(default_factory=set)
+    aside: dict[str, Kept] = field(default_factory=dict)
     _clock: Iterator[int] = field(default_factory=lambda: itertools.count(1_700_000_000))
 
     def check(self) -> None:
@@ -68,8 +69,22 @@ class FakePool:
         for snapshot, _ in found.snapshots.values():
             if snapshot.is_protected:
                 raise Conflict(f"snapshot {snapshot.name} of volume {name} is protected")
+        self.set_aside(name, token)
+        self.discard(token)
+
+    def set_aside(self, name: str, token: str) -> None:
+        found = self._found(name)
         self._unused(name)
         del self.kept[name]
+        self.aside[token] = found
+        self.half_done.add(token)
+
+    def put_back(self, name: str, token: str) -> None:
+        self.check()
+        if token in self.aside:
+            self._check_free(name)
+            self.kept[name] = self.aside.pop(token)
+            self.half_done.discard(token)
 
     def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
         found = self._found(name)
@@ -156,6 +171,7 @@ class FakePool:
 
     def discard(self, token: str) -> None:
         self.check()
+        self.aside.pop(token, None)
         self.half_done.discard(token)
 
     def _found(self, name: str) -> Kept:

@@ -33,14 +33,14 @@ def test_a_vm_runs_from_a_volume_which_is_left_alone_on_every_node(cluster: Clus
     assert set(cluster.json("storage", "pool", "info", "vms")["nodes"].values()) == {"up"}
     cluster.pvc("storage", "volume", "add", "vms", "web1", "64M")
     found = volume(cluster, "web1")
-    assert (found["size_bytes"], found["is_open"], found["vms"]) == (64 * 1024**2, False, [])
+    assert (found["size_bytes"], found["is_open"], found["vm"]) == (64 * 1024**2, False, None)
     again = cluster.pvc("storage", "volume", "add", "vms", "web1", "64M", check=False)
     assert (again.code, "there is a volume web1 already" in again.stderr) == (4, True)
     # On a node that is not the one that does the tasks: its QEMU's locks are seen from there.
     with cluster.vm("web1", "--target", "n3", "--disk", found["location"]):
         cluster.ticking("web1", "n3")
         eventually(lambda: volume(cluster, "web1")["is_open"], within=10)
-        assert volume(cluster, "web1")["vms"] == ["web1"]
+        assert volume(cluster, "web1")["vm"] == "web1"
         removed = cluster.pvc("storage", "volume", "remove", "vms", "web1", "--yes", check=False)
         assert (removed.code, "is a disk of web1" in removed.stderr) == (4, True)
         kept = cluster.pvc("storage", "volume", "snapshot", "add", "vms", "web1", "s1", check=False)

@@ -129,11 +129,11 @@ class Cluster:
         eventually(lambda: self.qemu_pid(name, node) != pid, within=10)
 
     def remove(self, name: str) -> None:
-        """Off and forgotten, whatever state it is in."""
+        """Off and gone with its disks, whatever state it is in."""
         if self.pvc("vm", "info", name, check=False).code != 0:
             return
         self.pvc("vm", "stop", name, "--yes", "--wait", "--timeout", "60", check=False)
-        self.pvc("vm", "undefine", name, "--yes")
+        self.pvc("vm", "remove", name, "--yes")
 
     @contextmanager
     def vm(self, name: str, *options: str, cmdline: str = "", start: bool = True) -> Iterator[Any]:

@@ -474,23 +474,28 @@ class SimHypervisor:
         self.host.has(uuid, tuple(noted.get(one.mac, one) for one in domain.interfaces), shape)
         self._reach()
 
-    def attach(self, uuid: str, mac: str, device: str) -> None:
+    def attach(self, uuid: str, device: str, xml: str) -> None:
         self._reach(least=self.world.rng.choice((0.0, 0.3, 3.0)))
         domain = self.host._domain(uuid)
         if self.world.faulty and self.world.rng.random() < 0.05:
             raise DriverError("no device now", retryable=True)
-        if all(one.mac != mac for one in domain.interfaces):
-            self.host.has(uuid, (*domain.interfaces, self.host.noted[uuid][mac]))
+        if all(one.mac != device for one in domain.interfaces):
+            self.host.has(uuid, (*domain.interfaces, self.host.noted[uuid][device]))
         self._reach()
 
-    def detach(self, uuid: str, mac: str) -> None:
+    def resize_disk(self, uuid: str, target: str, size_bytes: int) -> None:
+        """Guests have no disks here."""
+        self._reach()
+        raise DriverError(f"disk '{target}' was not found in the domain config")
+
+    def detach(self, uuid: str, device: str) -> None:
         self._reach()
         run = self.host._domain(uuid).interfaces
 
         def goes() -> None:
             now = self.host.domains.get(uuid)
-            if now is not None and uuid not in self.host.jobs and mac in {one.mac for one in run}:
-                self.host.has(uuid, tuple(one for one in now.interfaces if one.mac != mac))
+            if now is not None and uuid not in self.host.jobs and device in {one.mac for one in run}:
+                self.host.has(uuid, tuple(one for one in now.interfaces if one.mac != device))
 
         if uuid not in self.host.deaf:
             self.host.later(self.world.rng.choice((0.1, 2.0, 15.0)), goes)

@@ -8,6 +8,7 @@ import pytest
 
 from pvc.cluster import domainxml
 from pvc.cluster.domainxml import NewDisk, NewNic, Shape, Topology
+from pvc.cluster.storage import CephAccess, Monitor
 from pvc.cluster.vm import Interface
 from pvc.errors import Invalid
 
@@ -66,8 +67,15 @@ def created(**changes: object) -> str:
     return domainxml.create("web1", UUID, **wanted)  # type: ignore[arg-type]
 
 
+def ceph() -> CephAccess:
+    monitors = Monitor("10.0.0.1", 3300), Monitor("fd00::1", 6789)
+    return CephAccess(monitors, "pvc-vm", "6b29fc40-ca47-1067-b31d-00dd010662db")
+
+
 def rendered(xml: str, emulation: str = "qemu") -> ET.Element:
-    text = domainxml.render(xml, emulation=emulation, emulator="/usr/bin/q", console_log="/log/vm.log")
+    text = domainxml.render(
+        xml, emulation=emulation, emulator="/usr/bin/q", console_log="/log/vm.log", ceph=ceph
+    )
     return ET.fromstring(text)
 
 
@@ -372,9 +380,9 @@ def test_render_logs_one_console(devices: str, logged: str) -> None:
 
 def test_render_carries_the_digest_of_the_definition() -> None:
     for xml in (FOREIGN, MINIMAL, created()):
-        text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l")
+        text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l", ceph=ceph)
         assert domainxml.running(text).digest == domainxml.digest(xml)
-        again = domainxml.render(text, emulation="kvm", emulator="/q", console_log="/l")
+        again = domainxml.render(text, emulation="kvm", emulator="/q", console_log="/l", ceph=ceph)
         assert len(ET.fromstring(again).findall("metadata/{urn:pvc:vm}vm")) == 1
         assert domainxml.running(xml).digest == ""
     assert (
@@ -397,7 +405,7 @@ def test_render_carries_the_digest_of_the_definition() -> None:
 )
 def test_a_domain_that_would_be_refused_says_what_it_was_started_with(change: Callable[[str], str]) -> None:
     xml = created()
-    text = change(domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l"))
+    text = change(domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l", ceph=ceph))
     with pytest.raises(Invalid):
         domainxml.parse(text)
     assert domainxml.running(text).digest == domainxml.digest(xml)
@@ -486,7 +494,7 @@ def test_an_interface_with_a_prefix_has_a_digest() -> None:
 
 def test_what_runs_carries_its_shape() -> None:
     xml = with_nics(*NICS, NewNic(vni=101, mac="52:54:00:00:00:09"))
-    text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l")
+    text = domainxml.render(xml, emulation="kvm", emulator="/q", console_log="/l", ceph=ceph)
     assert domainxml.running(text) == domainxml.shape(xml)
     assert domainxml.running(text).interfaces[3].network == "101", "though QEMU has it on a bridge"
     gone = domainxml.remove_nic(text, NICS[1].mac)

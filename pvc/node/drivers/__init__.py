@@ -15,7 +15,7 @@ from pvc.errors import Failed
 
 if TYPE_CHECKING:
     from pvc.cluster.domainxml import Shape
-    from pvc.cluster.vm import Interface
+    from pvc.cluster.vm import Drive, Interface
 
 
 class DriverError(Failed):
@@ -87,8 +87,13 @@ class Domain:
     memory_mib: int
     vcpus: int
     silent: bool = False  # libvirt cannot say whether it migrates: QEMU starts, or hangs
-    rest: str = ""  # of that definition without its interfaces
+    rest: str = ""  # of that definition without its interfaces and disks
     interfaces: tuple[Interface, ...] = ()  # that it has now
+    drives: tuple[Drive, ...] = ()  # that it has now
+
+    @property
+    def devices(self) -> tuple[Interface | Drive, ...]:
+        return (*self.interfaces, *self.drives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,22 +204,27 @@ class Hypervisor(Protocol):
     def resume(self, uuid: str) -> None: ...
 
     def mark(self, uuid: str, shape: Shape) -> None:
-        """Write into a running domain what it is to be known as: digests, and of each interface that it has
+        """Write into a running domain what it is to be known as: digests, and of each device that it has
         or is about to get, how the definition has it."""
         ...
 
-    def attach(self, uuid: str, mac: str, device: str) -> None:
-        """Give a running domain an interface (domainxml.nic_device); returns when it has it.
+    def attach(self, uuid: str, device: str, xml: str) -> None:
+        """Give a running domain an interface or a disk (domainxml.device); returns when it has it.
 
-        Done already when it has one with that MAC address.
+        Done already when it has it.
         """
         ...
 
-    def detach(self, uuid: str, mac: str) -> None:
-        """Ask the guest to give up exactly that interface; returns at once, and an event tells when it has.
+    def detach(self, uuid: str, device: str) -> None:
+        """Ask the guest to give up exactly that interface or disk; returns at once, and an event tells when
+        it has.
 
-        Done already when there is none with that MAC address, and while the guest is at it.
+        Done already when it has no such one, and while the guest is at it.
         """
+        ...
+
+    def resize_disk(self, uuid: str, target: str, size_bytes: int) -> None:
+        """Have QEMU make a disk of a running domain larger, to exactly that; its guest is told."""
         ...
 
     def migrate(

@@ -166,10 +166,20 @@ class Directory:
                 f"snapshot {protected[0]} of volume {name} is protected",
                 hint="pvc storage volume snapshot protect --off",
             )
+        self.set_aside(name, token)
+        self.discard(token)
+
+    def set_aside(self, name: str, token: str) -> None:
+        self.check()
         with self._locked(name):
             os.rename(self._directory(name), self._half_done(token))
             _sync(self.path)
-        self.discard(token)
+
+    def put_back(self, name: str, token: str) -> None:
+        self.check()
+        if self._half_done(token).exists():
+            self._check_free(name)
+            self._rename(self._half_done(token), name)
 
     def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
         before = self.volume(name)

@@ -250,7 +250,7 @@ class LibvirtHypervisor:
     def resume(self, uuid: str) -> None:
         self._request(uuid, "resume", lambda domain: domain.resume())
 
-    # Interfaces that come and go
+    # Devices that come and go
 
     def mark(self, uuid: str, shape: Shape) -> None:
         kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
@@ -261,16 +261,16 @@ class LibvirtHypervisor:
             lambda domain: domain.setMetadata(kind, text, "pvc", domainxml.NAMESPACE, live),
         )
 
-    def attach(self, uuid: str, mac: str, device: str) -> None:
+    def attach(self, uuid: str, device: str, xml: str) -> None:
         def add(domain: libvirt.virDomain) -> None:
-            if not domainxml.nic_alias(domain.XMLDesc(), mac):
-                domain.attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            if not domainxml.alias(domain.XMLDesc(), device):
+                domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
-        self._change(uuid, f"take the interface {mac}", add)
+        self._change(uuid, f"take {device}", add)
 
-    def detach(self, uuid: str, mac: str) -> None:
+    def detach(self, uuid: str, device: str) -> None:
         def ask(domain: libvirt.virDomain) -> None:
-            alias = domainxml.nic_alias(domain.XMLDesc(), mac)
+            alias = domainxml.alias(domain.XMLDesc(), device)
             if not alias:
                 return
             try:
@@ -279,7 +279,14 @@ class LibvirtHypervisor:
                 if not any(words in (error.get_error_message() or "") for words in UNPLUGGING):
                     raise
 
-        self._change(uuid, f"give up the interface {mac}", ask)
+        self._change(uuid, f"give up {device}", ask)
+
+    def resize_disk(self, uuid: str, target: str, size_bytes: int) -> None:
+        def resize(domain: libvirt.virDomain) -> None:
+            if domain.blockInfo(target)[0] != size_bytes:
+                domain.blockResize(target, size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
+        self._change(uuid, f"resize {target}", resize)
 
     def _change(self, uuid: str, what: str, call: Callable[[libvirt.virDomain], object]) -> None:
         try:
@@ -310,6 +317,7 @@ class LibvirtHypervisor:
             silent=silent,
             rest=started.shape.rest,
             interfaces=started.shape.interfaces,
+            drives=started.shape.drives,
         )
 
     def _started_as(self, domain: libvirt.virDomain, uuid: str, run: int) -> _Started:

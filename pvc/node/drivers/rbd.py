@@ -105,11 +105,18 @@ class RBDPool:
                     f"snapshot {snapshot.name} of volume {name} is protected",
                     hint="pvc storage volume snapshot protect --off",
                 )
+        self.set_aside(name, token)
+        self.discard(token)
+
+    def set_aside(self, name: str, token: str) -> None:
         self._check_unused(name)
         with self._opened() as io:
             self._part(io, name)
             self._name(io, name, HALF_DONE + token)
-        self.discard(token)
+
+    def put_back(self, name: str, token: str) -> None:
+        with self._opened() as io, suppress(rbd.ImageNotFound):
+            self._name(io, HALF_DONE + token, name)
 
     def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
         before = self.volume(name).size_bytes

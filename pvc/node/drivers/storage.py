@@ -109,6 +109,14 @@ class Pool(Protocol):
         """With its snapshots. Raises Conflict where one is protected."""
         ...
 
+    def set_aside(self, name: str, token: str) -> None:
+        """With its snapshots, whatever they are: nobody finds it, `discard` ends it. Raises Conflict."""
+        ...
+
+    def put_back(self, name: str, token: str) -> None:
+        """What was set aside. Done already where nothing is."""
+        ...
+
     def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
         """Raises Conflict for a smaller one, unless told to cut it off."""
         ...

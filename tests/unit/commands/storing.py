@@ -8,15 +8,17 @@ from typing import Any
 from pvc.clock import SystemClock
 from pvc.cluster import paths
 from pvc.cluster.ceph_pools import CephFacts
-from pvc.cluster.codec import dumps, to_json
+from pvc.cluster.codec import to_json
 from pvc.cluster.storage import Driver, PoolSpec
-from pvc.cluster.store import Create
+from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Owner
 from pvc.commands.context import Context, invoke
 from pvc.commands.registry import find
 from pvc.errors import Unavailable
-from pvc.node.storage import Pools, works
+from pvc.node import vm_disks
+from pvc.node.storage import Pools, new_pool_ops, works
 from pvc.node.tasks import Tasks
+from tests.fakes.hypervisor import FakeWorld
 from tests.fakes.lanes import Lanes
 from tests.fakes.pool import FakePool
 from tests.unit.commands.world import World, a_world
@@ -29,6 +31,8 @@ class Storing:
         self.world: World = a_world()
         self.pool = FakePool()
         """What every node reaches, as whatever pool."""
+        self.host = FakeWorld().add("n1")
+        """The hypervisor of every node."""
         self.asked: list[str] = []
         self.silent: set[str] = set()
         """Addresses of nodes that do not answer."""
@@ -39,7 +43,7 @@ class Storing:
             name: Tasks(
                 Owner(name, 1),
                 self.world.store,
-                works(self.pools[name]),
+                {**works(self.pools[name]), **vm_disks.works(self.pools[name], self.host)},
                 SystemClock(),
                 lambda: None,
                 lanes=Lanes,
@@ -56,13 +60,13 @@ class Storing:
     def add_pool(self, name: str = "vms", node: str = "", path: str = "/srv/vms") -> None:
         """Prepared already."""
         spec = PoolSpec(name, f"id-{name}", path=path, node=node)
-        self.world.store.commit(Create(paths.pool(name), dumps(spec)), Create(paths.pool_claims(name)))
+        self.world.store.commit(*new_pool_ops(spec, ()))
 
     def add_ceph_pool(self, name: str) -> None:
         """Prepared already, and every node reaches it."""
         self.pool.ceph = CephFacts("default", 3, 2, 32, 32, is_autoscaled=True, health="ok")
         spec = PoolSpec(name, f"id-{name}", Driver.RBD, ceph_pool=name)
-        self.world.store.commit(Create(paths.pool(name), dumps(spec)), Create(paths.pool_claims(name)))
+        self.world.store.commit(*new_pool_ops(spec, ()))
 
     def work(self) -> None:
         """All that nodes are to do."""
@@ -70,6 +74,9 @@ class Storing:
             tasks.step()
             assert isinstance(tasks.lanes, Lanes)
             tasks.lanes.run()
+
+    def vms(self) -> list[VM]:
+        return list(View(self.world.store).vms().values())
 
     def look(self) -> None:
         for pools in self.pools.values():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pvc.cluster import paths
+from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Primary
 from pvc.cluster.store import Create
@@ -177,6 +177,14 @@ def in_ceph() -> World:
     return made.world
 
 
+def with_volume() -> World:
+    """web1 has the volume web1-vda of the pool vms."""
+    world = stored()
+    disk = domainxml.NewDisk("/srv/vms/web1-vda/disk.qcow2")
+    world.call("vm.define", xml=domainxml.add_disk(xml_of(), disk, "vda"), target="n1")
+    return world
+
+
 def anonymous(path: str) -> str:
     """A task is called something else each time."""
     return re.sub(r"(/tasks/)[0-9a-f]{8}", r"\1ID", path)
@@ -232,9 +240,12 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "storage.volume-snapshot-protect": (stored, {**SNAPSHOT, "off": True}),
     "task.cancel": (with_task, {"task": "0000000a"}),
     "vm.define": (a_world, {"xml": xml_of(), "target": "n2"}),
-    "vm.create": (a_world, {"name": "web2", "memory": "512M", "disk": ["1G"], "network": ["bridge:br0"]}),
+    "vm.create": (stored, {"name": "web2", "memory": "512M", "disk": ["1G"], "network": ["bridge:br0"]}),
     "vm.set-definition": (with_vm, {"vm": "web1", "xml": xml_of(memory_mib=768)}),
-    "vm.rename": (with_vm, {"vm": "web1", "new": "web2"}),
+    "vm.rename": (with_volume, {"vm": "web1", "new": "web2"}),
+    "vm.remove": (with_volume, {"vm": "web1"}),
+    "vm.volume-add": (with_volume, {"vm": "web1", "volume": "vms/10G"}),
+    "vm.volume-remove": (with_volume, {"vm": "web1", "volume": "vms/web1-vda"}),
     "vm.undefine": (with_vm, {"vm": "web1"}),
     "vm.start": (with_vm, {"vm": "web1"}),
     "vm.shutdown": (running, {"vm": "web1"}),
@@ -312,6 +323,8 @@ def test_a_reader_may_not_change_anything(name: str) -> None:
 
 
 BAD_NAME = "../../n1"
+FILE = {"vm": "web1", "volume": "/srv/a"}
+TWIN = domainxml.add_disk(xml_of("a", OTHER), domainxml.NewDisk("/srv/vms/web1-vda/disk.qcow2"), "vda")
 
 BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("cluster.init", World, {}, Invalid, "name is missing"),
@@ -345,7 +358,6 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("cluster.set", a_world, {"dns_transfer": ["10.0.0.0/33"]}, Invalid, "cannot be copied from there"),
     ("cluster.set", a_world, {"fence_policy": "explode"}, Invalid, "cannot be 'explode'"),
     ("cluster.set", a_world, {"selector": "none"}, Invalid, "cannot be 'none'"),
-    ("cluster.set", a_world, {"disk_directory": "vms"}, Invalid, "is not an absolute path"),
     ("cluster.autoready", a_world, {"switch": "maybe"}, Invalid, "cannot be 'maybe'"),
     ("cluster.autoready", World, {"switch": "on"}, Unavailable, "not initialised"),
     ("network.add", a_world, {**NETWORK, "vni": 0}, Invalid, "at least 1"),
@@ -614,8 +626,38 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("vm.create", a_world, {"name": "a", "memory": "0"}, Invalid, "is not between 1 MiB"),
     ("vm.create", a_world, {"name": "a", "vcpus": 0}, Invalid, "at least 1"),
     ("vm.create", a_world, {"name": "a", "vcpus": "two"}, Invalid, "must be a whole number"),
-    ("vm.create", a_world, {"name": "a", "disk": ["web.qcow2"]}, Invalid, "an absolute path, or a size"),
-    ("vm.create", a_world, {"name": "a", "disk": ["0.5M"]}, Invalid, "not between 1 MiB and 1 PiB"),
+    ("vm.create", a_world, {"name": "a", "disk": ["web.qcow2"]}, Invalid, "or an absolute path"),
+    ("vm.create", a_world, {"name": "a", "disk": ["10X"]}, Invalid, "or an absolute path"),
+    ("vm.create", a_world, {"name": "a", "disk": ["-1G"]}, Invalid, "or an absolute path"),
+    ("vm.create", a_world, {"name": "a", "disk": ["../1G"]}, Invalid, "or an absolute path"),
+    ("vm.create", a_world, {"name": "a", "disk": ["2000T"]}, Invalid, "not between 512 B and 1 PiB"),
+    ("vm.create", a_world, {"name": "a", "disk": ["1G"]}, Conflict, "there is no pool for the disk"),
+    ("vm.create", stored, {"name": "a", "disk": ["fast/1G"]}, NotFound, "no pool fast"),
+    ("vm.create", with_volume, {"name": "a", "disk": ["vms/web1-vda"]}, Conflict, "is a disk of web1"),
+    ("vm.create", stored, {"name": "a", "disk": ["vms/a", "vms/a"]}, Conflict, "cannot be two disks"),
+    ("vm.define", with_volume, {"xml": TWIN}, Conflict, "volume vms/web1-vda is a disk of web1"),
+    ("vm.remove", running, {"vm": "web1"}, Conflict, "needs it stopped"),
+    ("vm.remove", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.volume-get", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.volume-add", with_volume, {"vm": "web1", "volume": "10X"}, Invalid, "or an absolute path"),
+    (
+        "vm.volume-add",
+        with_volume,
+        {**FILE, "device": "vda"},
+        Conflict,
+        "has a disk",
+    ),
+    (
+        "vm.volume-add",
+        with_volume,
+        {**FILE, "device": "sdb"},
+        Conflict,
+        "not called",
+    ),
+    ("vm.volume-add", with_volume, {**FILE, "device": "x"}, Invalid, "like vdb"),
+    ("vm.volume-remove", with_volume, {"vm": "web1", "volume": "vdb"}, NotFound, "web1 has no disk vdb"),
+    ("vm.volume-remove", with_volume, {"vm": "web1", "volume": "a/b/c"}, Invalid, "POOL/VOLUME"),
+    ("storage.volume-remove", with_volume, {"pool": "vms", "volume": "web1-vda"}, Conflict, "a disk of web1"),
     ("vm.create", a_world, {"name": "a", "network": ["br0"]}, NotFound, "no network described as br0"),
     ("vm.create", networked, {"name": "a", "network": ["103"]}, NotFound, "no network 103"),
     ("vm.create", a_world, {"name": "a", "network": ["nat:br0"]}, Invalid, "bridge:NAME"),

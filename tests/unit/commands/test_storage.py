@@ -164,11 +164,11 @@ def test_a_pool_of_one_node_is_changed_and_read_there() -> None:
     assert (found["node"], found["state"]) == ("n2", "done")
     assert found["result"]["volume"]["size_bytes"] == 3 * GIB // 2
     shown = cluster.call("storage.volume-info", pool="local", volume="web1")
-    assert (shown["size_bytes"], shown["format"], shown["is_open"], shown["vms"]) == (
+    assert (shown["size_bytes"], shown["format"], shown["is_open"], shown["vm"]) == (
         3 * GIB // 2,
         "raw",
         False,
-        [],
+        None,
     )
     assert cluster.asked == ["10.0.0.2 storage/local/web1"]
     cluster.world.kill_node("n2")
@@ -241,7 +241,7 @@ def test_what_a_vm_has_is_neither_removed_nor_renamed() -> None:
     cluster = storing()
     vm_with(cluster.world, "/srv/vms/golden/disk.qcow2")
     vm_with(cluster.world, "/srv/vms/golden2/disk.qcow2", "other")
-    assert cluster.call("storage.volume-info", pool="vms", volume="golden")["vms"] == ["web1"]
+    assert cluster.call("storage.volume-info", pool="vms", volume="golden")["vm"] == "web1"
     attempts: list[tuple[str, dict[str, Any]]] = [("remove", {}), ("rename", {"new": "silver"})]
     for verb, given in attempts:
         with pytest.raises(Conflict, match="volume golden of pool vms is a disk of web1"):

@@ -9,7 +9,7 @@ import pytest
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.store import Create
-from pvc.cluster.vm import Method, NewDisk, Selector, State, Tag, Target
+from pvc.cluster.vm import Method, Selector, State, Tag, Target
 from pvc.errors import Conflict, NotFound
 from tests.unit.commands.world import UUID, World, a_world, with_vm, xml_of
 
@@ -61,32 +61,21 @@ def test_create_writes_a_modern_definition() -> None:
         memory="2G",
         vcpus=4,
         topology="2,2,1",
-        disk=["10G", "/srv/share/data.img", "/srv/share/more.qcow2"],
+        disk=["/srv/share/data.img", "/srv/share/more.qcow2"],
         network=["bridge:br0", "bridge:br1"],
         kernel="/boot/vmlinuz",
         initrd="/boot/initrd",
         cmdline="console=ttyS0",
     )
     spec = world.spec("web2")
-    new = f"/srv/share/vms/web2-{spec.uuid[:8]}-disk0.qcow2"
-    assert spec.new_disks == (NewDisk(new, 10 * 1024**3),)
-    assert [(disk["source"], disk["format"], disk["size_bytes"]) for disk in shown["disks"]] == [
-        (new, "qcow2", 10 * 1024**3),
-        ("/srv/share/data.img", "raw", None),
-        ("/srv/share/more.qcow2", "qcow2", None),
+    assert [(disk["source"], disk["format"], disk["state"]) for disk in shown["disks"]] == [
+        ("/srv/share/data.img", "raw", "from its next start"),
+        ("/srv/share/more.qcow2", "qcow2", "from its next start"),
     ]
     facts = domainxml.parse(spec.definition)
     assert (facts.memory_mib, facts.vcpus, facts.topology) == (2048, 4, domainxml.Topology(2, 2, 1))
     assert spec.networks == ("br0", "br1")
     world.check_invariants()
-
-
-def test_a_new_disk_is_never_the_file_of_an_earlier_vm_of_that_name() -> None:
-    world = a_world()
-    first = world.call("vm.create", name="web1", disk=["1G"])["disks"][0]["source"]
-    world.call("vm.rename", vm="web1", new="web2")
-    second = world.call("vm.create", name="web1", disk=["1G"])["disks"][0]["source"]
-    assert first != second
 
 
 @pytest.mark.parametrize(

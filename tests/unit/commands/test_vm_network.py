@@ -64,9 +64,9 @@ def test_one_that_runs_is_to_get_it_at_once() -> None:
     world = a_vm("101")
     told = world.call("vm.network-add", vm="web1", network="bridge:br0", mac=MACS[1])
     (change,) = world.spec("web1").live
-    assert (change.mac, bool(change.digest)) == (MACS[1], True)
+    assert (change.device, bool(change.digest)) == (MACS[1], True)
     assert (told["settled"], told["goal"]) == (False, {"state": "start", "refused": ""})
-    assert told["activity"] == f"attaching {MACS[1]}"
+    assert told["activity"] == f"attaching interface {MACS[1]}"
     assert shown(world) == [(MACS[0], "101", "live"), (MACS[1], "br0", "being attached")]
     has(world, *MACS[:2])
     assert world.call("vm.info", vm="web1")["settled"]

@@ -14,6 +14,8 @@ from pvc.cluster.cluster import Authority
 from pvc.cluster.codec import dumps, to_json
 from pvc.cluster.membership import Primary
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus
+from pvc.cluster.records import volumes
+from pvc.cluster.storage import Volume
 from pvc.cluster.store import Create, Delete, Put, Reader, Stored
 from pvc.cluster.verification import Verification, Verified
 from pvc.cluster.view import VM, View
@@ -117,12 +119,18 @@ class World:
         spec = View(self.store).vm(vm).spec
         owner = Owner(node or spec.node or "", 1)
         shape = domainxml.shape(spec.definition)
-        now = {"digest": shape.digest, "interfaces": shape.interfaces, "state": State.START}
+        now = {
+            "digest": shape.digest,
+            "interfaces": shape.interfaces,
+            "drives": shape.drives,
+            "state": State.START,
+        }
         done = {"attempts": spec.attempts, "restarts": spec.restarts, **now}
         self.status_is(vm, **{"owner": owner, **done, **fields})
 
     def ended(self, vm: str, **fields: Any) -> None:
-        self.status_is(vm, **{"owner": None, "state": State.STOP, "digest": "", "interfaces": (), **fields})
+        gone = {"owner": None, "state": State.STOP, "digest": "", "interfaces": (), "drives": ()}
+        self.status_is(vm, **{**gone, **fields})
 
     # Looking
 
@@ -156,6 +164,16 @@ class World:
         assert stored is not None, (vni, uuid)
         return View(self.store).decode(Member, stored)
 
+    def volumes_in_use(self) -> dict[Volume, str]:
+        """As the index says."""
+        found = {}
+        for pool in self.store.children(paths.POOLS):
+            for name in self.store.children(paths.pool_vms(pool)):
+                stored = self.store.get(paths.pool_vm(pool, name))
+                assert stored is not None
+                found[Volume(pool, name)] = stored.data.decode()
+        return found
+
     def edit(self, path: str, **fields: Any) -> None:
         """As if a newer version had written the document."""
         self.store.commit(Put(path, json.dumps({**self.plain(path), **fields}).encode()))
@@ -175,6 +193,8 @@ class World:
             assert found == members, vni
         called = {one: view.resolve_network(one) for one in self.store.children(paths.NETWORK_NAMES)}
         assert called == {one.spec.description: vni for vni, one in view.networks().items()}
+        used = {volume: uuid for uuid, vm in vms.items() for volume in volumes(view, vm.spec).values()}
+        assert self.volumes_in_use() == used
         for uuid, vm in vms.items():
             facts = domainxml.parse(vm.spec.definition)
             assert (facts.uuid, facts.name) == (uuid, vm.spec.name)

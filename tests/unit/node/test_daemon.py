@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from pvc.clock import SystemClock
-from pvc.cluster import paths
+from pvc.cluster import domainxml, paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import Unreadable, dumps
 from pvc.cluster.membership import Evidence, Fence, FenceState
 from pvc.cluster.node import Alive, DaemonState, Load, NetworkProblem, NodeRole, NodeSpec, NodeStatus, Wanted
+from pvc.cluster.storage import CephAccess, Monitor
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.view import VM, Node, View
-from pvc.cluster.vm import NewDisk, Owner, Power, State, Target, VMSpec, VMStatus, move
+from pvc.cluster.vm import Owner, Power, State, Target, VMSpec, VMStatus, move
 from pvc.config import Config, NodeConfig, PathsConfig, parse
 from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
@@ -233,14 +234,37 @@ def test_unreadable_definition_does_not_keep_the_others_from_leaving(bench: Benc
     assert "web2 has an unreadable definition" in bench.node.load.problem
 
 
-def test_files_that_cannot_be_made_are_a_reason_to_fail_and_no_bug(bench: Bench) -> None:
-    bench.add(spec(new_disks=(NewDisk("/dev/null/disk.qcow2", 1 << 20),)))
-    with pytest.raises(Failed):
+def test_a_vm_whose_disks_are_in_a_ceph_that_this_node_does_not_reach_is_tried_again(bench: Bench) -> None:
+    disk = domainxml.NewDisk("vms/web1", "raw", is_rbd=True)
+    xml = domainxml.create("web1", UUID, memory_mib=512, vcpus=1, disks=[disk])
+    bench.add(spec(definition=xml))
+    with pytest.raises(Unavailable):
         bench.rounds(1)
-    bench.rounds(2)
-    assert (bench.vm.status.state, bench.vm.status.owner) == (State.FAIL, None)
-    assert bench.vm.status.reason == "cannot start: /dev/null: File exists"
-    assert UUID not in bench.host.machines
+    assert (bench.vm.status.state, bench.vm.status.owner) == (State.STARTING, None)
+    assert bench.vm.status.reason == "cannot start: this node does not reach the cluster's Ceph"
+    access = CephAccess((Monitor("10.0.0.9", 3300),), "pvc-vm", UUID)
+    bench.daemon.executor.ceph = lambda: access
+    found = bench.vm
+    again = replace(found.spec, attempts=found.spec.attempts + 1)
+    bench.store.commit(Put(paths.vm(UUID), dumps(again), found.spec_version))
+    bench.rounds(3)
+    assert bench.vm.status.state is State.START
+    assert '<host name="10.0.0.9" port="3300" />' in bench.host.machines[UUID].xml
+    assert (bench.vm.status.digest, *bench.vm.status.drives) == (
+        domainxml.digest(xml),
+        *domainxml.shape(xml).drives,
+    )
+
+
+def test_a_vm_that_a_task_is_at_does_not_start(bench: Bench) -> None:
+    bench.add(spec())
+    bench.store.commit(Create(paths.vm_claim(UUID), b"0000000a"))
+    with pytest.raises(Conflict, match="task 0000000a is at web1"):
+        bench.rounds(1)
+    assert (bench.vm.status.owner, bench.host.calls) == (None, [])
+    bench.store.commit(Delete(paths.vm_claim(UUID)))
+    bench.rounds(3)
+    assert bench.vm.status.state is State.START
 
 
 @pytest.mark.parametrize("autoready", [True, False])

@@ -330,7 +330,7 @@ def test_one_that_moves_changes_where_it_arrives_and_what_was_refused_is_tried_t
     test_daemon.depart(bench, 1)
     found = bench.vm
     new = replace(found.spec, definition=WANTED, live=(COMES,))
-    refused = replace(found.status, refused=(Refusal(COMES.mac, COMES.digest, "no port is free"),))
+    refused = replace(found.status, refused=(Refusal(COMES.device, COMES.digest, "no port is free"),))
     bench.store.commit(
         Put(paths.vm(UUID), dumps(new), found.spec_version),
         Put(paths.vm_status(UUID), dumps(refused), found.status_version or 0),

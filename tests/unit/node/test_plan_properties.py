@@ -183,7 +183,7 @@ def check_safe(seen: Picture, actions: list[Action | NodeAction]) -> None:
                 here_now = seen.domains[found.spec.uuid]
                 assert (here_now.state, here_now.migrating) == (DomainState.RUNNING, False)
                 if isinstance(action, Attach):
-                    assert action.mac not in {one.mac for one in here_now.interfaces}
+                    assert action.device not in {one.device for one in here_now.interfaces}
             case StopStray(uuid, found, _) if found is not None:
                 assert found.status.owner is None or found.status.owner.node != ME.node
                 assert seen.domains[uuid].state is not DomainState.INCOMING
