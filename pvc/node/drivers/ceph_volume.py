@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -142,6 +143,7 @@ class CephVolume:
             return
         keyring.parent.mkdir(parents=True, exist_ok=True)
         new = keyring.with_suffix(".new")
+        new.unlink(missing_ok=True)
         new.touch(0o600)
         new.write_text(text)
         new.replace(keyring)
@@ -160,19 +162,29 @@ class CephVolume:
             )
         elif len(osds) == 1:
             data = ["--bluestore", "--data", device, "--osd-id", *ids, *kind]
-            self._volume("lvm", "prepare", *data, *self._db(ids[0], db_bytes))
+            with self._db(ids[0], db_bytes) as where:
+                self._volume("lvm", "prepare", *data, *where)
         elif db_bytes:
             raise Conflict("a device that is split has no databases elsewhere", hint="without --db-size")
         else:
             split = ["--osds-per-device", str(len(osds)), device, "--osd-ids", *ids]
             self._volume("lvm", "batch", "--bluestore", "--yes", "--prepare", "--no-systemd", *kind, *split)
 
-    def _db(self, osd: str, size_bytes: int) -> list[str]:
+    @contextmanager
+    def _db(self, osd: str, size_bytes: int) -> Iterator[list[str]]:
+        """A volume that stays when what needs it could be made. Of OSDs that go it goes with `zap`."""
         if not size_bytes:
-            return []
+            yield []
+            return
         name = f"db-{osd}"
+        volume = f"{DB_GROUP}/{name}"
+        self.run(["lvremove", "--yes", volume], check=False)  # what a daemon that died has left
         self.run(["lvcreate", "--yes", "--name", name, "--size", f"{size_bytes}b", DB_GROUP])
-        return ["--block.db", f"{DB_GROUP}/{name}"]
+        try:
+            yield ["--block.db", volume]
+        except DriverError:
+            self.run(["lvremove", "--yes", volume], check=False)
+            raise
 
     def make_db_group(self, device: str) -> None:
         if not self.has_lvm():
@@ -183,6 +195,8 @@ class CephVolume:
             raise Conflict(f"there is a volume group {DB_GROUP} already", hint="vgextend makes it larger")
         self.run(["pvcreate", "--yes", device])
         self.run(["vgcreate", DB_GROUP, device])
+        # With its last logical volume ceph-volume takes the group away as well.
+        self.run(["lvcreate", "--yes", "--name", "keep", "--extents", "1", DB_GROUP])
 
     # Daemons
 

@@ -1,0 +1,174 @@
+"""What ceph-volume and LVM are told on machines that have LVM, which those of the tests have not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pvc.errors import Conflict
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.ceph_volume import CephVolume, Prepared, _said
+from pvc.proc import CommandFailed, Completed
+
+LVM_LIST = {
+    "3": [
+        {
+            "type": "block",
+            "devices": ["/dev/sdb"],
+            "tags": {"ceph.osd_fsid": "u3", "ceph.cluster_fsid": "f"},
+        },
+        {
+            "type": "db",
+            "devices": ["/dev/nvme0n1"],
+            "tags": {"ceph.osd_fsid": "u3", "ceph.cluster_fsid": "f"},
+        },
+    ]
+}
+FAILED = """\
+Running command: /usr/bin/ceph-authtool --gen-print-key
+ stderr: /usr/bin/chown:
+ stderr: invalid group: 'ceph:ceph'
+--> Was unable to complete a new OSD, will rollback changes
+ stderr: purged osd.1
+-->  RuntimeError: Unable to find any LV for zapping OSD: 1
+"""
+
+
+class Machine:
+    def __init__(self, tmp_path: Path, *, lvm: bool = True) -> None:
+        self.said: list[str] = []
+        self.codes = {"vgs osd-db": 5, "systemctl is-active --quiet ceph-osd@3.service": 3}
+        if lvm:
+            (tmp_path / "dev/mapper").mkdir(parents=True)
+            (tmp_path / "dev/mapper/control").touch()
+        self.disks = CephVolume(self.run, str(tmp_path))
+
+    def run(self, argv: list[str], /, *, check: bool = True, timeout_s: float = 60.0) -> Completed:
+        line = " ".join(argv)
+        if line != "lvm version":
+            self.said.append(line)
+        out = ""
+        if argv[1:3] == ["lvm", "list"]:
+            out = json.dumps(LVM_LIST)
+        found = Completed(self.codes.get(line, 0), out, FAILED)
+        if check and found.code:
+            raise CommandFailed(argv, found)
+        return found
+
+
+def test_one_osd_gets_a_logical_volume(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.disks.prepare("/dev/sdb", [3], tier="ssd")
+    assert machine.said == [
+        "ceph-volume lvm prepare --bluestore --data /dev/sdb --osd-id 3 --crush-device-class ssd"
+    ]
+
+
+def test_a_database_is_a_logical_volume_of_its_group(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.disks.prepare("/dev/sdb", [3], db_bytes=4096)
+    assert machine.said == [
+        "lvremove --yes osd-db/db-3",
+        "lvcreate --yes --name db-3 --size 4096b osd-db",
+        "ceph-volume lvm prepare --bluestore --data /dev/sdb --osd-id 3 --block.db osd-db/db-3",
+    ]
+
+
+def test_a_database_of_an_osd_that_could_not_be_made_goes(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.codes["ceph-volume lvm prepare --bluestore --data /dev/sdb --osd-id 3 --block.db osd-db/db-3"] = 1
+    with pytest.raises(DriverError, match=r"ceph-volume lvm prepare: invalid group: 'ceph:ceph'"):
+        machine.disks.prepare("/dev/sdb", [3], db_bytes=4096)
+    assert machine.said[-1] == "lvremove --yes osd-db/db-3"
+
+
+def test_a_device_is_split(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.disks.prepare("/dev/sdb", [3, 4])
+    assert machine.said == [
+        "ceph-volume lvm batch --bluestore --yes --prepare --no-systemd --osds-per-device 2 /dev/sdb "
+        "--osd-ids 3 4"
+    ]
+    with pytest.raises(Conflict, match="no databases elsewhere"):
+        machine.disks.prepare("/dev/sdb", [3, 4], db_bytes=4096)
+
+
+def test_osds_on_logical_volumes_are_found_by_their_disk(tmp_path: Path) -> None:
+    disks = Machine(tmp_path).disks
+    assert disks.prepared() == (Prepared(3, "u3", "f", "/dev/sdb", is_lvm=True),)
+    assert disks.prepared("/dev/sdb") == disks.prepared()
+    assert disks.prepared("/dev/nvme0n1") == ()
+
+
+def test_an_osd_on_a_logical_volume_is_started_stopped_and_zapped(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    (one,) = machine.disks.prepared()
+    machine.said.clear()
+    machine.disks.start(one)
+    machine.disks.stop(3)
+    machine.disks.zap("/dev/sdb", [one])
+    assert machine.said == [
+        "ceph-volume lvm activate --bluestore 3 u3",
+        "systemctl disable --quiet --now ceph-osd@3.service",
+        "systemctl is-active --quiet ceph-osd@3.service",
+        "ceph-volume lvm zap --destroy --osd-id 3",
+        "umount --quiet /var/lib/ceph/osd/ceph-3",
+        "rm -rf --one-file-system /var/lib/ceph/osd/ceph-3",
+    ]
+
+
+def test_a_daemon_that_does_not_end_is_told(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.codes.clear()
+    with pytest.raises(DriverError, match="the daemon of OSD 3 does not end"):
+        machine.disks.stop(3)
+
+
+def test_a_place_for_databases_is_a_volume_group(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.disks.make_db_group("/dev/nvme0n1")
+    assert machine.said[1:] == [
+        "pvcreate --yes /dev/nvme0n1",
+        "vgcreate osd-db /dev/nvme0n1",
+        "lvcreate --yes --name keep --extents 1 osd-db",
+    ]
+    machine.codes["vgs osd-db"] = 0
+    with pytest.raises(Conflict, match="there is a volume group osd-db already"):
+        machine.disks.make_db_group("/dev/nvme0n1")
+
+
+def test_without_lvm_the_disk_is_given_to_ceph_whenever_the_machine_starts(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, lvm=False)
+    drop_in = tmp_path / "etc/systemd/system/ceph-osd@3.service.d/pvc.conf"
+    one = Prepared(3, "u3", "f", "/dev/loop9", is_lvm=False)
+    machine.disks.start(one)
+    assert "ExecStartPre=+/bin/chown ceph:ceph /var/lib/ceph/osd/ceph-%i/block" in drop_in.read_text()
+    machine.disks._forget(3)
+    assert not drop_in.parent.exists()
+
+
+def test_the_key_of_new_osds_is_for_root_alone(tmp_path: Path) -> None:
+    disks = Machine(tmp_path).disks
+    keyring = tmp_path / "var/lib/ceph/bootstrap-osd/ceph.keyring"
+    for key in ("a", "b", "b"):
+        disks.bootstrap(key)
+        assert keyring.read_text() == f"[client.bootstrap-osd]\n\tkey = {key}\n"
+        assert keyring.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        (FAILED, "invalid group: 'ceph:ceph'"),
+        (
+            "-->  RuntimeError: did not find any matching OSD to activate\n",
+            "RuntimeError: did not find any matching OSD to activate",
+        ),
+        ("usage: ceph-volume\nceph-volume: bad option\n", "ceph-volume: bad option"),
+        ("", "no output"),
+    ],
+)
+def test_what_is_told_of_a_failure_is_its_reason(stderr: str, said: str) -> None:
+    assert _said(stderr) == said
