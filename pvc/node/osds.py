@@ -157,10 +157,13 @@ class OSDs:
                 self.disks.zap(one.device, [one])
 
     def start_again(self, osd: int) -> None:
+        """As after `stop`; from its disk where that is known."""
         known = self.get(osd)["uuid"]
         for one in self.on_disks(osd):
             if one.uuid == known:
                 self.disks.start(one)
+                return
+        self.disks.resume(osd)
 
     def prepare(self, task: TaskSpec, device: str, osds: list[int], progress: Progress) -> None:
         asked = task.arguments

@@ -114,6 +114,10 @@ class FakeDisks:
         if osd in self.ceph.osds:
             self.ceph.osds[osd]["up"] = 0
 
+    def resume(self, osd: int) -> None:
+        self.running.add(osd)
+        self.ceph.osds[osd]["up"] = 1
+
     def zap(self, device: str, osds: Sequence[Prepared]) -> None:
         self._work("zap")
         left = [one for one in self.osds.get(device, []) if osds and one not in osds]

@@ -73,6 +73,10 @@ class OSDDisks(Protocol):
 
     def stop(self, osd: int) -> None: ...
 
+    def resume(self, osd: int) -> None:
+        """After `stop`, of one that is set up, whatever its disk is."""
+        ...
+
     def zap(self, device: str, osds: Sequence[Prepared]) -> None:
         """Take these OSDs off the device; whatever else is on it with `osds` empty."""
         ...
@@ -210,7 +214,10 @@ class CephVolume:
         self.run(["systemctl", "daemon-reload"])
         ids = ["--osd-id", str(one.osd), "--osd-uuid", one.uuid]
         self._volume("raw", "activate", "--device", one.device, *ids, "--no-systemd", "--no-tmpfs")
-        self.run(["systemctl", "enable", "--quiet", "--now", _unit(one.osd)], timeout_s=LONG_S)
+        self.resume(one.osd)
+
+    def resume(self, osd: int) -> None:
+        self.run(["systemctl", "enable", "--quiet", "--now", _unit(osd)], timeout_s=LONG_S)
 
     def stop(self, osd: int) -> None:
         """It is not there to be stopped after a failed start: that is no failure."""

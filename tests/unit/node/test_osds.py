@@ -187,6 +187,17 @@ def test_an_osd_whose_removal_is_cancelled_comes_back(with_osd: Node) -> None:
     assert with_osd.picture == ({"/dev/sdb": [0]}, [0], [0])
 
 
+def test_an_osd_whose_disk_nobody_knows_comes_back_all_the_same(with_osd: Node) -> None:
+    with_osd.disks.osds.clear()
+    with_osd.ceph.safe = {0}
+    with_osd.ceph.failing = "osd purge-actual"
+    with pytest.raises(DriverError):
+        with_osd.do("remove", REMOVE)
+    with_osd.undo("remove", REMOVE)
+    assert with_osd.disks.running == {0}
+    assert with_osd.ceph.osds[0]["in"] == 1
+
+
 def test_an_osd_that_was_out_stays_out_when_its_removal_is_cancelled(with_osd: Node) -> None:
     with_osd.ceph.osds[0]["in"] = 0
     with_osd.at_pause[1] = with_osd.cancel
