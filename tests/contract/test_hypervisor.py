@@ -78,6 +78,7 @@ class Bench(Protocol):
     def hosts(self) -> tuple[Hypervisor, Hypervisor]: ...
     def target(self, number: int) -> MigrationTarget: ...
     def image(self, uuid: str, guest: Guest) -> str: ...
+    def disk_bytes(self, uuid: str, target: str, source: str) -> int: ...
     def kill_emulator(self, number: int, uuid: str) -> None: ...
     def terminate_emulator(self, number: int, uuid: str) -> None: ...
     def restart_libvirt(self, number: int) -> None: ...
@@ -102,6 +103,9 @@ class FakeBench:
         self.world.guest(uuid).ends = ends.get(guest)
         self.world.guest(uuid).keeps_devices = guest is not Guest.YIELDS
         return f"/{uuid}"
+
+    def disk_bytes(self, uuid: str, target: str, source: str) -> int:
+        return self.hosts[0].sizes[(uuid, target)]
 
     def kill_emulator(self, number: int, uuid: str) -> None:
         self.hosts[number].kill(uuid)
@@ -142,6 +146,9 @@ class LibvirtBench:
         file = self.directory / f"{uuid}.img"
         file.write_bytes(guest.boot_sector().ljust(1024 * 1024, b"\0"))
         return str(file)
+
+    def disk_bytes(self, uuid: str, target: str, source: str) -> int:
+        return Path(source).stat().st_size
 
     def _signal(self, number: int, uuid: str, signal: str) -> None:
         pid_files = f"/run/libvirt/qemu/{name_of(uuid)}.pid"
@@ -504,6 +511,72 @@ def test_interfaces_that_came_and_went_migrate(bench: Bench) -> None:
     )
     eventually(lambda: _asked(bench.hosts[1], uuid, MACS[2]), within=WITHIN_S)
     assert macs_of(bench.hosts[1], uuid) == [MACS[1]]
+
+
+# Disks that come and go, and grow
+
+
+def disk_image(bench: Bench) -> str:
+    return bench.image(new_uuid(), Guest.YIELDS)
+
+
+def give(host: Hypervisor, uuid: str, xml: str, source: str, target: str) -> str:
+    """As a node does it: noted first. Returns the definition that the domain has after that."""
+    now = host.domains()[uuid]
+    new = domainxml.add_disk(xml, NewDisk(source, "raw"), target)
+    host.mark(uuid, Shape(now.digest, now.rest, now.interfaces, domainxml.shape(new).drives))
+    host.attach(uuid, f"{target}={source}", domainxml.device(new, f"{target}={source}"))
+    return new
+
+
+def targets(host: Hypervisor, uuid: str) -> list[str]:
+    return [one.target for one in host.domains()[uuid].drives]
+
+
+def _gave_up(host: Hypervisor, uuid: str, device: str) -> bool:
+    host.detach(uuid, device)
+    return device not in {one.device for one in host.domains()[uuid].drives}
+
+
+def test_exactly_the_disk_that_is_meant_comes_and_goes(bench: Bench) -> None:
+    uuid, xml = with_nics(bench, Guest.YIELDS)
+    host, (second, third) = bench.hosts[0], (disk_image(bench), disk_image(bench))
+    new = give(host, uuid, xml, second, "vdb")
+    with events_of(host) as events:
+        new = give(host, uuid, new, third, "vdc")
+        eventually(lambda: DomainEvent(EventKind.CHANGED, uuid) in events, within=WITHIN_S)
+    assert host.domains()[uuid].drives == domainxml.shape(new).drives, "known as the definition has them"
+    host.attach(uuid, f"vdb={second}", domainxml.device(new, f"vdb={second}"))
+    assert targets(host, uuid) == ["vda", "vdb", "vdc"], "and nothing comes twice"
+    host.mark(uuid, domainxml.shape(new))
+    assert bench.another(0).domains()[uuid] == host.domains()[uuid]
+    assert host.domains()[uuid].digest == domainxml.digest(new)
+    host.detach(uuid, f"vdb={third}")
+    assert targets(host, uuid) == ["vda", "vdb", "vdc"], "another content below that name is another disk"
+    eventually(lambda: _gave_up(host, uuid, f"vdb={second}"), within=WITHIN_S)
+    assert targets(host, uuid) == ["vda", "vdc"]
+    assert host.domains()[uuid].rest == domainxml.shape(xml).rest
+
+
+def test_a_guest_that_does_not_listen_keeps_its_disk(bench: Bench) -> None:
+    uuid, xml = with_nics(bench, Guest.DEAF)
+    source = bench.image(new_uuid(), Guest.DEAF)
+    give(bench.hosts[0], uuid, xml, source, "vdb")
+    bench.hosts[0].detach(uuid, f"vdb={source}")
+    bench.hosts[0].detach(uuid, f"vdb={source}")
+    assert targets(bench.hosts[0], uuid) == ["vda", "vdb"]
+
+
+def test_a_disk_grows_to_the_very_byte_that_is_asked_for(bench: Bench) -> None:
+    uuid, xml = with_nics(bench, Guest.DEAF)
+    source = bench.image(new_uuid(), Guest.DEAF)
+    give(bench.hosts[0], uuid, xml, source, "vdb")
+    size = 3 * 1024**2 + 512
+    for _ in range(2):
+        bench.hosts[0].resize_disk(uuid, "vdb", size)
+        assert bench.disk_bytes(uuid, "vdb", source) == size
+    with pytest.raises(DriverError, match="vdq"):
+        bench.hosts[0].resize_disk(uuid, "vdq", size)
 
 
 TWICE = (

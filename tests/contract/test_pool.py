@@ -403,6 +403,27 @@ def test_nothing_happens_to_a_volume_in_use(bench: Bench, format: Format) -> Non
 # Snapshots
 
 
+def test_what_is_set_aside_is_nobodys_and_comes_back_whole_or_goes(bench: Bench) -> None:
+    pool = bench.pool
+    for name in ("web1", "web2"):
+        pool.add(name, SIZE, bench.with_snapshots, name)
+        bench.write(name, b"mine")
+        pool.add_snapshot(name, "s1")
+        pool.protect(name, "s1", on=name == "web1")
+        pool.set_aside(name, f"of-{name}")
+    assert pool.volumes() == ()
+    pool.put_back("web1", "of-web1")
+    pool.put_back("web1", "of-web1")
+    assert (bench.read("web1", 4), [one.name for one in pool.snapshots("web1")]) == (b"mine", ["s1"])
+    pool.discard("of-web2")
+    pool.put_back("web2", "of-web2")
+    assert [one.name for one in pool.volumes()] == ["web1"]
+    assert bench.leftovers() == []
+    with bench.opened("web1"), pytest.raises(Conflict, match="in use"):
+        pool.set_aside("web1", "t3")
+    pool.protect("web1", "s1", on=False)
+
+
 def test_snapshots_have_names_ages_and_sizes(bench: Bench) -> None:
     pool = bench.pool
     pool.add("web1", SIZE, bench.with_snapshots, "t1")

@@ -94,6 +94,7 @@ def one_node(tmp_path: Path, connect: Callable[[], Ceph] | None = None) -> Itera
         guard=SimpleNamespace(is_ours=lambda domain: True, end_one=lambda domain: None),
         wake=lambda: None,
         hypervisor=FakeWorld().add("n1"),
+        executor=SimpleNamespace(),
     )
     server = PeerServer(config)
     server.start()
