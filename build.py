@@ -46,7 +46,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         *("libc6-dev", "mmdebstrap", "nftables", "openssl"),
         *("default-jre-headless", "libslf4j-java", "libzookeeper-java"),
         *("libvirt-clients", "libvirt-daemon", "libvirt-daemon-driver-qemu", "python3-libvirt"),
-        *("qemu-system-x86", "qemu-utils"),
+        *("fio", "qemu-block-extra", "qemu-system-x86", "qemu-utils"),
         *("libboost-python1.74.0", "libfuse2", "libleveldb1d", "python3-rados", "python3-rbd"),
     ),
 }

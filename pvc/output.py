@@ -88,6 +88,19 @@ def emit(text: str) -> None:
     _write(sys.stdout, text if text.endswith("\n") else text + "\n")
 
 
+def emit_bytes(data: bytes) -> None:
+    """A result that is no text, to stdout."""
+    stream = sys.stdout.buffer
+    try:
+        stream.write(data)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise PipeClosed("") from None
+    except OSError as problem:
+        raise Failed(f"cannot write the output: {problem.strerror}") from None
+
+
 def note(text: str) -> None:
     """Something worth knowing that is not the result, to stderr; not with --quiet."""
     if not (screen.quiet or screen.silent):

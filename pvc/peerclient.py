@@ -12,6 +12,9 @@ from pvc.config import Config
 from pvc.errors import Unavailable, from_code
 
 TIMEOUT_S = 15.0
+PIECE_S = 50.0
+"""Of a piece of a disk, which may have to wait for a disk: shorter than clients wait for the API."""
+JSON = "application/json"
 
 
 def fetch(
@@ -35,20 +38,34 @@ def fetch(
 
 def ask(config: Config, address: str, port: int, path: str, *, timeout_s: float = TIMEOUT_S) -> Any:
     """What it answers. Raises Unavailable, or what it says."""
+    return json.loads(carry(config, address, port, path, timeout_s=timeout_s))
+
+
+def carry(
+    config: Config,
+    address: str,
+    port: int,
+    path: str,
+    piece: bytes | None = None,
+    *,
+    timeout_s: float = PIECE_S,
+) -> bytes:
+    """Bring it a piece, or ask for one; the body of its answer. Raises Unavailable, or what it says."""
     connection = http.client.HTTPSConnection(
         address, port, timeout=timeout_s, context=_context(config.paths.tls)
     )
     try:
-        connection.request("GET", f"/{path}")
+        connection.request("GET" if piece is None else "PUT", f"/{path}", piece)
         response = connection.getresponse()
-        answer = json.loads(response.read())
+        answer = response.read()
+        told = json.loads(answer) if response.getheader("Content-Type") == JSON else {}
     except (OSError, http.client.HTTPException, ValueError) as error:
         what = path.partition("?")[0].partition("/")[0]
         raise Unavailable(f"the node at {address}:{port} does not serve its {what}: {error}") from error
     finally:
         connection.close()
     if response.status != 200:
-        raise from_code(answer.get("error", ""), answer.get("message", "no message"), answer.get("hint", ""))
+        raise from_code(told.get("error", ""), told.get("message", "no message"), told.get("hint", ""))
     return answer
 
 

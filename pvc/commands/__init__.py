@@ -64,6 +64,11 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
             *("volume snapshot add", "volume snapshot remove", "volume snapshot rename"),
             *("volume snapshot rollback", "volume snapshot protect", "volume snapshot list"),
         ),
+        "pvc.commands.storage_transfer": (
+            *("volume upload-begin", "volume upload-piece"),
+            *("volume download-begin", "volume download-map", "volume download-piece", "volume download-end"),
+        ),
+        "pvc.commands.storage_image": ("volume upload", "volume download"),
     },
     "task": {"pvc.commands.task": ("list", "info", "wait", "cancel")},
     "why": {"pvc.commands.why": ("vm", "node", "fence", "network")},

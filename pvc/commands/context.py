@@ -60,6 +60,16 @@ def _ask_nobody(address: str, port: int, path: str) -> Any:
     raise Unavailable("nodes are asked through the API", hint="leave out --direct")
 
 
+class Carry(Protocol):
+    """How a piece of something large is brought to the node that takes it, or fetched (None) from there."""
+
+    def __call__(self, address: str, port: int, path: str, piece: bytes | None = None) -> bytes: ...
+
+
+def _carry_nothing(address: str, port: int, path: str, piece: bytes | None = None) -> bytes:
+    raise Unavailable("nodes are reached through the API", hint="leave out --direct")
+
+
 def _check_filters(text: str) -> None:
     """With this machine's nft and kernel."""
     from pvc.node.drivers.nft import NFT
@@ -99,6 +109,7 @@ class Context:
     """Of whoever keeps one view for many operations: documents that did not change are not decoded again."""
     console: FetchText = _no_nodes
     ask: AskNode = _ask_nobody
+    carry: Carry = _carry_nothing
     check_filters: Callable[[str], None] = _check_filters
     """Raises Refused for a table of nftables that could not be loaded."""
     new_authority: Callable[[], Authority] = _new_authority

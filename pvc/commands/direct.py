@@ -71,7 +71,9 @@ class DirectTransport:
         if self._config is not None:
             context.console = partial(_fetch, self._config)
             context.ask = partial(_ask, self._config)
-        return to_json(invoke(found, context, arguments))
+            context.carry = partial(_carry, self._config)
+        result = invoke(found, context, arguments)
+        return result if isinstance(result, bytes) else to_json(result)
 
     def _connected(self) -> Store:
         if self._store is None:
@@ -117,6 +119,12 @@ def _ask(settings: Config, address: str, port: int, path: str) -> Any:
     from pvc.peerclient import ask
 
     return ask(settings, address, port, path)
+
+
+def _carry(settings: Config, address: str, port: int, path: str, piece: bytes | None = None) -> bytes:
+    from pvc.peerclient import carry
+
+    return carry(settings, address, port, path, piece)
 
 
 class Watching:

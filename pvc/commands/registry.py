@@ -68,7 +68,7 @@ class Arg:
 class Param:
     name: str
     kind: type
-    """str, int, float, bool or a StrEnum: of the value, or of each element."""
+    """str, int, float, bool or a StrEnum: of the value, or of each element. bytes: the body as it is."""
     arg: Arg
     positional: bool
     required: bool
@@ -130,6 +130,11 @@ class Operation:
     @property
     def is_read(self) -> bool:
         return self.method == "GET"
+
+    @property
+    def raw(self) -> Param | None:
+        """The parameter that is the body of the request as it is; then the others are in path and query."""
+        return next((param for param in self.params if param.kind is bytes), None)
 
     def param(self, name: str) -> Param:
         return next(param for param in self.params if param.name == name)
@@ -223,7 +228,7 @@ def _declared(
 
 def _param(parameter: inspect.Parameter, hint: Any) -> Param:
     kind, arg, many, optional = _unwrap(hint)
-    if kind not in (str, int, float, bool) and not issubclass(kind, StrEnum):
+    if kind not in (str, int, float, bool, bytes) and not issubclass(kind, StrEnum):
         raise TypeError(f"parameter {parameter.name} has type {kind}, which no transport can carry")
     has_default = parameter.default is not inspect.Parameter.empty
     return Param(
@@ -330,6 +335,8 @@ def convert_value(param: Param, value: Any) -> Any:
     """One value, from text or JSON. Raises Invalid naming the parameter."""
     if param.kind is bool:
         return _boolean(param, value)
+    if param.kind is bytes:
+        return _content(param, value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise Invalid(f"{param.name} must be {_expected(param)}, not {value!r}")
     if param.kind in (int, float):
@@ -355,6 +362,12 @@ def _boolean(param: Param, value: Any) -> bool:
     if text in FALSE:
         return False
     raise Invalid(f"{param.name} must be true or false, not {value!r}")
+
+
+def _content(param: Param, value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise Invalid(f"{param.name} must be bytes, the body of the request")
+    return value
 
 
 def _number(param: Param, value: str | int | float) -> int | float:

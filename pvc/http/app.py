@@ -16,11 +16,11 @@ from pvc.clock import Clock, SystemClock
 from pvc.cluster.codec import to_json, version_of
 from pvc.cluster.store import Reader, SessionState, Store
 from pvc.cluster.view import View
-from pvc.commands.context import AskNode, Caller, Context, FetchText, invoke
+from pvc.commands.context import AskNode, Caller, Carry, Context, FetchText, invoke
 from pvc.commands.registry import TRUE, Operation, every_operation
 from pvc.errors import Bug, Invalid, PVCError, Unavailable
 from pvc.http import openapi
-from pvc.http.arguments import LARGEST_BODY, TooLarge, gather
+from pvc.http.arguments import BYTES, JSON, LARGEST_BODY, TooLarge, gather
 from pvc.http.auth import Gate
 from pvc.http.wait import DEFAULT_S, LONGEST_S, TICKET, TURN, Ticket, Turn
 
@@ -47,6 +47,7 @@ class Site:
     """Kept for all requests, so that a document is decoded once."""
     console: FetchText | None = None
     ask: AskNode | None = None
+    carry: Carry | None = None
 
     def context(self, caller: Caller, planning: bool) -> Context:
         context = Context(
@@ -56,6 +57,8 @@ class Site:
             context.console = self.console
         if self.ask is not None:
             context.ask = self.ask
+        if self.carry is not None:
+            context.carry = self.carry
         return context
 
     @property
@@ -132,6 +135,8 @@ class _Run:
         if not self.found.is_read and not planning:
             return self.change(arguments)
         body = self.run(arguments, planning)
+        if isinstance(body, bytes):
+            return _response(200, body, BYTES)
         version = version_of(body)
         if after == version and self.waits(arguments, after, within_s):
             return _response(200, b"")
@@ -140,7 +145,8 @@ class _Run:
     def run(self, arguments: Mapping[str, Any], planning: bool) -> Any:
         context = self.site.context(self.caller, planning)
         context.ask = self.noting(context.ask)
-        return to_json(invoke(self.found, context, arguments))
+        result = invoke(self.found, context, arguments)
+        return result if isinstance(result, bytes) else to_json(result)
 
     def noting(self, ask: AskNode) -> AskNode:
         def noted(address: str, port: int, path: str) -> Any:
@@ -165,13 +171,18 @@ class _Run:
             outcome = error.code
             raise
         finally:
-            # Only what names the object: options and files may carry secrets.
-            named = {
-                one.name: arguments.get(one.name)
-                for one in self.found.params
-                if one.positional and not one.arg.file
-            }
-            audit.info("%s: %s %s: %s", self.caller.name, self.found.name, json.dumps(_short(named)), outcome)
+            # Of what comes in pieces its beginning is told, and a piece that was refused.
+            if self.found.raw is None or outcome != "done":
+                self.tell(arguments, outcome)
+
+    def tell(self, arguments: Mapping[str, Any], outcome: str) -> None:
+        """Only what names the object: options and files may carry secrets."""
+        named = {
+            one.name: arguments.get(one.name)
+            for one in self.found.params
+            if one.positional and not one.arg.file
+        }
+        audit.info("%s: %s %s: %s", self.caller.name, self.found.name, json.dumps(_short(named)), outcome)
 
     def waiting(self, arguments: dict[str, Any]) -> tuple[str | None, float]:
         if not self.found.is_read:
@@ -232,12 +243,12 @@ def _encoded(body: Any) -> bytes:
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
-def _response(status: int, body: bytes, **headers: str) -> HTTPResponse:
+def _response(status: int, body: bytes, kind: str = JSON, **headers: str) -> HTTPResponse:
     return HTTPResponse(
         body,
         status,
         {
-            "Content-Type": "application/json",
+            "Content-Type": kind,
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
             "PVC-Version": __version__,

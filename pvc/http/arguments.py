@@ -14,6 +14,7 @@ LARGEST_BODY = 4 * 1024 * 1024
 MOST_FIELDS = 1000
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
+BYTES = "application/octet-stream"
 
 
 class TooLarge(Invalid):
@@ -67,6 +68,10 @@ def _body(found: Operation, content_type: str, body: bytes) -> dict[str, Any]:
     if found.is_read:
         raise Invalid("a GET request has no body", hint="give the arguments in the query string")
     kind = content_type.partition(";")[0].strip().lower()
+    if found.raw is not None:
+        if kind != BYTES:
+            raise UnknownForm(f"cannot read a body of type {kind or 'none'}", hint=f"send {BYTES}")
+        return {found.raw.name: body}
     if kind == FORM:
         return _fields(found, _text(body))
     if kind in (JSON, ""):

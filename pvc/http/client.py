@@ -67,7 +67,8 @@ class HttpTransport:
     def _exchange(
         self, found: Operation, target: str, body: bytes | None, timeout_s: float
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        kind = "application/octet-stream" if found.raw is not None else "application/json"
+        headers = {"Content-Type": kind} if body is not None else {}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         while True:
@@ -119,6 +120,8 @@ class HttpTransport:
         )
 
     def _result(self, answer: http.client.HTTPResponse, content: bytes) -> Any:
+        if answer.status == 200 and answer.getheader("Content-Type") == "application/octet-stream":
+            return content
         try:
             value = json.loads(content)
         except ValueError:
@@ -155,11 +158,13 @@ def _request(
                 raise Invalid(f"{param.name} cannot be {value!r}")
             path = path.replace(marker, quote(value, safe=""))
     query = list(extra)
-    if found.is_read:
+    body: bytes | None = rest.pop(found.raw.name, b"") if found.raw is not None else None
+    in_query = found.is_read or found.raw is not None
+    if in_query:
         query += [(name, _text(one)) for name, value in rest.items() for one in _each(value)]
     target = PREFIX + path + (f"?{urlencode(query)}" if query else "")
-    if found.is_read:
-        return target, None
+    if in_query:
+        return target, body
     return target, json.dumps(rest, default=list).encode()
 
 

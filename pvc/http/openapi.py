@@ -15,6 +15,7 @@ from pvc.errors import ERRORS
 
 Schema = dict[str, Any]
 
+BYTES = "application/octet-stream"
 ERROR = {"$ref": "#/components/schemas/Error"}
 STATUSES = {
     "400": "an argument is missing, unknown or out of bounds",
@@ -93,7 +94,11 @@ def _operation(found: Operation, components: _Components) -> Schema:
     if found.details:
         described["description"] = found.details
     if found.is_read:
-        parameters += [_parameter(param, "query") for param in inside] + _waiting()
+        parameters += [_parameter(param, "query") for param in inside]
+        parameters += [] if found.returns is bytes else _waiting()
+    elif found.raw is not None:
+        parameters += [_parameter(param, "query") for param in inside if param is not found.raw]
+        described["requestBody"] = {"required": found.raw.required, "content": {BYTES: {}}}
     elif inside:
         described["requestBody"] = _body(inside)
     parameters.append(
@@ -179,8 +184,12 @@ def _described(param: Param, schema: Schema) -> Schema:
 def _responses(found: Operation, components: _Components) -> Schema:
     result = components.of(found.returns)
     planned = {"$ref": "#/components/schemas/Planned"}
-    done = {"anyOf": [result, planned]} if result else {}
-    answers: Schema = {"200": _answer("done, or with plan=true what would be done", done)}
+    if found.returns is bytes:
+        answers: Schema = {"200": _answer("the bytes, or with plan=true what would be done", planned)}
+        answers["200"]["content"][BYTES] = {}
+    else:
+        done = {"anyOf": [result, planned]} if result else {}
+        answers = {"200": _answer("done, or with plan=true what would be done", done)}
     if found.is_task:
         answers["202"] = _answer("accepted: the task that does it", result)
     return answers | {status: _answer(text, ERROR) for status, text in STATUSES.items()}

@@ -23,12 +23,12 @@ from pvc.cluster.mirror import Expand, Follow, Mirror
 from pvc.cluster.store import Session, Store
 from pvc.cluster.view import View, expand_whole_cluster, whole_cluster
 from pvc.cluster.zookeeper import ZooKeeperStore
-from pvc.commands.context import AskNode, FetchText
+from pvc.commands.context import AskNode, Carry, FetchText
 from pvc.config import Config
 from pvc.errors import Failed, Invalid, Unavailable
 from pvc.http.app import Site, make_app
 from pvc.http.server import THREADS, Server
-from pvc.peerclient import ask, fetch
+from pvc.peerclient import ask, carry, fetch
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,12 @@ def serve(config: Config) -> None:
     """Until SIGTERM. Raises Failed or Invalid for an address that cannot be had."""
     _raise_file_limit()
     sockets = listen(config)
+    of_nodes = (
+        functools.partial(fetch, config),
+        functools.partial(ask, config),
+        functools.partial(carry, config),
+    )
+    texts = Texts(*of_nodes)
     store = ZooKeeperStore(
         config.servers(), secret=config.secret(), session_timeout_s=config.cluster.session_timeout_s
     )
@@ -57,7 +63,7 @@ def serve(config: Config) -> None:
         keeper = Keeper(store)
         keeper.first()
         server = Server(
-            make_app(keeper.site(Texts(functools.partial(fetch, config), functools.partial(ask, config)))),
+            make_app(keeper.site(texts)),
             sockets,
             tick=keeper.tick,
         )
@@ -81,6 +87,7 @@ class Texts:
 
     fetch: FetchText
     node: AskNode
+    piece: Carry
     busy: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -101,6 +108,10 @@ class Texts:
     def ask(self, address: str, port: int, path: str) -> Any:
         with self._counted():
             return self.node(address, port, path)
+
+    def carry(self, address: str, port: int, path: str, piece: bytes | None = None) -> bytes:
+        with self._counted():
+            return self.piece(address, port, path, piece)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -151,8 +162,10 @@ class Keeper:
         self._alive_at = self._forgot_at = time.monotonic()
 
     def site(self, texts: Texts | None = None) -> Site:
-        ask = texts.ask if texts else None
-        return Site(self.store, self.mirror, self.mirror.refresh, SystemClock(), self.view, texts, ask)
+        site = Site(self.store, self.mirror, self.mirror.refresh, SystemClock(), self.view, texts)
+        if texts is not None:
+            site.ask, site.carry = texts.ask, texts.carry
+        return site
 
     def first(self) -> None:
         """Everything once, before anybody is served."""

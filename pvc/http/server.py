@@ -185,7 +185,7 @@ class Server:
         settings = Adjustments(
             threads=self.limits.threads,
             ident="pvc",
-            max_request_body_size=self.limits.body,
+            max_request_body_size=self.limits.body + 1,  # from which on it refuses
             max_request_header_size=self.limits.header,
             connection_limit=self.limits.connections,
             channel_timeout=300,

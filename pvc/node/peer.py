@@ -12,17 +12,17 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from pvc.cluster.clients import Direction
 from pvc.cluster.filters import chain_name
 from pvc.config import Config
-from pvc.errors import Failed, Invalid, PVCError, Unavailable
+from pvc.errors import Bug, Failed, Invalid, PVCError, Unavailable
 from pvc.node.drivers.nft import NFT
 from pvc.proc import Completed, run
 
@@ -34,7 +34,12 @@ JOURNAL_POLL_S = 1.0
 """Reading the journal is a process each time."""
 MOST_BYTES = 256 * 1024
 """Of one answer; a follower comes back for the rest."""
+MOST_PIECE_BYTES = 4 * 1024 * 1024
+"""Of a disk that comes or goes: as much as the API takes at once."""
+TRANSFER = r"/transfer/([0-9a-f]{8})/([a-z]{1,16})"
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+Answer = bytes | dict[str, object]
 
 
 def read_console(path: Path, *, lines: int, cursor: int | None) -> tuple[str, int]:
@@ -96,34 +101,64 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
+        self._tell(self._answer)
+
+    def do_PUT(self) -> None:
+        self._tell(self._take)
+
+    def _tell(self, answer: Callable[[], Answer]) -> None:
         try:
-            answer, status = self._answer(), 200
+            told, status = answer(), 200
         except PVCError as error:
-            answer, status = _told(error), error.http_status
-        body = json.dumps(answer).encode()
+            told, status = _told(error), error.http_status
+        except Exception:  # the boundary: whoever asked is told, and this goes on
+            log.exception("%s failed: a bug in pvc", self.path)
+            bug = Bug("the node made a mistake", hint="pvc node log")
+            told, status = _told(bug), bug.http_status
+        body = told if isinstance(told, bytes) else json.dumps(told).encode()
+        kind = "application/octet-stream" if isinstance(told, bytes) else "application/json"
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def _answer(self) -> dict[str, object]:
+    def _asked(self) -> tuple[str, dict[str, str]]:
         url = urlsplit(self.path)
-        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        return url.path, {key: values[-1] for key, values in parse_qs(url.query).items()}
+
+    def _take(self) -> Answer:
+        """A piece that is brought; all of it is read, so that the connection stays good."""
+        path, query = self._asked()
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"\d{1,8}", length) or int(length) > MOST_PIECE_BYTES:
+            self.close_connection = True
+            raise Invalid(f"a piece of {length or 'unknown'} bytes is too large")
+        piece = self.rfile.read(int(length))
+        if len(piece) < int(length):
+            raise Invalid("the piece is not whole")
+        if found := re.fullmatch(TRANSFER, path):
+            return self.server.transfer(found[1], found[2], query, piece)
+        raise Invalid(f"no such path {path}")
+
+    def _answer(self) -> Answer:
+        path, query = self._asked()
         lines = _number(query, "lines", 100)
-        if found := re.fullmatch(rf"/console/({UUID})", url.path):
+        if found := re.fullmatch(rf"/console/({UUID})", path):
             return self._console(found[1], lines, query)
-        if url.path == "/journal":
+        if path == "/journal":
             return self._journal(lines, query)
-        if url.path == "/quorum":
+        if path == "/quorum":
             return {"without_quorum_s": self.server.without_quorum_s()}
-        if found := re.fullmatch(r"/storage/([^/]+)(?:/([^/]+))?", url.path):
+        if found := re.fullmatch(r"/storage/([^/]+)(?:/([^/]+))?", path):
             return self.server.storage(found[1], found[2] or "", brief="brief" in query)
-        if url.path == "/ceph":
+        if path == "/ceph":
             return self.server.ceph()
-        if found := re.fullmatch(r"/filters/(\d{1,8})", url.path):
+        if found := re.fullmatch(TRANSFER, path):
+            return self.server.transfer(found[1], found[2], query, None)
+        if found := re.fullmatch(r"/filters/(\d{1,8})", path):
             return {"rules": _filters(int(found[1]))}
-        raise Invalid(f"no such path {url.path}")
+        raise Invalid(f"no such path {path}")
 
     def _console(self, uuid: str, lines: int, query: dict[str, str]) -> dict[str, object]:
         path = Path(self.server.directory, f"{uuid}.log")
@@ -178,6 +213,16 @@ Storage = Callable[..., dict[str, object]]
 """Tells of a pool and what is in it, or of one volume."""
 
 
+class Transfer(Protocol):
+    """Takes or gives a piece of what a task takes in or hands out."""
+
+    def __call__(self, task: str, what: str, query: Mapping[str, str], piece: bytes | None) -> Answer: ...
+
+
+def _no_transfer(task: str, what: str, query: Mapping[str, str], piece: bytes | None) -> Answer:
+    raise Unavailable("this node has only just begun")
+
+
 Ceph = Callable[[], dict[str, object]]
 """Tells how Ceph is."""
 
@@ -198,6 +243,7 @@ class _Server(ThreadingHTTPServer):
         self.without_quorum_s = without_quorum_s
         self.storage: Storage = _not_yet
         self.ceph: Ceph = _not_yet
+        self.transfer: Transfer = _no_transfer
         self.ending = threading.Event()
         self.context: ssl.SSLContext | None = None
 
@@ -244,6 +290,10 @@ class PeerServer:
     def tell_of_ceph(self, ceph: Ceph) -> None:
         if self._server is not None:
             self._server.ceph = ceph
+
+    def carry_for(self, transfer: Transfer) -> None:
+        if self._server is not None:
+            self._server.transfer = transfer
 
     def close(self) -> None:
         if self._server is not None:

@@ -148,6 +148,7 @@ LATER = (
     "pvc.node.drivers.directory",
     "pvc.node.drivers.nbd",
     "pvc.node.drivers.qcow2",
+    "pvc.node.drivers.images",
     "pvc.node.drivers.storage",
     "pvc.node.osds",
     "pvc.node.storage",
@@ -156,6 +157,7 @@ LATER = (
     "pvc.node.services",
     "pvc.node.sriov",
     "pvc.node.tasks",
+    "pvc.node.transfer",
     "pvc.node.upkeep",
     "pvc.peerclient",
     "pvc.secretbox",
@@ -558,7 +560,7 @@ class Working:
     def __init__(
         self, daemon: Daemon, store: Store, clock: Clock, connect: Callable[[], Ceph] | None = None
     ) -> None:
-        from pvc.node import storage, vm_disks
+        from pvc.node import storage, transfer, vm_disks
         from pvc.node.blocked import Blocked
         from pvc.node.storage import Pools
         from pvc.node.storage import connect as to_ceph
@@ -588,10 +590,12 @@ class Working:
         self.pools.blocked = daemon.ceph_problem = lambda: self.blocked.problem
         self.wake_vms = daemon.wake
         self.disks = Disks(daemon, store, clock)
+        self.transfers = transfer.Transfers(clock)
         daemon.executor.ceph = self.pools.ceph
         every = {
             **storage.works(self.pools),
             **vm_disks.works(self.pools, daemon.hypervisor),
+            **transfer.works(self.pools, self.transfers),
             **self.disks.works,
         }
         self.tasks = Tasks(daemon.me, store, every, clock, self.doing.wake)
@@ -629,6 +633,7 @@ def _work(daemon: Daemon, store: Store, clock: Clock, peers: PeerServer) -> Work
     working = Working(daemon, store, clock)
     peers.tell_of_storage(working.pools.tell)
     peers.tell_of_ceph(working.disks.watch.tell)
+    peers.carry_for(working.transfers.carry)
     return working
 
 

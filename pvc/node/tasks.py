@@ -23,8 +23,8 @@ from pvc.node.lanes import Lanes, ThreadLanes
 
 log = logging.getLogger(__name__)
 
-WORKERS = 4
-"""More would only contend for the same disks."""
+WORKERS = 12
+"""Some wait for whoever brings an image; many more would only contend for the same disks."""
 LOOK_S = 60.0
 UNAVAILABLE_S = 1.0
 PROGRESS_S = 1.0

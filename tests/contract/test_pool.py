@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import rbd
 
+from pvc.cluster.images import ImageFormat
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
 from pvc.node.drivers import DriverError
 from pvc.node.drivers import ceph as client
 from pvc.node.drivers.directory import Directory, prepare, retire
 from pvc.node.drivers.rbd import RBDPool
-from pvc.node.drivers.storage import Pool
+from pvc.node.drivers.storage import Image, Pool
 from tests.ceph import Ceph, ceph
 from tests.fakes.pool import FakePool
 from tests.support import eventually
@@ -32,6 +33,9 @@ BAD_NAMES = ("", "a/b", "../a", "-a", ".a", "a@b", "a b", "a\n", "x" * 128)
 
 def nothing(fraction: float) -> None:
     """Told nobody."""
+
+
+Check = Callable[[int], None]
 
 
 @dataclass
@@ -352,6 +356,150 @@ def test_a_clone_that_is_ended_leaves_nothing(bench: Bench) -> None:
         assert [one.name for one in pool.volumes()] == ["golden"]
     assert bench.leftovers() == []
     pool.discard("t2")
+
+
+# Images that come, content that goes
+
+
+def anything(size_bytes: int) -> None:
+    """Whatever size is fine."""
+
+
+def an_image(where: Path, format: ImageFormat, content: bytes) -> bytes:
+    raw, made = where / "content", where / f"image.{format}"
+    raw.write_bytes(content)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, raw, made], check=True)
+    return made.read_bytes()
+
+
+def pieces(content: bytes, size: int = 3 * MIB + 512) -> Iterator[tuple[int, bytes]]:
+    for offset in range(0, len(content), size):
+        yield offset, content[offset : offset + size]
+
+
+def take(
+    bench: Bench, name: str, content: bytes, format: ImageFormat, made: Format, check: Check = anything
+) -> None:
+    image = Image(format, len(content))
+    with bench.pool.incoming(name, image, made, f"t-{name}") as incoming:
+        for offset, piece in pieces(content):
+            incoming.write(offset, piece)
+        incoming.finish(check, nothing)
+
+
+def content_of(bench: Bench, name: str) -> bytes:
+    """As it is told: what is left out is zeros."""
+    with bench.pool.reading(name, "r1") as reading:
+        found = bytearray(reading.size_bytes)
+        for first, count in reading.extents(0, reading.size_bytes):
+            found[first : first + count] = reading.read(first, count)
+        return bytes(found)
+
+
+CONTENT = b"".join([b"boot", bytes(5 * MIB), b"middle" * 100_000, bytes(9 * MIB)]).ljust(16 * MIB, b"\0")
+
+
+@EVERY_FORMAT
+@pytest.mark.parametrize("image", ImageFormat)
+def test_an_image_becomes_a_volume(bench: Bench, format: Format, image: ImageFormat, tmp_path: Path) -> None:
+    take(bench, "web1", an_image(tmp_path, image, CONTENT), image, format)
+    found = bench.pool.volume("web1")
+    assert found.format is format
+    assert content_of(bench, "web1").rstrip(b"\0") == CONTENT.rstrip(b"\0")
+    assert found.size_bytes == len(CONTENT) or image is ImageFormat.VPC  # whose sizes are of cylinders
+    assert found.used_bytes is not None
+    assert found.used_bytes < len(CONTENT) - MIB, "zeros take no space"
+    bench.write("web1", b"mine")
+    assert bench.read("web1", 4) == b"mine"
+    assert bench.leftovers() == []
+
+
+def test_an_image_that_is_not_finished_is_no_volume(bench: Bench) -> None:
+    pool = bench.pool
+    image = Image(ImageFormat.RAW, len(CONTENT))
+
+    class Ended(PVCError):
+        """As a task is."""
+
+    def bring(token: str, error: PVCError | None) -> None:
+        with pool.incoming("web1", image, Format.RAW, token) as incoming:
+            incoming.write(0, CONTENT[:MIB])
+            assert pool.volumes() == ()
+            if error is not None:
+                raise error
+
+    with pytest.raises(Ended):
+        bring("t1", Ended("cancelled"))
+    pool.discard("t1")
+    with pytest.raises(DriverError, match="web1 was not finished"):
+        bring("t2", None)
+    pool.discard("t2")
+    assert pool.volumes() == ()
+    assert bench.leftovers() == []
+
+
+def test_an_image_is_what_it_is_said_to_be(bench: Bench, tmp_path: Path) -> None:
+    pool = bench.pool
+    made = Format.RAW
+    whole = an_image(tmp_path, ImageFormat.QCOW2, CONTENT)
+    cut = whole[: len(whole) // 2]
+    wrong = {
+        "not vmdk": (whole, ImageFormat.VMDK),
+        "not qcow2": (CONTENT, ImageFormat.QCOW2),
+        "damaged": (cut[:200].ljust(len(cut), b"x"), ImageFormat.QCOW2),
+        "its end is missing": (cut, ImageFormat.QCOW2),
+    }
+    for format in (ImageFormat.VDI, ImageFormat.VMDK, ImageFormat.VPC):
+        content = an_image(tmp_path, format, CONTENT)
+        wrong[f"not {format}|its end is missing"] = content[:-MIB], format
+    for words, (content, format) in wrong.items():
+        with pytest.raises(Invalid, match=words):
+            take(bench, "web1", content, format, made)
+        pool.discard("t-web1")
+
+    def too_large(size_bytes: int) -> None:
+        raise Conflict(f"{size_bytes} are too many")
+
+    with pytest.raises(Conflict, match=f"{len(CONTENT)} are too many"):
+        take(bench, "web1", whole, ImageFormat.QCOW2, made, too_large)
+    pool.discard("t-web1")
+    assert pool.volumes() == ()
+    assert bench.leftovers() == []
+
+
+def test_an_image_that_names_other_files_opens_none(bench: Bench, tmp_path: Path) -> None:
+    """It would show whoever uploads it the files of the node."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"of the node".ljust(MIB, b"\0"))
+    image = tmp_path / "overlay"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", image], check=True)
+    with pytest.raises(Invalid, match="names other files"):
+        take(bench, "web1", image.read_bytes(), ImageFormat.QCOW2, Format.RAW)
+    bench.pool.discard("t-web1")
+    assert bench.pool.volumes() == ()
+
+
+def test_content_is_as_it_was_when_reading_began_or_is_not_given(bench: Bench) -> None:
+    pool = bench.pool
+    take(bench, "web1", CONTENT, ImageFormat.RAW, Format.RAW)
+    with pool.reading("web1", "r1") as reading:
+        assert reading.size_bytes == len(CONTENT)
+        assert reading.read(len(CONTENT) - 10, 10) == bytes(10)
+        assert reading.extents(5 * MIB, MIB) != []
+        if bench.changes_while_open:
+            bench.write("web1", b"another")
+        assert reading.read(0, 4) == b"boot"
+    with bench.opened("web1"):
+        if bench.changes_while_open:
+            with pool.reading("web1", "r2") as reading:
+                assert reading.read(0, 7) == b"running"
+        else:
+            with pytest.raises(Conflict, match="web1 is in use"), pool.reading("web1", "r2"):
+                pass
+    with pytest.raises(NotFound), pool.reading("web9", "r3"):
+        pass
+    assert bench.leftovers() == []
+    pool.remove("web1", "t9")
 
 
 # In use

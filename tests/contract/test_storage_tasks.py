@@ -102,6 +102,7 @@ def one_node(tmp_path: Path, connect: Callable[[], Ceph] | None = None) -> Itera
         ask(config, "127.0.0.1", config.daemon.console_port, "storage/vms")
     working = Working(cast(Daemon, daemon), world.cluster.connect(), SystemClock(), connect)
     server.tell_of_storage(working.pools.tell)
+    server.carry_for(working.transfers.carry)
     yield OneNode(world, config, working)
     working.close()
     server.close()

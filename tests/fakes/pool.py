@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from pvc import names
 from pvc.cluster.ceph_pools import CephFacts
+from pvc.cluster.images import ImageFormat
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, Unavailable
-from pvc.node.drivers.storage import Capacity, Content, Extent, Filling, Progress, Snapshot, Volume
+from pvc.node.drivers import DriverError, images
+from pvc.node.drivers.storage import (
+    Capacity,
+    Content,
+    Extent,
+    Filling,
+    Image,
+    Incoming,
+    Progress,
+    Reading,
+    Snapshot,
+    Volume,
+)
 
 
 @dataclass
@@ -110,6 +125,23 @@ class FakePool:
         progress(0.5)
         self.half_done.discard(token)
         self.kept[new] = Kept(replace(found.volume, name=new), found.content)
+
+    @contextmanager
+    def incoming(self, name: str, image: Image, format: Format, token: str) -> Iterator[Incoming]:
+        self._check_free(name)
+        self.half_done.add(token)
+        taken = FakeIncoming(image)
+        yield taken
+        if taken.made is None:
+            raise DriverError(f"volume {name} was not finished")
+        self.half_done.discard(token)
+        self.kept[name] = Kept(Volume(name, len(taken.made), 0, format), taken.made)
+
+    @contextmanager
+    def reading(self, name: str, token: str) -> Iterator[Reading]:
+        found = self._found(name)
+        self._unused(name)
+        yield FakeReading(found.volume.size_bytes, found.content)
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:
         return tuple(snapshot for snapshot, _ in self._found(name).snapshots.values())
@@ -233,6 +265,48 @@ class FakeFilling:
 
     def zero(self, offset: int, length: int) -> None:
         self.content[offset : offset + length] = bytes(length)
+
+
+class FakeIncoming:
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self.came = bytearray(image.size_bytes)
+        self.made: bytes | None = None
+
+    def write(self, offset: int, piece: bytes) -> None:
+        self.came[offset : offset + len(piece)] = piece
+
+    def finish(self, check: Callable[[int], None], progress: Progress) -> None:
+        if self.image.format is ImageFormat.RAW:
+            check(len(self.came))
+            self.made = bytes(self.came)
+            return
+        with tempfile.TemporaryDirectory() as where:
+            came, made = Path(where, "came"), Path(where, "made")
+            came.write_bytes(self.came)
+            size = images.look(images.of_file(came), self.image.format, self.image.size_bytes)
+            check(size)
+            with made.open("wb") as file:
+                file.truncate(size)
+            images.convert(
+                *(images.of_file(came), self.image.format, images.of_file(made), Format.RAW),
+                progress,
+                lambda: 0.5,
+            )
+            self.made = made.read_bytes()
+
+
+@dataclass
+class FakeReading:
+    size_bytes: int
+    content: bytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.content.ljust(self.size_bytes, b"\0")[offset : offset + length]
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        count = min(offset + length, len(self.content)) - offset
+        return [(offset, count)] if count > 0 else []
 
 
 def _check_name(name: str) -> None:

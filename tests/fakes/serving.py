@@ -19,7 +19,7 @@ from pvc.cluster.view import expand_whole_cluster, whole_cluster
 from pvc.commands.registry import Operation, Role
 from pvc.http.app import make_app
 from pvc.http.client import HttpTransport
-from pvc.http.serve import Keeper, tcp_socket, unix_socket
+from pvc.http.serve import Keeper, Texts, tcp_socket, unix_socket
 from pvc.http.server import Server
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.unit.http import things
@@ -61,7 +61,10 @@ def _follow(listing: str, names: tuple[str, ...]) -> Iterable[Follow]:
 
 @contextlib.contextmanager
 def serving(
-    directory: Path, cluster: MemoryCluster | None = None, operations: list[Operation] | None = None
+    directory: Path,
+    cluster: MemoryCluster | None = None,
+    operations: list[Operation] | None = None,
+    texts: Texts | None = None,
 ) -> Iterator[Serving]:
     """One API server; given a cluster, one more of it."""
     cluster = cluster or MemoryCluster()
@@ -80,7 +83,7 @@ def serving(
     keeper.first()
     path = str(directory / f"api-{store.session.id}.sock")
     sockets = [unix_socket(path), tcp_socket("127.0.0.1:0")]
-    app = make_app(keeper.site(), things.operations() if operations is None else operations)
+    app = make_app(keeper.site(texts), things.operations() if operations is None else operations)
     server = Server(app, sockets, tick=keeper.tick)
     keeper.start(server)
     thread = threading.Thread(target=server.run, name="server")

@@ -23,6 +23,7 @@ BOUNDARIES = {
     "pvc/http/serve.py": "a turn of the API server's mirror",
     "pvc/metadata/app.py": "a request of a guest",
     "pvc/node/process.py": "a cycle of the daemon",
+    "pvc/node/peer.py": "a request of another node",
     "pvc/node/loop.py": "a round beside the daemon's own",
     "pvc/node/lanes.py": "an action of the daemon",
     "pvc/node/services.py": "one of several services",

@@ -25,10 +25,21 @@ from typing import Any
 
 from pvc import names
 from pvc.cluster.ceph_pools import CephFacts
+from pvc.cluster.images import ImageFormat, written
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
-from pvc.node.drivers import DriverError, nbd, qcow2
-from pvc.node.drivers.storage import Capacity, Content, Filling, Progress, Snapshot, Volume
+from pvc.node.drivers import DriverError, images, nbd, qcow2
+from pvc.node.drivers.storage import (
+    Capacity,
+    Content,
+    Filling,
+    Image,
+    Incoming,
+    Progress,
+    Reading,
+    Snapshot,
+    Volume,
+)
 from pvc.proc import Completed, run, start
 
 MARKER = ".pvc-pool"
@@ -48,6 +59,7 @@ NO_SHARING = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.E
 
 LONG_S = 3600.0
 LOOK_S = 0.25
+STRETCH_BYTES = 1024**3
 
 
 def prepare(path: str, identity: str) -> None:
@@ -237,6 +249,19 @@ class Directory:
             words = said.read_text(errors="replace").strip().splitlines()
             raise self._refused(name, words[-1] if words else f"code {process.returncode}")
         said.unlink()
+
+    @contextmanager
+    def incoming(self, name: str, image: Image, format: Format, token: str) -> Iterator[Incoming]:
+        with self._made(name, token) as half, _Incoming(half, image, format) as taken:
+            yield taken
+            if not taken.is_whole:
+                raise DriverError(f"volume {name} was not finished")
+
+    @contextmanager
+    def reading(self, name: str, token: str) -> Iterator[Reading]:
+        found = self.volume(name)
+        with self._held(name) as file:
+            yield _Reading(file, self._disk(name)[0], found)
 
     # Snapshots
 
@@ -434,6 +459,88 @@ class Directory:
             said = (done.stderr or done.stdout).strip().splitlines() or [f"code {done.code}"]
             raise DriverError(said[-1].removeprefix("qemu-img: "))
         return done
+
+
+class _Incoming:
+    """What is raw comes to where it stays, unless the volume is to be another kind of file."""
+
+    def __init__(self, half: Path, image: Image, format: Format) -> None:
+        self.image = image
+        self.format = format
+        self.disk = half / f"disk.{format}"
+        self.is_direct = image.format is ImageFormat.RAW and format is Format.RAW
+        self.came = self.disk if self.is_direct else half / "came"
+        self.file = os.open(self.came, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.ftruncate(self.file, image.size_bytes)
+        self.is_whole = False
+
+    def __enter__(self) -> _Incoming:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.file)
+
+    def write(self, offset: int, piece: bytes) -> None:
+        try:
+            for at, data in written(offset, piece):
+                view = memoryview(data)
+                while view:
+                    count = os.pwrite(self.file, view, at)
+                    view, at = view[count:], at + count
+        except OSError as error:
+            raise DriverError(f"it cannot be written: {error.strerror}") from None
+
+    def finish(self, check: Callable[[int], None], progress: Progress) -> None:
+        if self.is_direct:
+            check(self.image.size_bytes)
+        else:
+            self._convert(check, progress)
+        self.is_whole = True
+
+    def _convert(self, check: Callable[[int], None], progress: Progress) -> None:
+        came = images.of_file(self.came)
+        size = images.look(came, self.image.format, self.image.size_bytes)
+        check(size)
+        run(["qemu-img", "create", "-q", "-f", self.format, str(self.disk), str(size)])
+        whole = max(os.fstat(self.file).st_blocks, 1)
+
+        def fraction() -> float:
+            return min(self.disk.stat().st_blocks / whole, 0.99)
+
+        to = images.of_file(self.disk)
+        images.convert(came, self.image.format, to, self.format, progress, fraction)
+        self.came.unlink()
+
+
+class _Reading:
+    """Where there is something in the file is asked for one stretch after the other."""
+
+    def __init__(self, file: int, path: Path, volume: Volume) -> None:
+        self.file = file
+        self.where = images.of_file(path)
+        self.format = volume.format
+        self.size_bytes = volume.size_bytes
+        self.known: tuple[int, list[tuple[int, int, int]]] = (-1, [])
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        return [(first, count) for first, count, _ in self._parts(offset, length)]
+
+    def read(self, offset: int, length: int) -> bytes:
+        found = bytearray(length)
+        for first, count, at in self._parts(offset, length):
+            data = os.pread(self.file, count, at)  # shorter only where a raw file ends
+            found[first - offset : first - offset + len(data)] = data
+        return bytes(found)
+
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        end = min(offset + length, self.size_bytes)
+        for stretch in range(offset - offset % STRETCH_BYTES, end, STRETCH_BYTES):
+            if self.known[0] != stretch:
+                self.known = stretch, images.parts(self.where, self.format, stretch, STRETCH_BYTES)
+            for begin, count, at in self.known[1]:
+                first, last = max(begin, offset), min(begin + count, end)
+                if first < last:
+                    yield first, last - first, at + first - begin
 
 
 def _lock(file: int, kind: int, first: int, count: int = 1) -> bool:

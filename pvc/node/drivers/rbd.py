@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC
 from typing import Any
@@ -18,14 +18,27 @@ import rbd
 
 from pvc import names
 from pvc.cluster.ceph_pools import CephFacts
+from pvc.cluster.images import ImageFormat, written
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound, Unavailable
-from pvc.node.drivers import DriverError
+from pvc.node.drivers import DriverError, images
 from pvc.node.drivers.ceph import ASK_TIMES, TIMES, Ceph, application_value, omap_value, words
 from pvc.node.drivers.ceph_pools import CephPools
-from pvc.node.drivers.storage import Capacity, Content, Extent, Filling, Progress, Snapshot, Volume
+from pvc.node.drivers.storage import (
+    Capacity,
+    Content,
+    Extent,
+    Filling,
+    Image,
+    Incoming,
+    Progress,
+    Reading,
+    Snapshot,
+    Volume,
+)
 
 HALF_DONE = ".task-"
+CAME = ".came"
 PARENT = ".clone-"
 """Names that begin with a dot are not of users."""
 
@@ -140,15 +153,19 @@ class RBDPool:
 
     def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
         self.volume(name)
-        parent = PARENT + token
         with self._opened() as io:
             self._check_free(io, new)
-            with rbd.Image(io, name) as image:
-                image.create_snap(parent)
-                image.protect_snap(parent)
-            self.rbd.clone(io, name, parent, io, HALF_DONE + token, features=FEATURES)
+            self._shared(io, name, token)
             progress(0.5)
             self._name(io, HALF_DONE + token, new)
+
+    def _shared(self, io: Any, name: str, token: str) -> None:
+        """What is half done: a clone as it is now."""
+        parent = PARENT + token
+        with rbd.Image(io, name) as image:
+            image.create_snap(parent)
+            image.protect_snap(parent)
+        self.rbd.clone(io, name, parent, io, HALF_DONE + token, features=FEATURES)
 
     def _part(self, io: Any, name: str) -> None:
         """From its clones, each of which gets all blocks for itself."""
@@ -163,6 +180,45 @@ class RBDPool:
                 if image.is_protected_snap(parent):
                     image.unprotect_snap(parent)
                 image.remove_snap(parent)
+
+    # Images that come and go
+
+    @contextmanager
+    def incoming(self, name: str, image: Image, format: Format, token: str) -> Iterator[Incoming]:
+        if format is not Format.RAW:
+            raise Invalid(f"volumes in Ceph are raw, not {format}", hint="they have snapshots all the same")
+        with self._opened() as io:
+            self._check_free(io, name)
+            made = HALF_DONE + token
+            came = made if image.format is ImageFormat.RAW else made + CAME
+            self.rbd.create(io, came, image.size_bytes, old_format=False, features=FEATURES)
+            taken = _Incoming(self, io, image, came, made)
+            try:
+                yield taken
+            finally:
+                taken.file.close()
+            if not taken.is_whole:
+                raise DriverError(f"volume {name} was not finished")
+            self._name(io, made, name)
+        self.discard(token)
+
+    @contextmanager
+    def reading(self, name: str, token: str) -> Iterator[Reading]:
+        """A clone that is never given a name."""
+        self.volume(name)
+        try:
+            with self._opened() as io:
+                self._shared(io, name, token)
+                with rbd.Image(io, HALF_DONE + token, read_only=True) as image:
+                    yield _Reading(image)
+        finally:
+            self.discard(token)
+
+    def options(self, image: str) -> str:
+        """What QEMU calls it."""
+        where = {"pool": self.pool, "image": image, "conf": self.ceph.conf, "user": self.ceph.user}
+        named = ",".join(f"{key}={value.replace(',', ',,')}" for key, value in where.items())
+        return f"driver=rbd,{named}"
 
     # Snapshots
 
@@ -247,18 +303,21 @@ class RBDPool:
     # Half done
 
     def discard(self, token: str) -> None:
-        name = HALF_DONE + token
         with self._opened() as io:
-            try:
-                with rbd.Image(io, name) as image:
-                    parent = _parent(image)
-                    for one in list(image.list_snaps()):
-                        image.remove_snap(one["name"])
-            except rbd.ImageNotFound:
-                return
-            self.rbd.remove(io, name)
-            if parent is not None:
-                _release(io, *parent)
+            for name in (HALF_DONE + token, HALF_DONE + token + CAME):
+                self._discard(io, name)
+
+    def _discard(self, io: Any, name: str) -> None:
+        try:
+            with rbd.Image(io, name) as image:
+                parent = _parent(image)
+                for one in list(image.list_snaps()):
+                    image.remove_snap(one["name"])
+        except rbd.ImageNotFound:
+            return
+        self.rbd.remove(io, name)
+        if parent is not None:
+            _release(io, *parent)
 
     def _name(self, io: Any, name: str, new: str) -> None:
         try:
@@ -352,6 +411,61 @@ class _Filling:
         """Not `discard`, which leaves what is less than 64 KiB as it was."""
         with _told():
             self.image.write_zeroes(offset, length)
+
+
+class _Incoming:
+    """What is raw comes to where it stays; anything else beside it, into an image of its own."""
+
+    def __init__(self, pool: RBDPool, io: Any, image: Image, came: str, made: str) -> None:
+        self.pool, self.io = pool, io
+        self.image = image
+        self.came, self.made = came, made
+        self.file = rbd.Image(io, came)
+        self.is_whole = False
+
+    def write(self, offset: int, piece: bytes) -> None:
+        with _told():
+            for at, data in written(offset, piece):
+                self.file.write(data, at)
+
+    def finish(self, check: Callable[[int], None], progress: Progress) -> None:
+        self.file.flush()
+        if self.came == self.made:
+            check(self.image.size_bytes)
+        else:
+            self._convert(check, progress)
+        self.is_whole = True
+
+    def _convert(self, check: Callable[[int], None], progress: Progress) -> None:
+        self.file.close()  # what waits to be written is there for others now
+        came, to = self.pool.options(self.came), self.pool.options(self.made)
+        size = images.look(came, self.image.format, self.image.size_bytes)
+        check(size)
+        self.pool.rbd.create(self.io, self.made, size, old_format=False, features=FEATURES)
+        images.convert(came, self.image.format, to, Format.RAW, progress, lambda: 0.5)
+
+
+class _Reading:
+    def __init__(self, image: rbd.Image) -> None:
+        self.image = image
+        self.size_bytes = int(image.size())
+
+    def read(self, offset: int, length: int) -> bytes:
+        with _told():
+            return bytes(self.image.read(offset, length))
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+
+        def note(start: int, count: int, exists: bool) -> None:
+            if exists:
+                found.append((start, count))
+
+        with _told():
+            # By objects: in parts of them an older Ceph does not tell where there are zeros.
+            count = min(length, self.size_bytes - offset)
+            self.image.diff_iterate(offset, count, None, note, include_parent=True, whole_object=True)
+        return found
 
 
 def _parent(image: rbd.Image) -> tuple[str, str] | None:

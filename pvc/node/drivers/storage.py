@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pvc.cluster.ceph_pools import CephFacts
+from pvc.cluster.images import ImageFormat
 from pvc.cluster.storage import Format
 
 Progress = Callable[[float], None]
@@ -70,6 +71,42 @@ class Filling(Protocol):
     def zero(self, offset: int, length: int) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A file that holds a disk, as whoever sends it says."""
+
+    format: ImageFormat
+    size_bytes: int
+    """Of the file."""
+
+
+class Incoming(Protocol):
+    """A volume that is made of an image while that comes."""
+
+    def write(self, offset: int, piece: bytes) -> None:
+        """Some bytes of the image, once each."""
+        ...
+
+    def finish(self, check: Callable[[int], None], progress: Progress) -> None:
+        """All of it has come. `check` is told the size that the volume gets, and may raise.
+
+        Raises Invalid for an image that is no such one.
+        """
+        ...
+
+
+class Reading(Protocol):
+    """What is on a volume at one moment."""
+
+    size_bytes: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """(from, how much) of what is not only zeros there, in order; may tell of more than there is."""
+        ...
+
+
 class Pool(Protocol):
     """The volumes of one pool.
 
@@ -125,6 +162,16 @@ class Pool(Protocol):
 
     def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
         """A volume with the same content and no snapshots; either may be removed before the other."""
+        ...
+
+    def incoming(
+        self, name: str, image: Image, format: Format, token: str
+    ) -> AbstractContextManager[Incoming]:
+        """A volume that is there at the end of this, when it was finished."""
+        ...
+
+    def reading(self, name: str, token: str) -> AbstractContextManager[Reading]:
+        """Of one that may change meanwhile where the driver can; Conflict where it cannot."""
         ...
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:

@@ -12,6 +12,10 @@ from pvc.http.server import THREADS
 from tests.support import eventually
 
 
+def no_piece(address: str, port: int, path: str, piece: bytes | None = None) -> bytes:
+    raise AssertionError(path)
+
+
 def nobody(address: str, port: int, path: str) -> object:
     raise Unavailable("the node is gone")
 
@@ -28,7 +32,7 @@ def test_fetching_texts_leaves_threads_for_others() -> None:
         assert go_on.wait(10)
         return "text", 4
 
-    texts = Texts(fetch, nobody)
+    texts = Texts(fetch, nobody, no_piece)
     threads = [
         threading.Thread(target=texts, args=("n1", 1, "journal"), kwargs={"wait_s": 1})
         for _ in range(MOST_TEXTS)
@@ -52,7 +56,7 @@ def test_place_is_free_again_after_a_failure() -> None:
     ) -> tuple[str, int]:
         raise Unavailable("the node is gone")
 
-    texts = Texts(fetch, nobody)
+    texts = Texts(fetch, nobody, no_piece)
     for _ in range(MOST_TEXTS + 1):
         with pytest.raises(Unavailable, match="gone"):
             texts("n1", 1, "journal")
