@@ -266,8 +266,11 @@ def is_in_ceph_only(vm: VM) -> bool:
     """Also as it runs: it may have been started with other disks than its definition has now. And nobody
     moves it."""
     try:
-        is_as_defined = (
-            vm.status.owner is None or vm.status.digest == domainxml.shape(vm.spec.definition).digest
+        defined = domainxml.shape(vm.spec.definition)
+        runs = vm.status.digest, {one.device for one in vm.status.drives}
+        is_as_defined = vm.status.owner is None or runs == (
+            defined.digest,
+            {one.device for one in defined.drives},
         )
         return is_as_defined and vm.status.migration is None and domainxml.is_all_in_ceph(vm.spec.definition)
     except Invalid:

@@ -124,7 +124,8 @@ class Blocked:
         if vm is None:
             return True
         try:
-            definition = vm.spec.definition
-            return domainxml.uses_ceph(definition) or domainxml.shape(definition).digest != domain.digest
+            defined = domainxml.shape(vm.spec.definition)
+            is_as_defined = domain.digest == defined.digest and set(domain.drives) <= set(defined.drives)
+            return not is_as_defined or domainxml.uses_ceph(vm.spec.definition)
         except Invalid:
             return True

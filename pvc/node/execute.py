@@ -191,8 +191,7 @@ class Executor:
         """Own it, then run it: in this order, whatever happens."""
         if not self.may_start():
             raise cut_off()
-        if domainxml.uses_ceph(vm.spec.definition) and (why := self.ceph_problem()):
-            raise Unavailable(f"{vm.spec.name} waits: {why}")
+        self._check_ceph(vm)
         if claim := self.store.get(paths.vm_claim(vm.spec.uuid)):  # it was made with a change of the spec
             raise Conflict(f"task {claim.data.decode()} is at {vm.spec.name}")
         self.write(vm, None, self._claimed(vm))
@@ -211,6 +210,11 @@ class Executor:
         vm = self._fresh(vm.spec.uuid)
         self.write(vm, None, replace(vm.status, state=State.START))
         log.info("started %s", vm.spec.name)
+
+    def _check_ceph(self, vm: VM) -> None:
+        """Asked when this lane is busy: whoever sees that none is has said before that nothing may begin."""
+        if domainxml.uses_ceph(vm.spec.definition) and (why := self.ceph_problem()):
+            raise Unavailable(f"{vm.spec.name} waits: {why}")
 
     def _claimed(self, vm: VM) -> VMStatus:
         """A start is all that earlier requests to restart wanted; a new request forgives old failures."""
@@ -309,6 +313,7 @@ class Executor:
         vm, domain, uuid, device = action.vm, action.domain, action.vm.spec.uuid, action.device
         definition = vm.spec.definition
         wanted = next(one for one in domainxml.shape(definition).devices if one.device == device)
+        self._check_ceph(vm)
         self.confirm(vm)
         try:
             self.hypervisor.mark(uuid, _with(domain, wanted))

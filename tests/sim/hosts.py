@@ -73,6 +73,7 @@ class Host:
     rate: float = 1.0
     """Of its monotonic clock."""
     is_up: bool = True
+    boots: int = 0
     paused_until: float = 0.0
     """The whole machine stands still: its daemon, its QEMUs and what libvirt does."""
     has_libvirt: bool = True
@@ -151,6 +152,7 @@ class Host:
         if self.domains.pop(uuid, None) is None:
             return
         self.by_hand.discard(uuid)
+        self.world.check_copies(uuid)
         self.world.trace(f"{self.name}: {uuid[:2]} ended, {how}")
         self.tell(DomainEvent(EventKind.ENDED, uuid, how))
         job = self.jobs.pop(uuid, None)
@@ -190,8 +192,11 @@ class Host:
         self.world.asleep[self.name] = None
         self.kernel.until.clear()
         self.contact, self.watchdog_s = None, 0.0
+        gone = list(self.domains)
         self.domains.clear()
         self.by_hand.clear()
+        for uuid in gone:
+            self.world.check_copies(uuid)
         self.watchers.clear()
         for job in list(self.jobs.values()):
             self._break(job)
@@ -440,6 +445,7 @@ class SimHypervisor:
                 vcpus=facts.vcpus,
                 rest=shape.rest,
                 interfaces=shape.interfaces,
+                drives=shape.drives,
             ),
             EventKind.STARTED,
         )

@@ -25,6 +25,7 @@ from pvc.node.keeper import Keeper, Tenure
 from pvc.node.lease import Guard
 from pvc.node.outage import Answer, Outage, is_established
 from pvc.node.plan import Picture, Plan, plan
+from tests.sim.ceph import SEEDS as CEPH
 from tests.sim.hosts import BMCFault
 from tests.sim.network import bmc_of, both_ways
 from tests.sim.test_liveness import Stage
@@ -32,10 +33,12 @@ from tests.sim.world import (
     Mutant,
     Violation,
     World,
+    ceph_fault,
     kill,
     leave,
     lost,
     maintenance_fault,
+    pause_machine,
     simulate,
     suspend,
 )
@@ -194,6 +197,47 @@ class BelievesAtOnce(Judge):
         return Evidence.WATCHDOG if look.node.status.quiet_after_s else Evidence.NONE
 
 
+class ShutsOutAtOnce(Judge):
+    """Whom the monitors have listed can write no more: no OSD is asked."""
+
+    def _isolate_or_why_not(self, fence: Fence) -> str:
+        assert self.blocklist is not None
+        self.blocklist.epoch_of = lambda osd: 10**9  # type: ignore[method-assign]
+        return super()._isolate_or_why_not(fence)
+
+
+class ForgetsWhoReturned(Judge):
+    """What was so when it began is so when it is proven."""
+
+    def _isolate_or_why_not(self, fence: Fence) -> str:
+        commit = self.role.commit
+        self.role.commit = lambda *ops: commit(  # type: ignore[method-assign]
+            *(op for op in ops if not op.path.startswith(paths.NODES))
+        )
+        try:
+            return super()._isolate_or_why_not(fence)
+        finally:
+            self.role.commit = commit  # type: ignore[method-assign]
+
+
+def releases_whatever_it_runs(scene: Scene) -> Duties:
+    """Who cannot write to Ceph can write nothing."""
+    fences = {
+        name: (replace(fence, state=FenceState.FENCED, finished=True), version)
+        if (block := scene.blocks.get(fence.node)) and block[0].proves(fence.incarnation)
+        else (fence, version)
+        for name, (fence, version) in scene.fences.items()
+    }
+    found = fencing.duties(scene)
+    others = [
+        replace(duty, block=scene.blocks[duty.fence.node][1])
+        for duty in fencing.duties(replace(scene, fences=fences)).todo
+        if isinstance(duty, Release) and duty.fence.node in scene.blocks
+    ]
+    lanes = {fencing.lane(duty): duty for duty in [*found.todo, *others]}
+    return Duties(list(lanes.values()), found.wake_at)
+
+
 def releases_the_suspects(scene: Scene) -> Duties:
     """VMs of a node that is about to be fenced are as good as free."""
     fences = {
@@ -320,6 +364,13 @@ def lost_without_libvirt(world: World) -> None:
         world.network.cut(both_ways([name, bmc_of(name)], [one for one in world.hosts if one != name]))
 
 
+def pause_without_bmc(world: World) -> None:
+    """It stands still, with its QEMUs, and goes on: meanwhile nobody can switch it off."""
+    for host in world.hosts.values():
+        host.bmc = BMCFault.SILENT
+    pause_machine(world)
+
+
 LIES = ("a false receipt", "runs on", "changed the owner", "gave up", "after the faults", "circles")
 """What breaks when a BMC lies: what holds nevertheless is the rule to be shown."""
 
@@ -330,7 +381,12 @@ class Bite:
     mutant: Mutant
     kinds: tuple[Callable[[World], None], ...] = ()
     """Faults that bring it to light; empty: any."""
+    first: int = 0
+    """Seed."""
 
+
+OUT_OF_REACH = (lost, pause_without_bmc)
+"""Machines that stand still, or go on by themselves, and nobody can switch them off."""
 
 BITES = [
     Bite("start without a claim", Mutant(executor=StartsWithoutClaim)),
@@ -358,6 +414,9 @@ BITES = [
     Bite("write over what has changed", Mutant(ops=whatever_changed)),
     Bite("fence in maintenance", Mutant(decide=in_maintenance_too), (maintenance_fault, kill, suspend)),
     Bite("forget requests", Mutant(planner=each(forgets_requests))),
+    Bite("shut out at once", Mutant(judge=ShutsOutAtOnce), (lost, ceph_fault), CEPH),
+    Bite("release whatever it runs", Mutant(decide=releases_whatever_it_runs), (lost,), CEPH),
+    Bite("forget who returned", Mutant(judge=ForgetsWhoReturned), OUT_OF_REACH, CEPH),
     Bite("addresses without a lifetime", Mutant(no_lifetime=True)),
     Bite("renew addresses without the store", Mutant(keeper=RenewsWithoutTheStore)),
     Bite("keep addresses beyond the role", Mutant(keeper=KeepsThemToTheEnd)),
@@ -365,10 +424,10 @@ BITES = [
 
 
 def bitten(
-    mutant: Mutant, within: int = WITHIN, kinds: Sequence[Callable[[World], None]] = ()
+    mutant: Mutant, within: int = WITHIN, kinds: Sequence[Callable[[World], None]] = (), first: int = 0
 ) -> tuple[int, str]:
     """The first seed that notices, and what it says."""
-    for seed in range(within):
+    for seed in range(first, first + within):
         try:
             simulate(seed, mutant, kinds=kinds)
         except Violation as violation:
@@ -378,7 +437,7 @@ def bitten(
 
 @pytest.mark.parametrize("bite", BITES, ids=lambda bite: bite.name)
 def test_simulation_notices(bite: Bite) -> None:
-    _, why = bitten(bite.mutant, kinds=bite.kinds)
+    _, why = bitten(bite.mutant, kinds=bite.kinds, first=bite.first)
     assert why, f"{WITHIN} seeds and nobody noticed"
 
 

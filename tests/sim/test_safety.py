@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.sim.__main__ import search
+from tests.sim.ceph import SEEDS as CEPH
 from tests.sim.world import simulate
 
-FRESH = 4000
-WITHIN_S = 100.0
+FRESH = 2000
+WITHIN_S = 50.0
 """On a slow machine there are fewer of them: `./build.py sim --seeds 1000000` takes its time."""
 
 
@@ -30,9 +31,10 @@ def test_history_that_once_went_wrong(seed: int) -> None:
     simulate(seed)
 
 
-def test_fresh_histories(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("first", [0, CEPH], ids=["", "with Ceph"])
+def test_fresh_histories(first: int, capfd: pytest.CaptureFixture[str]) -> None:
     """Others with every run: what fails names its seed, and is replayed by `./build.py sim --replay SEED`."""
-    start = random.SystemRandom().randrange(10**9)
+    start = first + random.SystemRandom().randrange(CEPH - FRESH)
     found = search(range(start, start + FRESH), os.cpu_count() or 1, WITHIN_S)
     with capfd.disabled():
         print(f"\n  {found.summary()}")

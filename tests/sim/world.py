@@ -24,6 +24,7 @@ from pvc.cluster.codec import Unreadable, dumps
 from pvc.cluster.fencing import Duties, Scene
 from pvc.cluster.membership import Evidence, Fence, FenceState, Primary
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
+from pvc.cluster.storage import CephAccess, Monitor
 from pvc.cluster.store import Create, Op, Put, Session, Stored, Watch
 from pvc.cluster.timing import Timing
 from pvc.cluster.view import VM, View
@@ -33,6 +34,7 @@ from pvc.commands.registry import Role, find
 from pvc.config import ClusterConfig, Config, DaemonConfig, NodeConfig, PathsConfig
 from pvc.errors import Conflict, Invalid, PVCError, Unavailable
 from pvc.node.actions import key
+from pvc.node.blocked import Blocked
 from pvc.node.coordinator import Coordinator
 from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain, DomainState, DriverError, Ended, EventKind
@@ -47,6 +49,8 @@ from pvc.node.plan import Picture, Plan, plan
 from pvc.node.process import drop_leftovers
 from tests.sim import addresses
 from tests.sim.addresses import SimAddresses
+from tests.sim.ceph import SEEDS as CEPH_SEEDS
+from tests.sim.ceph import SimBlocklist, SimCeph, address_of, with_disks
 from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimMemory, SimPower, SimWatchdog
 from tests.sim.network import Cut, Network, bmc_of, both_ways, one_way, one_way_in
 from tests.sim.speed import loads
@@ -96,6 +100,9 @@ class Mutant:
     """Floating addresses of a life that was killed, when the next one begins."""
     daemon: type[Daemon] = Daemon
     outage: type[Outage] = Outage
+    blocked: type[Blocked] = Blocked
+    ceph_hour: float = 0.0
+    """An entry of Ceph's block list ends by itself after so long."""
     ops: Callable[[Sequence[Op]], Sequence[Op]] = tuple
     """What of each transaction is really asked for."""
     ignores: tuple[str, ...] = ()
@@ -340,6 +347,7 @@ class Life(Actor):
             planner=mutant.planner,
             executor=mutant.executor,
             guard=guard,
+            boot=f"{self.name}-{self.host.boots}",
         )
         self.point()
         self.host.takes_migrations = True
@@ -347,7 +355,24 @@ class Life(Actor):
         daemon.status_lock = SimLock(self)  # type: ignore[assignment]
         if daemon.role is NodeRole.COORDINATOR:
             self._coordinate(daemon)
+        if self.world.ceph is not None:
+            self._look_at_the_block_list(daemon, self.world.ceph)
         self.daemon = daemon
+
+    def _look_at_the_block_list(self, daemon: Daemon, ceph: SimCeph) -> None:
+        rounds = Rounds(self)
+        blocked = self.world.mutant.blocked(
+            *(daemon.me, self.store, daemon.hypervisor.domains, SimBlocklist(self, ceph)),
+            publish=daemon.ceph_knows,
+            is_idle=daemon.is_idle,
+            is_ours=self.guard.is_ours,
+            end=self.guard.end_one,
+            changed=daemon.wake,
+        )
+        daemon.ceph_problem = lambda: blocked.problem
+        daemon.executor.ceph = lambda: CephAccess((Monitor("10.0.0.1", 3300),), "pvc-vm", "0")
+        rounds.step = blocked.step
+        self.rounds = (*self.rounds, rounds)
 
     def _guard(self, hypervisor: SimHypervisor) -> Guard:
         mutant = self.world.mutant
@@ -381,6 +406,7 @@ class Life(Actor):
             judge=mutant.judge,
             keeper=mutant.keeper,
             access=lambda bmc, secret: BMCAccess(bmc.driver, bmc.address, bmc.user, ""),
+            blocklist=None if self.world.ceph is None else SimBlocklist(self, self.world.ceph),
         )
         coordinator.mirror._syncing = SimLock(self)  # type: ignore[assignment]
         keeper = coordinator.keeper
@@ -531,6 +557,8 @@ class World:
     vms: int = 0
     kinds: Sequence[Callable[[World], None]] = ()
     """Of faults, and then many of them; empty leaves it to the seed."""
+    has_ceph: bool = False
+    """Also where the seed says no."""
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -569,6 +597,7 @@ class World:
         self.hosts = {name: Host(self, name, rate=1 + self.rng.uniform(-DRIFT, DRIFT)) for name in names}
         for host in self.hosts.values():
             host.has_watchdog = bool(self.vms) or self.rng.random() < 0.8
+        self.ceph = SimCeph(self, PLACES) if self.has_ceph or self.seed >= CEPH_SEEDS else None
         self.lives: dict[str, Life] = {}
         self.users: list[Actor] = []
         self.apis = {
@@ -724,7 +753,7 @@ class World:
         self.truth.commit(Create(paths.CLUSTER, dumps(spec)))
         for name in self.hosts:
             bmc = BMC(BMCDriver.IPMI, name, "admin", "") if self.rng.random() < 0.9 else None
-            address = f"10.0.0.{name[1:]}"
+            address = address_of(name)
             role = NodeRole.COORDINATOR if name in PLACES else NodeRole.HYPERVISOR
             self.truth.commit(
                 Create(paths.node(name), dumps(NodeSpec(name, address, address, role, bmc=bmc))),
@@ -732,6 +761,8 @@ class World:
                 Create(paths.node_vms(name)),
                 Create(paths.load(name), dumps(Load())),
             )
+        if self.ceph is not None:
+            self.ceph.lay_out()
         for number in range(self.vms or self.rng.choice((1, 2, 3, 4))):
             self._define(number)
 
@@ -754,6 +785,11 @@ class World:
         elif self.rng.random() < 0.3:
             for host in self.hosts.values():
                 host.deaf.add(uuid)
+        if self.ceph is not None and (self.vms or self.rng.random() < 0.7):
+            also = not self.vms and self.rng.random() < 0.2
+            spec = replace(spec, definition=with_disks(spec.definition, name, also_elsewhere=also))
+            if not also:
+                self.ceph.in_ceph.add(uuid)
         self.truth.commit(
             Create(paths.vm(uuid), dumps(spec)),
             Create(paths.vm_status(uuid), dumps(VMStatus())),
@@ -810,6 +846,8 @@ class World:
             carry_out()
             actor.committed()
             self.check_receipts(ops)
+            if self.ceph is not None:
+                self.ceph.check_blocks(ops)
             self.check_lives(ops)
             self._note(ops)
         finally:
@@ -846,6 +884,9 @@ class World:
                 self.fail(f"a false receipt, {fence.evidence}: of {fence.node} run {runs or 'its daemon'}")
 
     def check_copies(self, uuid: str) -> None:
+        if self.ceph is not None and uuid in self.ceph.in_ceph:
+            self._check_writers(self.ceph, uuid)
+            return
         where = [
             host.name
             for host in self.hosts.values()
@@ -853,6 +894,16 @@ class World:
         ]
         if len(where) > 1:
             self.fail(f"{uuid[:2]} runs on {' and '.join(where)}")
+
+    def _check_writers(self, ceph: SimCeph, uuid: str) -> None:
+        """A run that can write nothing may go on beside another one."""
+        for host in self.hosts.values():
+            domain = host.domains.get(uuid)
+            if domain is None or uuid in host.by_hand:
+                ceph.ended(host.name, uuid)
+            else:
+                ceph.is_there(host.name, uuid, runs=domain.state in RUNS)
+        ceph.check(uuid)
 
     def owners(self, ops: Iterable[Op]) -> dict[str, Owner | None]:
         found: dict[str, Owner | None] = {}
@@ -886,12 +937,14 @@ class World:
         """Of a receipt for a life and a session of that life only one is made."""
         for op in ops:
             kind, _, name = op.path.removeprefix(f"{paths.ROOT}/").partition("/")
-            if not isinstance(op, Create | Put) or kind not in ("alive", "fences"):
+            if not isinstance(op, Create | Put) or kind not in ("alive", "fences", "blocks"):
                 continue
-            node = name if kind == "alive" else name.rpartition("-")[0]
+            node = name.rpartition("-")[0] if kind == "fences" else name
             alive = self.cluster.document(paths.alive(node))
             if alive is None:
                 continue
+            if self.ceph is not None and self.ceph.is_shut_out(node, loads(Alive, alive.data).incarnation):
+                self.fail(f"{node} is alive in a life that is shut out of Ceph")
             fence = self.cluster.document(paths.fence(node, loads(Alive, alive.data).incarnation))
             if fence is not None and loads(Fence, fence.data).state is FenceState.FENCED:
                 self.fail(f"{node} is alive in a life for which there is a receipt")
@@ -904,6 +957,9 @@ class World:
             if (stored := self.cluster.document(f"{paths.FENCES}/{name}"))
         ]
         host = self.hosts[was.node]
+        is_in_ceph = self.ceph is not None and uuid in self.ceph.in_ceph
+        if is_in_ceph and self.ceph is not None and self.ceph.is_shut_out(was.node, was.incarnation):
+            return now is None
         return (
             any(
                 one.node == was.node and one.incarnation >= was.incarnation and one.state is FenceState.FENCED
@@ -942,7 +998,8 @@ class World:
     # Faults and users
 
     def _plan_faults(self) -> None:
-        kinds = [*self.kinds] or self.rng.sample(FAULTS, self.rng.randint(0, len(FAULTS)))
+        faults = FAULTS if self.ceph is None else [*FAULTS, *OF_CEPH]
+        kinds = [*self.kinds] or self.rng.sample(faults, self.rng.randint(0, len(faults)))
         for uuid in self.expected:
             if self.rng.random() < 0.8:
                 self.later(self.rng.random() * 3 + 1, partial(self.command, "start", uuid))
@@ -1011,6 +1068,7 @@ class World:
         self.disturb(name, 10.0)
         self.zookeeper.before_change()
         self.hosts[name].is_up = True
+        self.hosts[name].boots += 1
         self.hosts[name].paused_until = 0.0
         if name in PLACES:
             self.later(self.rng.choice((0.1, 2.0)), partial(_zookeeper_starts, self, name))
@@ -1041,6 +1099,8 @@ class World:
             self.lives[name].frozen_until = 0.0
             self.lives[name].client.barred_until = 0.0
         self.zookeeper.heal()
+        if self.ceph is not None:
+            self.ceph.heal()
         self.later(1.0, partial(_set_maintenance, self, "off", insists=True))
         if self.rng.random() < 0.7:
             for name in self.hosts:
@@ -1085,6 +1145,8 @@ class World:
             if is_open or (fence.state is FenceState.FENCED and not fence.finished):
                 return f"the fence {name} does not end: {fence}"
         if self.zookeeper.has_quorum() and (why := addresses.unrest(self, view.cluster().floating_addresses)):
+            return why
+        if self.ceph is not None and (why := self.ceph.unrest()):
             return why
         for host in self.hosts.values():
             if unknown := host.domains.keys() - known.keys():
@@ -1459,6 +1521,19 @@ def _change_addresses(world: World) -> None:
     world.truth.commit(Put(paths.CLUSTER, dumps(spec)))
 
 
+def ceph_fault(world: World) -> None:
+    """Its monitors are away, or an OSD gets no news."""
+    ceph, rng = world.ceph, world.rng
+    if ceph is None:
+        return
+    seconds = rng.choice((3.0, 10.0, 40.0))
+    if rng.random() < 0.3:
+        ceph.away_until = world.now + seconds
+    else:
+        ceph.slow_until[rng.choice(list(ceph.osds))] = world.now + seconds
+    world.trace(f"Ceph is slow for {seconds} s")
+
+
 FAULTS: list[Callable[[World], None]] = [
     lost,
     kill,
@@ -1484,6 +1559,9 @@ FAULTS: list[Callable[[World], None]] = [
     _change_spec,
     _change_addresses,
 ]
+
+
+OF_CEPH: list[Callable[[World], None]] = [lost, lost, bmc_fault, ceph_fault]
 
 
 def simulate(

@@ -27,7 +27,7 @@ from pvc.cluster.fencing import (
 from pvc.cluster.membership import Block, Evidence, Fence, FenceState, Step, StepKind
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeSpec, NodeStatus
 from pvc.cluster.view import VM, Node
-from pvc.cluster.vm import Migration, Owner, Power, Recovery, State
+from pvc.cluster.vm import Drive, Migration, Owner, Power, Recovery, State, VMStatus
 from tests.unit.node.pictures import UUID, spec, status
 
 NOW = 100.0
@@ -413,7 +413,12 @@ BLOCK = Block("n3", 4, ("10.0.0.3",), epoch=17)
 def on_ceph(number: int = 0, more: str = "", **fields: Any) -> VM:
     definition = IN_CEPH.format(more=more)
     found = vm(number, definition=definition, **fields)
-    return replace(found, status=replace(found.status, digest=domainxml.digest(definition)))
+    return replace(found, status=running_as(definition, found.status))
+
+
+def running_as(definition: str, status: VMStatus) -> VMStatus:
+    shape = domainxml.shape(definition)
+    return replace(status, digest=shape.digest, drives=shape.drives)
 
 
 def with_ceph(*vms: VM, block: Block | None = None, **changes: Any) -> Scene:
@@ -504,7 +509,10 @@ def test_vm_without_disks_or_that_runs_otherwise_than_defined_waits() -> None:
     edited = on_ceph()
     edited = replace(edited, status=replace(edited.status, digest="of another definition"))
     moving = on_ceph(1, migration=Migration("n2"))
-    assert released(duties(with_ceph(edited, moving, vm(2), block=BLOCK))) == []
+    leaving = on_ceph(3)
+    disk = Drive("vdb", "/x", "d")
+    leaving = replace(leaving, status=replace(leaving.status, drives=(*leaving.status.drives, disk)))
+    assert released(duties(with_ceph(edited, moving, vm(2), leaving, block=BLOCK))) == []
 
 
 def test_empty_drive_is_no_disk() -> None:

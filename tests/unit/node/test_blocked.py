@@ -24,7 +24,7 @@ from tests.fakes.power import Fault
 from tests.fakes.store import MemoryCluster
 from tests.unit.node.pictures import UUID, spec
 from tests.unit.node.test_coordinator import Bench
-from tests.unit.test_fencing import FILE, IN_CEPH
+from tests.unit.test_fencing import FILE, IN_CEPH, running_as
 
 ADDRESS = "10.0.0.3"
 ON_CEPH, ON_BOTH = IN_CEPH.format(more=""), IN_CEPH.format(more=FILE)
@@ -40,7 +40,7 @@ def on_ceph(definition: str = ON_CEPH) -> Bench:
     told = replace(node.status, ceph_addresses=(ADDRESS,))
     store.commit(Put(paths.node_status("n3"), dumps(told), node.status_version or 0))
     vm = View(store).vm(UUID)
-    runs = replace(vm.status, digest=domainxml.digest(definition))
+    runs = running_as(definition, vm.status)
     store.commit(
         Put(paths.vm(UUID), dumps(replace(vm.spec, definition=definition))),
         Put(paths.vm_status(UUID), dumps(runs)),
