@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,18 +10,11 @@ from tests.lab.labs import RunningLab
 from tests.lab.vms import Cluster
 from tests.support import eventually
 
-WHERE = "/srv/share/pool"
 
-
-@pytest.fixture(scope="module")
-def cluster(lab: RunningLab) -> Iterator[Cluster]:
-    """With the pool vms."""
-    made = Cluster(lab)
-    made.run("n1", "mkdir", "-p", WHERE)
-    made.pvc("storage", "pool", "add", "vms", "--path", WHERE)
-    yield made
-    made.run("n1", "sh", "-c", f"rm -rf {WHERE}/* {WHERE}/.task-*", check=False)
-    made.pvc("storage", "pool", "remove", "vms", "--yes")
+@pytest.fixture
+def cluster(lab: RunningLab) -> Cluster:
+    """With the pool vms, a directory that all its nodes share."""
+    return Cluster(lab)
 
 
 def volume(cluster: Cluster, name: str) -> Any:

@@ -10,7 +10,7 @@ from pvc.cluster import domainxml
 from pvc.cluster.domainxml import NewDisk, NewNic, Shape, Topology
 from pvc.cluster.storage import CephAccess, Monitor
 from pvc.cluster.vm import Interface
-from pvc.errors import Invalid
+from pvc.errors import Invalid, Unavailable
 
 UUID = "0a1b2c3d-0000-4000-8000-00000000abcd"
 
@@ -540,3 +540,62 @@ def test_a_q35_machine_has_ports_to_spare() -> None:
     assert len(rendered(own).findall("devices/controller[@model='pcie-root-port']")) == 1, "its own choice"
     old = with_nics(NICS[0]).replace('machine="q35"', 'machine="pc"')
     assert not rendered(old).findall("devices/controller[@type='pci']")
+
+
+# Disks
+
+
+def test_a_disk_in_ceph_is_reached_by_what_its_node_knows_and_that_changes_no_digest() -> None:
+    xml = created(disks=[NewDisk("vms/web1", "raw", is_rbd=True)])
+    assert not ET.fromstring(xml).findall("devices/disk/source/*"), "the definition names no host and no key"
+    source = rendered(xml).find("devices/disk/source")
+    assert source is not None
+    hosts = [(one.get("name"), one.get("port")) for one in source.findall("host")]
+    assert hosts == [("10.0.0.1", "3300"), ("fd00::1", "6789")]
+    auth = source.find("auth")
+    assert auth is not None
+    assert auth.get("username") == "pvc-vm"
+    text = domainxml.render(xml, emulation="qemu", emulator="/q", console_log="/l", ceph=ceph)
+    assert domainxml.running(text) == domainxml.shape(xml)
+    with pytest.raises(Unavailable):
+        domainxml.render(xml, emulation="qemu", emulator="/q", console_log="/l")
+
+
+def test_a_disk_in_somebody_elses_ceph_is_left_alone() -> None:
+    own = '<source protocol="rbd" name="vms/web1"><host name="other"/></source>'
+    xml = created(disks=[NewDisk("vms/web1", "raw", is_rbd=True)])
+    xml = xml.replace('<source protocol="rbd" name="vms/web1" />', own)
+    assert "other" in xml
+    text = domainxml.render(xml, emulation="qemu", emulator="/q", console_log="/l")
+    assert "<auth" not in text
+
+
+def test_a_disk_that_comes_later_is_behind_the_one_it_boots_from() -> None:
+    xml = created(disks=[NewDisk("/srv/a.raw", "raw"), NewDisk("/srv/b.raw", "raw")])
+    xml = domainxml.remove_disk(xml, "vda")
+    target = domainxml.free_target(xml, "virtio", taken=["vdd"])
+    assert (domainxml.free_target(xml, "virtio"), target, domainxml.free_target(xml, "scsi")) == (
+        "vdc",
+        "vde",
+        "sda",
+    )
+    new = domainxml.add_disk(xml, NewDisk("/srv/c.raw", "raw"), target)
+    assert [disk.target for disk in domainxml.parse(new).disks] == ["vdb", "vde"]
+    many = created(disks=[NewDisk(f"/{n}") for n in range(26)])
+    assert domainxml.free_target(many, "virtio") == "vdaa"
+
+
+def test_a_scsi_disk_brings_the_controller_that_guests_know() -> None:
+    new = domainxml.add_disk(created(), NewDisk("/srv/a.raw", "raw", bus="scsi"), "sda")
+    assert domainxml.has_controller(new, "scsi")
+    again = domainxml.add_disk(new, NewDisk("/srv/b.raw", "raw", bus="scsi"), "sdb")
+    assert len(ET.fromstring(again).findall("devices/controller[@model='virtio-scsi']")) == 1
+
+
+def test_disks_are_renamed_by_what_they_are_and_not_by_their_text() -> None:
+    xml = created(disks=[NewDisk("/srv/disk/disk.qcow2"), NewDisk("/srv/disk/disk.qcow2.old")])
+    new = domainxml.rename_disks(xml, {"/srv/disk/disk.qcow2": "/srv/new/disk.qcow2"})
+    assert [disk.source for disk in domainxml.parse(new).disks] == [
+        "/srv/new/disk.qcow2",
+        "/srv/disk/disk.qcow2.old",
+    ]

@@ -9,10 +9,10 @@ import pytest
 
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.domainxml import NewNic, Shape
+from pvc.cluster.domainxml import NewDisk, NewNic, Shape
 from pvc.cluster.store import Put
 from pvc.cluster.view import VM
-from pvc.cluster.vm import Change, Interface, Owner, Refusal, VMSpec, settled, under_way
+from pvc.cluster.vm import Change, Drive, Interface, Owner, Refusal, VMSpec, settled, under_way
 from pvc.errors import Conflict
 from pvc.node.actions import Commit
 from pvc.node.drivers import DomainState, DriverError, NoAnswer
@@ -115,6 +115,78 @@ ROWS = [
     ),
     Row("a domain that is not ours", MORE, known(), domain(digest="")),
     Row("published as it is", spec(definition=FIRST), known(), HAS, then="commit start owner=me"),
+]
+
+
+# Disks, in the same way
+
+
+def with_disks(*names: str) -> str:
+    disks = [NewDisk(f"/srv/{name}.raw", "raw") for name in names]
+    return domainxml.create("web1", UUID, memory_mib=512, vcpus=1, disks=disks)
+
+
+BOOT, DATA = domainxml.shape(with_disks("boot", "data")).drives
+NEWER = domainxml.shape(with_disks("boot", "newer")).drives[1]
+ADDS, TAKES = Change(DATA.device, DATA.digest), Change(DATA.device)
+SWAPS = (TAKES, Change(NEWER.device, NEWER.digest))
+
+
+def drives(*has: Drive, of: str = "boot", **changes: Any) -> Any:
+    xml = with_disks(of)
+    return domain(digest=domainxml.digest(xml), rest=domainxml.shape(xml).rest, drives=has, **changes)
+
+
+def told_of(*has: Drive, **changes: Any) -> Any:
+    return status(**{"digest": domainxml.digest(with_disks("boot")), "drives": has, **changes})
+
+
+TWO_DISKS, ONE_DISK = with_disks("boot", "data"), with_disks("boot")
+OTHER_DISK = with_disks("boot", "newer")
+ROWS += [
+    Row(
+        "a disk",
+        spec(definition=TWO_DISKS, live=(ADDS,)),
+        told_of(BOOT),
+        drives(BOOT),
+        then=f"attach {DATA.device}",
+    ),
+    Row("a disk, not before a start", spec(definition=TWO_DISKS), told_of(BOOT), drives(BOOT)),
+    Row(
+        "a disk, and it is there",
+        spec(definition=TWO_DISKS, live=(ADDS,)),
+        told_of(BOOT),
+        drives(BOOT, DATA),
+        then="mark",
+    ),
+    Row(
+        "a disk less",
+        spec(definition=ONE_DISK, live=(TAKES,)),
+        told_of(BOOT, DATA),
+        drives(BOOT, DATA),
+        then=f"detach {DATA.device}",
+    ),
+    Row(
+        "another disk of the same name",
+        spec(definition=OTHER_DISK, live=SWAPS[::-1]),
+        told_of(BOOT, DATA),
+        drives(BOOT, DATA),
+        then=f"detach {DATA.device}",
+    ),
+    Row(
+        "another disk, its name is free",
+        spec(definition=OTHER_DISK, live=SWAPS),
+        told_of(BOOT),
+        drives(BOOT),
+        then=f"attach {NEWER.device}",
+    ),
+    Row(
+        "disks are published as they are",
+        spec(definition=ONE_DISK),
+        told_of(),
+        drives(BOOT),
+        then="commit start owner=me",
+    ),
 ]
 
 
