@@ -65,6 +65,7 @@ class Disk:
     format: str
     bus: str = ""
     protocol: str = ""  # of a network disk: rbd, nbd, …
+    is_readonly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -768,6 +769,7 @@ def _disk(disk: ET.Element) -> Disk:
         format="" if driver is None else driver.get("type", ""),
         bus=target.get("bus", ""),
         protocol="" if source is None else source.get("protocol", ""),
+        is_readonly=disk.find("readonly") is not None,
     )
 
 

@@ -17,6 +17,8 @@ NETWORK_NAMES = f"{NAMES}/network"
 TOKENS = f"{ROOT}/tokens"
 TASKS = f"{ROOT}/tasks"
 POOLS = f"{ROOT}/pools"
+SNAPSHOTS = f"{ROOT}/snapshots"
+"""Of VMs: by their UUIDs, of those that have any."""
 FENCES = f"{ROOT}/fences"
 BLOCKS = f"{ROOT}/blocks"
 """Of each node that was ever put on Ceph's block list."""
@@ -31,7 +33,7 @@ TERM = f"{ROOT}/term"
 
 LAYOUT = (
     *(ROOT, NODES, ALIVE, LOAD, VMS, NETWORKS, NAMES, VM_NAMES, NETWORK_NAMES),
-    *(TOKENS, FENCES, BLOCKS, VERIFIED, TERM, ZONES, TASKS, POOLS),
+    *(TOKENS, FENCES, BLOCKS, VERIFIED, TERM, ZONES, TASKS, POOLS, SNAPSHOTS),
 )
 """Created once, parents first."""
 
@@ -152,6 +154,14 @@ def token(identity: str) -> str:
 
 def zone(name: str) -> str:
     return f"{ZONES}/{name}"
+
+
+def vm_snapshots(uuid: str) -> str:
+    return f"{SNAPSHOTS}/{uuid}"
+
+
+def vm_snapshot(uuid: str, name: str) -> str:
+    return f"{SNAPSHOTS}/{uuid}/{name}"
 
 
 def task(identity: str) -> str:

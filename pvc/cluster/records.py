@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pvc.cluster import paths
 from pvc.cluster.clients import Member, use_ops
 from pvc.cluster.codec import dumps
+from pvc.cluster.snapshots import forget_ops
 from pvc.cluster.storage import Volume, volumes_of
 from pvc.cluster.store import Check, Create, Delete, Op, Put
 from pvc.cluster.vm import VMSpec, VMStatus, index_nodes, index_ops, vnis_of
@@ -83,6 +84,7 @@ def removal(view: View, vm: VM) -> tuple[Op, ...]:
         *index_ops(uuid, index_nodes(vm.spec, vm.status.owner), frozenset()),
         *network_ops(view, uuid, vm.spec, None),
         *volume_ops(view, uuid, vm.spec, None),
+        *(forget_ops(vm.spec, vm.spec.snapshots) if vm.spec.snapshots else ()),
     )
 
 

@@ -160,6 +160,8 @@ class VMSpec:
     leaving: bool = False
     """It is being removed, with its disks."""
     profile: str = ""
+    snapshots: tuple[str, ...] = ()
+    """The oldest first; each has a document of its own."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -30,6 +30,9 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.vm_user_data": ("user-data get", "user-data set", "user-data remove"),
         "pvc.commands.vm_network": ("network get", "network add", "network remove"),
         "pvc.commands.vm_volume": ("volume get", "volume add", "volume remove"),
+        "pvc.commands.vm_snapshot": (
+            *("snapshot create", "snapshot list", "snapshot remove", "snapshot rollback"),
+        ),
         "pvc.commands.vm_log": ("log-text", "log"),
     },
     "node": {

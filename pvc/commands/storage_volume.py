@@ -18,7 +18,7 @@ from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.storage_pool import ask, reaching
 from pvc.commands.task import TaskInfo
 from pvc.commands.types import Limit, NewVolumeName, PoolName, SnapshotName, VolumeName, VolumeSize
-from pvc.errors import Conflict
+from pvc.errors import Conflict, Invalid
 
 if TYPE_CHECKING:
     from pvc.cluster.view import VM
@@ -155,6 +155,7 @@ def add(
 def remove(ctx: Context, pool: PoolName, volume: VolumeName) -> TaskInfo:
     """Remove a volume that no VM has, with its snapshots unless one is protected."""
     ops = _check_unused(ctx, pool, volume)
+    _check_unkept(ctx, pool, volume)
     return _begin(ctx, "remove", f"removing volume {volume} of pool {pool}", pool, volume, ops=ops)
 
 
@@ -201,6 +202,7 @@ def resize(
 def rename(ctx: Context, pool: PoolName, volume: VolumeName, new: NewVolumeName) -> TaskInfo:
     """Give a volume that no VM has another name. Its snapshots stay with it."""
     ops = _check_unused(ctx, pool, volume)
+    _check_unkept(ctx, pool, volume)
     about = f"renaming volume {volume} of pool {pool} to {new}"
     return _begin(ctx, "rename", about, pool, volume, {"new_volume": new}, also=[new], ops=ops)
 
@@ -250,6 +252,7 @@ def add_snapshot(
     snapshot: Annotated[SnapshotName, Arg("what it is called", metavar="NAME")],
 ) -> TaskInfo:
     """Keep a volume as it is now. Not while it is in use."""
+    _check_own_name(snapshot)
     return _of_snapshot(ctx, "add", "taking", pool, volume, snapshot)
 
 
@@ -265,6 +268,7 @@ def add_snapshot(
 )
 def remove_snapshot(ctx: Context, pool: PoolName, volume: VolumeName, snapshot: SnapshotName) -> TaskInfo:
     """Remove a snapshot that is not protected. The volume stays as it is."""
+    _check_no_part(ctx, snapshot)
     return _of_snapshot(ctx, "remove", "removing", pool, volume, snapshot)
 
 
@@ -285,6 +289,8 @@ def rename_snapshot(
     new: Annotated[SnapshotName, Arg("its name from now on", metavar="NEW")],
 ) -> TaskInfo:
     """Give a snapshot another name."""
+    _check_own_name(new)
+    _check_no_part(ctx, snapshot)
     return _of_snapshot(ctx, "rename", "renaming", pool, volume, snapshot, new=new)
 
 
@@ -366,6 +372,44 @@ def _begin(
         claims=[paths.pool_claim(pool, name) for name in names],
         ops=[Check(paths.pool(pool), found.spec_version), *ops],  # or it has begun to leave
     )
+
+
+def _check_own_name(snapshot: str) -> None:
+    from pvc.cluster.snapshots import RESERVED
+
+    if snapshot.startswith(RESERVED):
+        raise Invalid(f"{snapshot}: names that begin with {RESERVED} are of snapshots of VMs")
+
+
+def _check_no_part(ctx: Context, snapshot: str) -> None:
+    if whose := _part_of(ctx, snapshot):
+        raise Conflict(f"{snapshot} is a part of {whose}", hint="pvc vm snapshot remove")
+
+
+def _part_of(ctx: Context, snapshot: str) -> str:
+    """Of which snapshot of a VM a volume's is a part; empty: of none."""
+    from pvc.cluster.snapshots import vm_part
+
+    if (found := vm_part(snapshot)) is None:
+        return ""
+    beginning, name = found
+    uuids = [one for one in ctx.store.children(paths.SNAPSHOTS) if one.startswith(beginning)]
+    for vm in ctx.view.vms(uuids).values():
+        if name in vm.spec.snapshots:
+            return f"snapshot {name} of {vm.spec.name}"
+    return ""
+
+
+def _check_unkept(ctx: Context, pool: str, volume: str) -> None:
+    """By a snapshot of a VM, which it may have been a disk of."""
+    if not ctx.store.children(paths.SNAPSHOTS):
+        return
+    for one in ask(ctx, ctx.view.pool(pool).spec, volume)["snapshots"]:
+        if whose := _part_of(ctx, one["name"]):
+            raise Conflict(
+                f"volume {volume} of pool {pool} is in {whose}",
+                hint="remove that first: pvc vm snapshot remove",
+            )
 
 
 # Who has it

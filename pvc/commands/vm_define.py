@@ -346,6 +346,11 @@ def undefine(ctx: Context, vm: VMName) -> None:
     found = ctx.view.vm(vm)
     _check_stopped(found, "undefine")
     check_unclaimed(ctx, found)
+    if snapshots := found.spec.snapshots:
+        raise Conflict(
+            f"{found.spec.name} has {len(snapshots)} snapshots: {', '.join(snapshots)}",
+            hint=f"pvc vm snapshot remove {found.spec.name} {snapshots[0]}",
+        )
     ctx.say(f"{found.spec.name} is forgotten; its disks stay")
     ctx.commit(*records.removal(ctx.view, found))
 

@@ -100,6 +100,8 @@ class VMInfo:
     start_priority: int
     disks: tuple[DiskInfo, ...]
     networks: tuple[NicInfo, ...]
+    snapshots: tuple[str, ...]
+    """The oldest first."""
     profile: str
     restarts: int
     failures: int
@@ -163,6 +165,7 @@ def describe(vm: VM, goal: Goal | None = None) -> VMInfo:
         start_priority=spec.start_priority,
         disks=disks,
         networks=nics,
+        snapshots=spec.snapshots,
         profile=spec.profile,
         restarts=status.restarts,
         failures=status.failures,

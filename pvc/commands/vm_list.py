@@ -35,6 +35,7 @@ class VMRow:
     uuid: str
     state: str
     tags: tuple[str, ...]
+    snapshots: int
     networks: tuple[str, ...]
     memory_mib: int
     vcpus: int
@@ -47,7 +48,17 @@ class VMRow:
     "/vm",
     noun="vm",
     verb="list",
-    columns=("name", "state", "tags", "networks", "memory_mib", "vcpus", "node", "migrated_from"),
+    columns=(
+        "name",
+        "state",
+        "tags",
+        "snapshots",
+        "networks",
+        "memory_mib",
+        "vcpus",
+        "node",
+        "migrated_from",
+    ),
 )
 def list_(
     ctx: Context,
@@ -84,6 +95,7 @@ def row(vm: VM) -> VMRow:
         uuid=spec.uuid,
         state=vm.shown_state,
         tags=tuple(tag.name for tag in spec.tags),
+        snapshots=len(spec.snapshots),
         networks=spec.networks,
         memory_mib=spec.memory_mib,
         vcpus=spec.vcpus,

@@ -351,6 +351,10 @@ class Executor:
         vm, target = action.vm, action.target
         uuid, name = vm.spec.uuid, vm.spec.name
         self._believe_answer(vm, target)
+        if claim := self.store.get(paths.vm_claim(uuid)):  # it was made with a change of the spec
+            back = take_back(self.me, vm, f"task {claim.data.decode()} is at it")
+            self.commit(back)
+            return
         self.write(
             vm, None, replace(vm.status, state=State.MIGRATE, migration=Migration(target.node), reason="")
         )

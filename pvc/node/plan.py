@@ -64,6 +64,10 @@ RETRY_S = 10.0
 """Between two tries to bring a VM away from a node that is flushed."""
 LONGEST_BACKOFF_S = 60.0
 LOOK_AGAIN_S = 1.0
+ON_REQUEST = "user"
+"""libvirt's word for a pause that it was asked for, by us or others."""
+PAUSE_S = 3.0
+"""A guest stands still for less when a snapshot is taken of it: nobody hears of that."""
 GIVE_UP_S = 30.0
 """For a guest to let an interface go: one that boots, or has no driver for it, never does."""
 
@@ -73,6 +77,7 @@ class Note:
     """What this daemon remembers of a VM: times on its own monotonic clock, gone with it."""
 
     running_since: float | None = None
+    paused_since: float | None = None
     gone_since: float | None = None
     ended: Ended | None = None
     cut_off: bool = False
@@ -174,13 +179,22 @@ def _seen(picture: Picture, uuid: str, vm: VM | None, note: Note) -> Note:
         since = note.running_since if note.running_since is not None else now
         # An event of this very round is newer than the list of domains.
         ended = note.ended if note.ended_at >= now else None
-        return replace(note, running_since=since, gone_since=None, ended=ended, cut_off=False)
+        paused = _paused_since(picture.domains[uuid], note, now)
+        return replace(
+            note, running_since=since, paused_since=paused, gone_since=None, ended=ended, cut_off=False
+        )
     if vm is None or not _is_mine(vm, picture.me):
         is_expected = vm is not None and vm.spec.node == picture.me.node
         return replace(note, running_since=None, gone_since=None, ended=note.ended if is_expected else None)
     if uuid in picture.busy:
         return replace(note, running_since=None, gone_since=None)
     return replace(note, running_since=None, gone_since=now if note.gone_since is None else note.gone_since)
+
+
+def _paused_since(domain: Domain, note: Note, now: float) -> float | None:
+    if domain.state is not DomainState.PAUSED:
+        return None
+    return now if note.paused_since is None else note.paused_since
 
 
 def plan(picture: Picture) -> Plan:
@@ -305,7 +319,7 @@ def _plan_end(picture: Picture, vm: VM, state: State, result: Plan) -> Action | 
 def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Action | None:
     """It runs where it should: publish what differs."""
     status, note = vm.status, picture.note(vm.spec.uuid)
-    reason = f"paused by QEMU: {domain.reason}" if domain.state is DomainState.PAUSED else ""
+    reason = _why_paused(picture, domain, note, result)
     if status.state is State.START and status.reason.startswith("paused") != bool(reason):
         return Commit(vm, None, replace(status, reason=reason), reason or "the guest goes on")
     if status.state is not State.START or status.attempts < vm.spec.attempts or status.migration is not None:
@@ -321,6 +335,17 @@ def _plan_steady(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Acti
             )
         result.wake(note.running_since + GOOD_RUN_S)
     return _came_home(vm, picture.me)
+
+
+def _why_paused(picture: Picture, domain: Domain, note: Note, result: Plan) -> str:
+    """Worth telling; empty: it runs, or is about to again."""
+    if domain.state is not DomainState.PAUSED:
+        return ""
+    since = picture.now if note.paused_since is None else note.paused_since
+    if domain.reason == ON_REQUEST and picture.now < since + PAUSE_S:
+        result.wake(since + PAUSE_S)
+        return ""
+    return f"paused by QEMU: {domain.reason}"
 
 
 def _still_refused(vm: VM, domain: Domain) -> tuple[Refusal, ...]:

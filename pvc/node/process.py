@@ -23,7 +23,7 @@ from pvc.cluster.view import View
 from pvc.config import Config
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
 from pvc.node.daemon import LONGEST_WAIT_S, Daemon, host_bridges, listed_coordinators
-from pvc.node.drivers import DriverError, HostAddresses, Hypervisor
+from pvc.node.drivers import DriverError, HostAddresses, Hypervisor, Snapshotter
 from pvc.node.lease import ContactFile, Guard, Guarding
 from pvc.node.loop import Loop
 from pvc.node.outage import Outage, OwnServer
@@ -159,6 +159,7 @@ LATER = (
     "pvc.node.tasks",
     "pvc.node.transfer",
     "pvc.node.upkeep",
+    "pvc.node.vm_snapshots",
     "pvc.peerclient",
     "pvc.secretbox",
     "pvc.node.vm_disks",
@@ -253,7 +254,7 @@ def main(config: Config) -> None:
         coordinating = _coordinate(process, daemon, store, host, secret)
         splitting = _split_devices(daemon, store, clock)
         serving = _serve(daemon, store, clock, networking.networks)
-        working = _work(daemon, store, clock, peers)
+        working = _work(daemon, store, clock, hypervisor, peers)
         try:
             process.loop(daemon)
             notify("STOPPING=1")
@@ -558,9 +559,14 @@ class Working:
     """Pools and tasks, each with a loop of its own: a file system that hangs holds up no VM."""
 
     def __init__(
-        self, daemon: Daemon, store: Store, clock: Clock, connect: Callable[[], Ceph] | None = None
+        self,
+        daemon: Daemon,
+        store: Store,
+        clock: Clock,
+        hypervisor: Snapshotter,
+        connect: Callable[[], Ceph] | None = None,
     ) -> None:
-        from pvc.node import storage, transfer, vm_disks
+        from pvc.node import storage, transfer, vm_disks, vm_snapshots
         from pvc.node.blocked import Blocked
         from pvc.node.storage import Pools
         from pvc.node.storage import connect as to_ceph
@@ -573,7 +579,7 @@ class Working:
             daemon.pools_are,
             self.looking.wake,
             connect=connect or to_ceph,
-            keep_secret=daemon.hypervisor.keep_secret,
+            keep_secret=hypervisor.keep_secret,
         )
         self.shut_out = Loop("block list", clock)
         self.blocked = Blocked(
@@ -597,6 +603,7 @@ class Working:
             **vm_disks.works(self.pools, daemon.hypervisor),
             **transfer.works(self.pools, self.transfers),
             **self.disks.works,
+            **vm_snapshots.works(self.pools, hypervisor, Path(daemon.config.paths.state), clock),
         }
         self.tasks = Tasks(daemon.me, store, every, clock, self.doing.wake)
         self.looking.start(self.pools.step)
@@ -629,8 +636,8 @@ def blocklist(connect: Callable[[], Ceph] | None = None) -> Blocklist | None:
     return CephBlocklist(connect() if connect else Ceph())
 
 
-def _work(daemon: Daemon, store: Store, clock: Clock, peers: PeerServer) -> Working:
-    working = Working(daemon, store, clock)
+def _work(daemon: Daemon, store: Store, clock: Clock, hypervisor: Snapshotter, peers: PeerServer) -> Working:
+    working = Working(daemon, store, clock, hypervisor)
     peers.tell_of_storage(working.pools.tell)
     peers.tell_of_ceph(working.disks.watch.tell)
     peers.carry_for(working.transfers.carry)

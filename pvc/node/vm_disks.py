@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pvc.cluster import domainxml, paths, records
-from pvc.cluster.codec import from_json
+from pvc.cluster.codec import dumps, from_json
 from pvc.cluster.domainxml import NewDisk
 from pvc.cluster.records import with_definition
+from pvc.cluster.snapshots import VMSnapshot
 from pvc.cluster.storage import Driver, Format, PoolSpec, Volume, default_format, location
-from pvc.cluster.store import Check, Create, Delete, Op, Store
+from pvc.cluster.store import Check, Create, Delete, Op, Put, Store
 from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Change, Power, VMSpec
@@ -239,17 +240,36 @@ class Rename(_Disks):
         for pool, name, to in task.arguments["volumes"]:
             progress.check()
             self.pools.open(pool).rename(name, to)
-        self.change(uuid, task, lambda vm: with_definition(vm.spec, self._renamed(task, vm, new)))
+        kept = self._snapshots(task, self.existing(uuid))
+        self.change(uuid, task, lambda vm: with_definition(vm.spec, self._renamed(task, vm, new)), *kept)
         return {"vm": new}
+
+    def _snapshots(self, task: TaskSpec, vm: VM) -> list[Op]:
+        """They name volumes, too. The task has the VM to itself: they stay as they are read."""
+        to = {(pool, name): new for pool, name, new in task.arguments["volumes"]}
+        sources = self._sources(task)
+        stored = self.store.get_many([paths.vm_snapshot(vm.spec.uuid, one) for one in vm.spec.snapshots])
+        ops: list[Op] = []
+        for one in (found for found in stored if found is not None):
+            kept = View(self.store).decode(VMSnapshot, one)
+            disks = tuple(
+                replace(disk, volume=to.get((disk.pool, disk.volume), disk.volume)) for disk in kept.disks
+            )
+            xml = domainxml.rename_disks(kept.definition, sources)
+            ops.append(Put(one.path, dumps(replace(kept, disks=disks, definition=xml)), one.version))
+        return ops
 
     def _renamed(self, task: TaskSpec, vm: VM, new: str) -> str:
         if vm.status.owner is not None:
             raise Conflict(f"{vm.spec.name} runs on {vm.status.owner.node}")
+        return domainxml.set_name(domainxml.rename_disks(vm.spec.definition, self._sources(task)), new)
+
+    def _sources(self, task: TaskSpec) -> dict[str, str]:
         sources: dict[str, str] = {}
         for pool, name, to in task.arguments["volumes"]:
             spec = self.spec_of(pool)
             sources |= {location(spec, name, one): location(spec, to, one) for one in Format}
-        return domainxml.set_name(domainxml.rename_disks(vm.spec.definition, sources), new)
+        return sources
 
     def undo(self, task: TaskSpec) -> None:
         """Unless the VM has its new name. A volume's is of our making only where its old one is free."""

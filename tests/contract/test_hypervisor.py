@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ import pytest
 
 from pvc.cluster import domainxml
 from pvc.cluster.domainxml import NewDisk, NewNic, Shape
-from pvc.errors import PVCError, TimedOut, Unavailable
+from pvc.errors import NotFound, PVCError, TimedOut, Unavailable
 from pvc.node.drivers import (
     Cancelled,
     DomainEvent,
@@ -33,6 +34,7 @@ from pvc.node.drivers import (
     NoAnswer,
     NoSuchDomain,
     Progress,
+    Snapshotter,
 )
 from pvc.node.drivers.libvirt import ANSWER_WITHIN_S, CONNECT_WITHIN_S, LibvirtHypervisor
 from pvc.proc import run
@@ -75,10 +77,18 @@ class Bench(Protocol):
     """Two hosts under test, and what can happen to them from outside."""
 
     @property
-    def hosts(self) -> tuple[Hypervisor, Hypervisor]: ...
+    def hosts(self) -> tuple[Snapshotter, Snapshotter]: ...
     def target(self, number: int) -> MigrationTarget: ...
     def image(self, uuid: str, guest: Guest) -> str: ...
     def disk_bytes(self, uuid: str, target: str, source: str) -> int: ...
+    def disk(self, name: str) -> str:
+        """An empty qcow2 file."""
+        ...
+
+    def snapshots(self, file: str) -> list[str]:
+        """Of a disk that a domain has open."""
+        ...
+
     def kill_emulator(self, number: int, uuid: str) -> None: ...
     def terminate_emulator(self, number: int, uuid: str) -> None: ...
     def restart_libvirt(self, number: int) -> None: ...
@@ -106,6 +116,12 @@ class FakeBench:
 
     def disk_bytes(self, uuid: str, target: str, source: str) -> int:
         return self.hosts[0].sizes[(uuid, target)]
+
+    def disk(self, name: str) -> str:
+        return f"/{name}.qcow2"
+
+    def snapshots(self, file: str) -> list[str]:
+        return self.world.snapshots.get(file, [])
 
     def kill_emulator(self, number: int, uuid: str) -> None:
         self.hosts[number].kill(uuid)
@@ -149,6 +165,15 @@ class LibvirtBench:
 
     def disk_bytes(self, uuid: str, target: str, source: str) -> int:
         return Path(source).stat().st_size
+
+    def disk(self, name: str) -> str:
+        file = self.directory / f"{name}.qcow2"
+        run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), "16M"])
+        return str(file)
+
+    def snapshots(self, file: str) -> list[str]:
+        told = json.loads(run(["qemu-img", "info", "-U", "--output", "json", file]).stdout)
+        return [one["name"] for one in told.get("snapshots", [])]
 
     def _signal(self, number: int, uuid: str, signal: str) -> None:
         pid_files = f"/run/libvirt/qemu/{name_of(uuid)}.pid"
@@ -412,6 +437,56 @@ def test_a_migrated_domain_runs_there_and_is_gone_here(bench: Bench) -> None:
         assert result.downtime_ms is not None
         assert eventually(lambda: endings(here, uuid), within=WITHIN_S) == [Ended.MIGRATED]
         eventually(lambda: DomainEvent(EventKind.STARTED, uuid) in there, within=WITHIN_S)
+
+
+def with_disks(bench: Bench) -> tuple[str, str, str]:
+    """A running domain, and two of its disks."""
+    uuid = new_uuid()
+    one, other = (bench.disk(f"{uuid}-{number}") for number in (1, 2))
+    disks = [NewDisk(bench.image(uuid, Guest.DEAF), "raw"), NewDisk(one), NewDisk(other)]
+    xml = domainxml.create(name_of(uuid), uuid, memory_mib=32, vcpus=1, disks=disks)
+    bench.hosts[0].start(render(xml))
+    return uuid, one, other
+
+
+def test_snapshots_of_disks_are_taken_at_one_moment_or_none_is(bench: Bench) -> None:
+    uuid, one, other = with_disks(bench)
+    host = bench.hosts[0]
+    host.add_snapshots(uuid, {one: "@vm.a", other: "@vm.a"})
+    host.add_snapshots(uuid, {other: "@vm.b"})
+    assert (bench.snapshots(one), bench.snapshots(other)) == (["@vm.a"], ["@vm.a", "@vm.b"])
+    with pytest.raises(DriverError, match="already exists"):
+        host.add_snapshots(uuid, {one: "@vm.b", other: "@vm.b"})
+    with pytest.raises(DriverError, match="does not have /nowhere open"):
+        host.add_snapshots(uuid, {one: "@vm.c", "/nowhere": "@vm.c"})
+    assert bench.snapshots(one) == ["@vm.a"]
+    host.remove_snapshot(uuid, other, "@vm.a")
+    assert bench.snapshots(other) == ["@vm.b"]
+    with pytest.raises(NotFound, match=r"no snapshot @vm\.a"):
+        host.remove_snapshot(uuid, other, "@vm.a")
+    assert is_running(host, uuid)
+
+
+def test_a_suspended_domain_goes_on_when_it_is_told_to_by_whatever_daemon(bench: Bench) -> None:
+    uuid, one, _ = with_disks(bench)
+    bench.hosts[0].suspend(uuid)
+    assert bench.hosts[0].domains()[uuid].state is DomainState.PAUSED
+    bench.hosts[0].add_snapshots(uuid, {one: "@vm.a"})
+    another = bench.another(0)
+    domain = another.domains()[uuid]
+    assert (domain.state, domain.reason) == (DomainState.PAUSED, "user")
+    another.resume(uuid)
+    assert is_running(bench.hosts[0], uuid)
+
+
+def test_a_guest_without_an_agent_is_not_frozen(bench: Bench) -> None:
+    uuid = started(bench)
+    assert not bench.hosts[0].freeze(uuid)
+    with pytest.raises(DriverError, match="agent"):
+        bench.hosts[0].thaw(uuid)
+    assert is_running(bench.hosts[0], uuid)
+    with pytest.raises(NoSuchDomain):
+        bench.hosts[0].add_snapshots(NOWHERE, {"/disk": "@vm.a"})
 
 
 MACS = tuple(f"52:54:00:00:00:0{number}" for number in (1, 2, 3))

@@ -27,6 +27,7 @@ from pvc.node.drivers.ceph import Ceph
 from pvc.node.peer import PeerServer
 from pvc.node.process import Working
 from pvc.peerclient import ask
+from pvc.proc import run
 from tests.fakes.hypervisor import FakeWorld
 from tests.support import eventually
 from tests.unit.commands.world import World, a_world
@@ -93,14 +94,15 @@ def one_node(tmp_path: Path, connect: Callable[[], Ceph] | None = None) -> Itera
         is_idle=lambda: True,
         guard=SimpleNamespace(is_ours=lambda domain: True, end_one=lambda domain: None),
         wake=lambda: None,
-        hypervisor=FakeWorld().add("n1"),
         executor=SimpleNamespace(),
+        hypervisor=FakeWorld().add("n1"),
     )
     server = PeerServer(config)
     server.start()
     with pytest.raises(Unavailable, match="only just begun"):
         ask(config, "127.0.0.1", config.daemon.console_port, "storage/vms")
-    working = Working(cast(Daemon, daemon), world.cluster.connect(), SystemClock(), connect)
+    clock, host = SystemClock(), daemon.hypervisor
+    working = Working(cast(Daemon, daemon), world.cluster.connect(), clock, host, connect)
     server.tell_of_storage(working.pools.tell)
     server.carry_for(working.transfers.carry)
     yield OneNode(world, config, working)
@@ -212,3 +214,34 @@ def test_a_daemon_that_ends_does_not_wait_for_a_long_copy(node: OneNode, tmp_pat
     ended = node.call("task.info", task=begun["name"])
     assert (ended["state"], ended["reason"]) == ("lost", "the daemon of n1 ended while it was at it")
     assert sorted(path.name for path in where.iterdir()) == [".pvc-pool", "golden"]
+
+
+def test_a_stopped_vm_is_brought_back_to_a_snapshot(node: OneNode, tmp_path: Path) -> None:
+    where = tmp_path / "pool"
+    where.mkdir()
+    node.done("storage.pool-add", pool="vms", path=str(where))
+    volumes = ("root", "data")
+    for name in volumes:
+        node.done("storage.volume-add", pool="vms", volume=name, size="8M")
+    files = [str(where / name / "disk.qcow2") for name in volumes]
+    node.call("vm.create", name="web1", disk=files, target="n1")
+
+    def write(pattern: int) -> None:
+        for file in files:
+            run(["qemu-io", "-f", "qcow2", "-c", f"write -P {pattern} 0 1M", file])
+
+    def is_there(pattern: int) -> bool:
+        asked = ["qemu-io", "-f", "qcow2", "-c", f"read -P {pattern} 0 1M"]
+        return all(run([*asked, file], check=False).code == 0 for file in files)
+
+    write(1)
+    assert node.done("vm.snapshot-create", vm="web1", snapshot="daily")["reason"] == ""
+    write(2)
+    assert not is_there(1)
+    assert node.done("vm.snapshot-rollback", vm="web1", snapshot="daily")["reason"] == ""
+    assert is_there(1)
+    for name in volumes:
+        (kept,) = node.call("storage.volume-snapshot-list", pool="vms", volume=name)
+        assert kept["name"].endswith(".daily")
+    assert node.done("vm.snapshot-remove", vm="web1", snapshot="daily")["reason"] == ""
+    assert [node.call("storage.volume-snapshot-list", pool="vms", volume=one) for one in volumes] == [[], []]

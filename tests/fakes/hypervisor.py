@@ -13,7 +13,7 @@ from functools import partial
 
 from pvc.cluster import domainxml
 from pvc.cluster.domainxml import Shape
-from pvc.errors import Invalid, PVCError, TimedOut
+from pvc.errors import Invalid, NotFound, PVCError, TimedOut
 from pvc.node.drivers import (
     Cancelled,
     Capabilities,
@@ -91,6 +91,8 @@ class Guest:
     ignores_acpi: bool = False
     keeps_devices: bool = True  # no system runs in it that gives one up
     shutdown_takes_s: float = 0.0
+    has_agent: bool = False
+    is_frozen: bool = False
     ends: Ended | None = None  # right after its start: it panics, or powers itself off
 
 
@@ -110,6 +112,8 @@ class FakeWorld:
     during_migration: Callable[[str], None] = lambda _uuid: (
         None
     )  # called at every step: the place for accidents
+    snapshots: dict[str, list[str]] = field(default_factory=dict)  # by file
+    when_snapshot: Callable[[str, str, bool], None] = lambda _file, _name, _is_there: None
     hosts: dict[str, FakeHypervisor] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)
 
@@ -154,6 +158,7 @@ class FakeHypervisor:
     calls: list[tuple[str, str]] = field(default_factory=list)  # method, UUID: what was done to domains
     powered: bool = True
     deaf: bool = False  # libvirt does not answer
+    kills: BaseException | None = None  # whoever calls is killed
     connected: bool = False
     abort: set[str] = field(default_factory=set)
     secrets: dict[str, tuple[str, bytes]] = field(default_factory=dict)
@@ -282,6 +287,48 @@ class FakeHypervisor:
         machine.domain = replace(machine.domain, state=DomainState.RUNNING, reason="unpaused")
         self._tell(DomainEvent(EventKind.RESUMED, uuid))
 
+    def suspend(self, uuid: str) -> None:
+        self._connect("suspend", uuid)
+        machine = self._machine(uuid)
+        machine.domain = replace(machine.domain, state=DomainState.PAUSED, reason="user")
+        self._tell(DomainEvent(EventKind.PAUSED, uuid))
+
+    def freeze(self, uuid: str) -> bool:
+        self._connect("freeze", uuid)
+        self._machine(uuid)
+        guest = self.world.guest(uuid)
+        guest.is_frozen = guest.has_agent
+        return guest.has_agent
+
+    def thaw(self, uuid: str) -> None:
+        self._connect("thaw", uuid)
+        self._machine(uuid)
+        if not self.world.guest(uuid).has_agent:
+            raise DriverError("Guest agent is not responding: QEMU guest agent is not connected")
+        self.world.guest(uuid).is_frozen = False
+
+    def add_snapshots(self, uuid: str, snapshots: Mapping[str, str]) -> None:
+        self._connect("add_snapshots", uuid)
+        for file, name in snapshots.items():
+            self._has_open(uuid, file)
+            if name in self.world.snapshots.get(file, []):
+                raise DriverError(f"Snapshot with name '{name}' already exists on device")
+        for file, name in snapshots.items():
+            self.world.snapshots.setdefault(file, []).append(name)
+            self.world.when_snapshot(file, name, True)
+
+    def remove_snapshot(self, uuid: str, file: str, name: str) -> None:
+        self._connect("remove_snapshot", uuid)
+        self._has_open(uuid, file)
+        if name not in self.world.snapshots.get(file, []):
+            raise NotFound(f"{file} has no snapshot {name}")
+        self.world.snapshots[file].remove(name)
+        self.world.when_snapshot(file, name, False)
+
+    def _has_open(self, uuid: str, file: str) -> None:
+        if file not in {disk.source for disk in domainxml.parse(self._machine(uuid).xml).disks}:
+            raise DriverError(f"QEMU does not have {file} open")
+
     def mark(self, uuid: str, shape: Shape) -> None:
         self._connect("mark", uuid)
         self._change(uuid, marked(self._machine(uuid).xml, shape))
@@ -381,6 +428,8 @@ class FakeHypervisor:
     # Inside
 
     def _connect(self, call: str, uuid: str = "") -> None:
+        if self.kills is not None:
+            raise self.kills
         if not self.powered or self.deaf:
             raise DriverError("libvirt does not answer: connection refused", retryable=True)
         if uuid:

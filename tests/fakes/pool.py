@@ -41,6 +41,8 @@ class Kept:
 class FakePool:
     total_bytes: int = 100 * 1024**3
     used_bytes: int = 0
+    place: str = "/srv/vms/{}/disk.qcow2"
+    """Of a volume, as definitions say."""
     is_mounted: bool = True
     open: set[str] = field(default_factory=set)
     """Volumes that somebody has open."""
@@ -73,7 +75,7 @@ class FakePool:
         return name in self.open
 
     def location(self, name: str) -> str:
-        return f"/fake/{self._found(name).volume.name}"
+        return self.place.format(self._found(name).volume.name)
 
     def add(self, name: str, size_bytes: int, format: Format, token: str) -> None:
         self._check_free(name)
@@ -156,6 +158,9 @@ class FakePool:
         self._unused(name)
         made = Snapshot(snapshot, float(next(self._clock)), found.volume.size_bytes)
         found.snapshots[snapshot] = made, found.content
+
+    def name_in_qemu(self, snapshot: str) -> str:
+        return f"@{snapshot}"
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         taken, _ = self._snapshot(name, snapshot)

@@ -19,6 +19,7 @@ IMPORTERS = {
     "bottle": "pvc/http/app.py",
     "waitress": "pvc/http/server.py",
     "libvirt": "pvc/node/drivers/libvirt.py",
+    "libvirt_qemu": "pvc/node/drivers/libvirt.py",
     "pyroute2": "pvc/node/drivers/netlink.py",
     "rados": "pvc/node/drivers/ceph.py",
     "rbd": "pvc/node/drivers/rbd.py",

@@ -257,6 +257,36 @@ class Hypervisor(Protocol):
     def close(self) -> None: ...
 
 
+class Snapshotter(Hypervisor, Protocol):
+    """One that can have its guests stand still, and take snapshots of what they have open."""
+
+    def suspend(self, uuid: str) -> None:
+        """Its guest stands still from then on, until `resume`, and what it wrote is on its disks."""
+        ...
+
+    def freeze(self, uuid: str) -> bool:
+        """Have the agent in the guest write what file systems hold back, and hold them still until `thaw`.
+
+        False where there is no agent that does. Raises NoAnswer when one hangs: it may be at it yet.
+        """
+        ...
+
+    def thaw(self, uuid: str) -> None:
+        """Done already where nothing is frozen."""
+        ...
+
+    def add_snapshots(self, uuid: str, snapshots: Mapping[str, str]) -> None:
+        """Inside of disks that a running domain has open, at one moment: by the file, what each is called.
+
+        Of all of them or, when that cannot be, of none.
+        """
+        ...
+
+    def remove_snapshot(self, uuid: str, file: str, name: str) -> None:
+        """Of a disk that a running domain has open. Raises NotFound where there is no such snapshot."""
+        ...
+
+
 class TooLate(DriverError):
     """What was to be done until a moment would take effect after it."""
 

@@ -298,6 +298,9 @@ class Directory:
             self._keep(name, tag, {"name": snapshot})
         self._change(name, "snapshot", "-q", "-c", tag)
 
+    def name_in_qemu(self, snapshot: str) -> str:
+        return f"@{snapshot}"
+
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         tag = self._tag(name, snapshot)
         if self._kept(name).get(tag, {}).get("protected"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import threading
 import time
@@ -14,10 +15,11 @@ from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import libvirt
+import libvirt_qemu
 
 from pvc.cluster import domainxml
 from pvc.cluster.domainxml import Shape
-from pvc.errors import Invalid, PVCError, TimedOut
+from pvc.errors import Invalid, NotFound, PVCError, TimedOut
 from pvc.node.drivers import (
     Cancelled,
     Capabilities,
@@ -44,6 +46,9 @@ KEEPALIVE_S, KEEPALIVE_MISSES = 5, 3
 POLL_S = 0.2
 CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 3.0  # by QEMU, to a request of ours
+PING, PING_WITHIN_S = '{"execute": "guest-ping"}', 2
+FREEZE_WITHIN_S = 10  # by a guest: it writes first what it holds back
+SNAPSHOTS_WITHIN_S = 30.0
 CHANGES_WITHIN_S = 10.0  # a device: the host's part of it takes time, too
 UNPLUGGING = ("already in the process of unplug", "no device found with alias")
 LIST_WITHIN_S = 0.3  # by each QEMU that has to be asked for a list of domains
@@ -249,6 +254,74 @@ class LibvirtHypervisor:
 
     def resume(self, uuid: str) -> None:
         self._request(uuid, "resume", lambda domain: domain.resume())
+
+    def suspend(self, uuid: str) -> None:
+        self._request(uuid, "suspend", lambda domain: domain.suspend(), SNAPSHOTS_WITHIN_S)
+
+    # Snapshots
+
+    def freeze(self, uuid: str) -> bool:
+        def ask(domain: libvirt.virDomain) -> bool:
+            if not _try(lambda: libvirt_qemu.qemuAgentCommand(domain, PING, PING_WITHIN_S, 0)):
+                return False
+            domain.agentSetResponseTimeout(FREEZE_WITHIN_S)
+            if _try(domain.fsFreeze):
+                return True
+            domain.fsThaw()  # it may have begun
+            return False
+
+        try:
+            return self._ask(uuid, "freeze file systems", ask, 3.0 * FREEZE_WITHIN_S)
+        except libvirt.libvirtError as error:
+            raise _error(error) from error
+
+    def thaw(self, uuid: str) -> None:
+        self._request(uuid, "thaw file systems", lambda domain: domain.fsThaw(), 2.0 * FREEZE_WITHIN_S)
+
+    def add_snapshots(self, uuid: str, snapshots: Mapping[str, str]) -> None:
+        nodes = self._block_nodes(uuid)
+        self._order(
+            uuid,
+            "transaction",
+            actions=[
+                {
+                    "type": "blockdev-snapshot-internal-sync",
+                    "data": {"device": _node_of(nodes, file), "name": name},
+                }
+                for file, name in snapshots.items()
+            ],
+        )
+
+    def remove_snapshot(self, uuid: str, file: str, name: str) -> None:
+        node = _node_of(self._block_nodes(uuid), file)
+        try:
+            self._order(uuid, "blockdev-snapshot-delete-internal-sync", device=node, name=name)
+        except DriverError as error:
+            if "not found" in error.message or "does not exist" in error.message:
+                raise NotFound(f"{file} has no snapshot {name}") from None
+            raise
+
+    def _block_nodes(self, uuid: str) -> dict[str, str]:
+        """What QEMU calls each of its disks, by its file."""
+        found = (one["inserted"] for one in self._order(uuid, "query-block") if one.get("inserted"))
+        return {one["image"]["filename"]: one["node-name"] for one in found}
+
+    def _order(self, uuid: str, command: str, **arguments: Any) -> Any:
+        """A command that libvirt has no call for. Raises DriverError."""
+        text = json.dumps({"execute": command, "arguments": arguments} if arguments else {"execute": command})
+        try:
+            said = self._ask(
+                uuid,
+                f"do {command}",
+                lambda domain: libvirt_qemu.qemuMonitorCommand(domain, text, 0),
+                SNAPSHOTS_WITHIN_S,
+            )
+        except libvirt.libvirtError as error:
+            raise _error(error) from error
+        answer = json.loads(said)
+        if "error" in answer:
+            raise DriverError(str(answer["error"].get("desc", answer["error"])))
+        return answer.get("return")
 
     # Devices that come and go
 
@@ -615,6 +688,12 @@ def _secret(uuid: str, usage: str) -> str:
     use = ElementTree.SubElement(root, "usage", type="ceph")
     ElementTree.SubElement(use, "name").text = usage
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _node_of(nodes: Mapping[str, str], file: str) -> str:
+    if file not in nodes:
+        raise DriverError(f"QEMU does not have {file} open")
+    return nodes[file]
 
 
 def _is_gone(error: libvirt.libvirtError) -> bool:

@@ -241,6 +241,9 @@ class RBDPool:
         with self._opened() as io, rbd.Image(io, name) as image:
             image.create_snap(snapshot)
 
+    def name_in_qemu(self, snapshot: str) -> str:
+        return ""
+
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         if self._snapshot(name, snapshot).is_protected:
             raise Conflict(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pvc.clock import SystemClock
-from pvc.cluster import paths
+from pvc.cluster import domainxml, paths
 from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.codec import to_json
 from pvc.cluster.storage import Driver, PoolSpec
@@ -15,10 +16,11 @@ from pvc.cluster.vm import Owner
 from pvc.commands.context import Context, invoke
 from pvc.commands.registry import find
 from pvc.errors import Unavailable
-from pvc.node import vm_disks
+from pvc.node import vm_disks, vm_snapshots
+from pvc.node.drivers.storage import Snapshot
 from pvc.node.storage import Pools, new_pool_ops, works
 from pvc.node.tasks import Tasks
-from tests.fakes.hypervisor import FakeWorld
+from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.lanes import Lanes
 from tests.fakes.pool import FakePool
 from tests.unit.commands.world import World, a_world
@@ -31,25 +33,44 @@ class Storing:
         self.world: World = a_world()
         self.pool = FakePool()
         """What every node reaches, as whatever pool."""
-        self.host = FakeWorld().add("n1")
-        """The hypervisor of every node."""
+        self.hosts = FakeWorld(when_snapshot=self._snapshot_inside)
+        self.hypervisors = {name: self.hosts.add(name) for name in NODES}
+        self.host = self.hypervisors["n1"]
         self.asked: list[str] = []
         self.silent: set[str] = set()
         """Addresses of nodes that do not answer."""
         for number, name in enumerate(NODES, 1):
             self.world.edit(paths.node(name), address=f"10.0.0.{number}")
+        self.notes = TemporaryDirectory()
+        """What outlives daemons; no two VMs run in one test on different nodes."""
         self.pools = {name: self._pools(name) for name in NODES}
-        self.tasks = {
-            name: Tasks(
-                Owner(name, 1),
-                self.world.store,
-                {**works(self.pools[name]), **vm_disks.works(self.pools[name], self.host)},
-                SystemClock(),
-                lambda: None,
-                lanes=Lanes,
-            )
-            for name in NODES
+        self.tasks = {name: self._tasks(name, 1) for name in NODES}
+
+    def _tasks(self, name: str, incarnation: int) -> Tasks:
+        pools, clock = self.pools[name], SystemClock()
+        known = {
+            **works(pools),
+            **vm_disks.works(pools, self.host),
+            **vm_snapshots.works(pools, self.hypervisors[name], Path(self.notes.name, name), clock),
         }
+        me = Owner(name, incarnation)
+        return Tasks(me, self.world.store, known, clock, lambda: None, lanes=Lanes)
+
+    def restart(self, name: str) -> None:
+        """Its daemon was killed, and another one is there."""
+        incarnation = self.tasks[name].me.incarnation + 1
+        self.world.edit(paths.node_status(name), incarnation=incarnation)
+        self.tasks[name] = self._tasks(name, incarnation)
+
+    def _snapshot_inside(self, file: str, name: str, is_there: bool) -> None:
+        """By a QEMU, in a volume that it has open."""
+        volume = file.split("/")[-2]
+        kept = self.pool.kept[volume]
+        if is_there:
+            made = Snapshot(name[1:], 1.0, kept.volume.size_bytes)
+            kept.snapshots[name[1:]] = made, kept.content
+        else:
+            del kept.snapshots[name[1:]]
 
     def _pools(self, name: str) -> Pools:
         def publish(problems: Any) -> None:
@@ -115,6 +136,34 @@ def storing() -> Storing:
     made.done("storage.volume-add", pool="vms", volume="golden", size="10G")
     made.done("storage.volume-snapshot-add", pool="vms", volume="golden", snapshot="s1")
     return made
+
+
+def with_disks(*volumes: str) -> Storing:
+    """VM web1 on n1, stopped, with those volumes of the pool vms as its disks."""
+    made = Storing()
+    made.add_pool()
+    for name in volumes:
+        made.done("storage.volume-add", pool="vms", volume=name, size="10G")
+    made.world.call("vm.create", name="web1", disk=[made.pool.location(one) for one in volumes], target="n1")
+    return made
+
+
+def runs(made: Storing, vm: str = "web1", node: str = "n1") -> FakeHypervisor:
+    """Its node has started it."""
+    made.world.call("vm.start", vm=vm)
+    spec = made.world.spec(vm)
+    xml = domainxml.render(spec.definition, emulation="qemu", emulator="/qemu", console_log="/log")
+    made.hypervisors[node].start(xml)
+    made.world.runs(vm, node)
+    made.pool.open |= {disk.source.split("/")[-2] for disk in domainxml.parse(spec.definition).disks}
+    return made.hypervisors[node]
+
+
+def stops(made: Storing, vm: str = "web1", node: str = "n1") -> None:
+    made.world.call("vm.stop", vm=vm)
+    made.hypervisors[node].destroy(made.world.spec(vm).uuid)
+    made.world.ended(vm)
+    made.pool.open.clear()
 
 
 def a_directory(tmp_path: Path) -> str:

@@ -18,13 +18,15 @@ from pvc.commands import registry
 from pvc.commands.context import Caller, Context, LocalContext, invoke
 from pvc.commands.registry import Operation, Role, convert, find
 from pvc.errors import Conflict, Failed, Invalid, NotFound, NotPermitted, PVCError, Unavailable
-from tests.unit.commands.storing import Storing
+from tests.unit.commands.storing import Storing, with_disks
 from tests.unit.commands.test_network_sriov import split
 from tests.unit.commands.world import OTHER, UUID, World, a_world, changed, with_vm, xml_of
 
 OURS = ("vm", "node", "network", "storage", "task", "cluster", "why")
 
 Make = Callable[[], World]
+
+DAILY = {"vm": "web1", "snapshot": "daily"}
 
 BMC = {"node": "n1", "address": "10.0.0.201", "user": "admin", "password": "secret1\n"}
 
@@ -185,6 +187,13 @@ def with_volume() -> World:
     return world
 
 
+def snapshotted() -> World:
+    """web1 is stopped, its disk is volume golden of pool vms, and it has a snapshot daily."""
+    made = with_disks("golden")
+    assert made.done("vm.snapshot-create", vm="web1", snapshot="daily")["state"] == "done"
+    return made.world
+
+
 def anonymous(path: str) -> str:
     """A task is called something else each time."""
     return re.sub(r"(/tasks/)[0-9a-f]{8}", r"\1ID", path)
@@ -266,6 +275,9 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "vm.user-data-remove": (with_user_data, {"vm": "web1"}),
     "vm.network-add": (networked, {"vm": "web1", "network": "102", "mac": "52:54:00:00:00:07"}),
     "vm.network-remove": (networked, {"vm": "web1", "network": "net101"}),
+    "vm.snapshot-create": (snapshotted, {"vm": "web1", "snapshot": "weekly"}),
+    "vm.snapshot-remove": (snapshotted, DAILY),
+    "vm.snapshot-rollback": (snapshotted, DAILY),
     "vm.tag-add": (with_vm, {"vm": "web1", "tag": "blue", "protected": True}),
     "vm.tag-remove": (tagged, {"vm": "web1", "tag": "blue"}),
 }
@@ -335,6 +347,15 @@ FILE = {"vm": "web1", "volume": "/srv/a"}
 TWIN = domainxml.add_disk(xml_of("a", OTHER), domainxml.NewDisk("/srv/vms/web1-vda/disk.qcow2"), "vda")
 
 BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
+    ("vm.snapshot-create", with_vm, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.snapshot-create", with_vm, {"vm": "web1", "snapshot": "a/b"}, Invalid, "is not a snapshot's name"),
+    ("vm.snapshot-create", with_vm, {"vm": "web1", "snapshot": "-a"}, Invalid, "is not a snapshot's name"),
+    ("vm.snapshot-create", with_vm, {"vm": "web1"}, Conflict, "web1 has no disk to keep"),
+    ("vm.snapshot-create", snapshotted, DAILY, Conflict, "web1 has a snapshot daily already"),
+    ("vm.snapshot-list", with_vm, {"vm": "web9"}, NotFound, "no VM named web9"),
+    ("vm.snapshot-remove", with_vm, DAILY, NotFound, "web1 has no snapshot daily"),
+    ("vm.snapshot-rollback", with_vm, DAILY, NotFound, "web1 has no snapshot daily"),
+    ("vm.undefine", snapshotted, {"vm": "web1"}, Conflict, "web1 has 1 snapshots: daily"),
     ("cluster.init", World, {}, Invalid, "name is missing"),
     ("cluster.init", World, {"name": "a b"}, Invalid, "is not a name"),
     ("cluster.init", a_world, {"name": "other"}, Conflict, "this is the cluster test already"),

@@ -112,6 +112,7 @@ def test_a_row_of_the_list() -> None:
             "uuid": UUID,
             "state": "start",
             "tags": ["blue"],
+            "snapshots": 0,
             "networks": ["br0"],
             "memory_mib": 512,
             "vcpus": 1,

@@ -318,6 +318,36 @@ def test_settings_of_a_migration_reach_the_hypervisor_in_their_units(bench: Benc
     assert (given.max_downtime_ms, given.timeout_s) == (250, 30.0)
 
 
+def test_a_vm_that_a_task_is_at_is_not_moved(bench: Bench) -> None:
+    join(bench, "n2", "10.0.0.2")
+    bench.host.world.hosts["n1"] = bench.host
+    bench.host.world.add("10.0.0.2")
+    bench.add(spec())
+    bench.rounds(2)
+    moved = move(bench.vm.spec, "n2", home="n1")
+    bench.store.commit(
+        Put(paths.vm(UUID), dumps(moved)),
+        Create(paths.node_vm("n2", UUID)),
+        Create(paths.vm_target(UUID), dumps(Target("n2", moved.moves, 1))),
+        Create(paths.vm_claim(UUID), b"0000000a"),
+    )
+    bench.rounds(2)
+    assert bench.host.migrations == []
+    assert (bench.vm.spec.node, bench.vm.spec.home, bench.vm.status.state) == ("n1", None, State.START)
+    assert bench.vm.status.reason == "not moved to n2: task 0000000a is at it"
+
+
+def test_a_vm_that_a_task_is_at_starts_when_that_has_ended(bench: Bench) -> None:
+    bench.add(spec())
+    bench.store.commit(Create(paths.vm_claim(UUID), b"0000000a"))
+    with pytest.raises(Conflict, match="task 0000000a is at web1"):
+        bench.rounds()
+    assert (bench.vm.status.owner, bench.vm.status.failures, bench.host.machines) == (None, 0, {})
+    bench.store.commit(Delete(paths.vm_claim(UUID)))
+    bench.rounds(2)
+    assert UUID in bench.host.machines
+
+
 def test_hand_over_that_cannot_be_written_is_not_tried_for_ever(bench: Bench) -> None:
     join(bench, "n2", "10.0.0.2")
     bench.host.world.hosts["n1"] = bench.host

@@ -111,6 +111,17 @@ ROWS = [
     ),
     Row("paused", domain=domain(DomainState.PAUSED), then="commit start owner=me"),
     Row(
+        "paused for the instant of a snapshot",
+        domain=domain(DomainState.PAUSED, reason="user"),
+        note=Note(NOW - 99, paused_since=NOW - 2),
+    ),
+    Row(
+        "paused on request for longer",
+        domain=domain(DomainState.PAUSED, reason="user"),
+        note=Note(NOW - 99, paused_since=NOW - 3),
+        then="commit start owner=me",
+    ),
+    Row(
         "long good run",
         status=status(failures=2),
         domain=RUNS,
@@ -353,6 +364,15 @@ def test_plan_waits_only_with_a_time_to_wake() -> None:
 def test_lane_that_is_busy_is_left_alone() -> None:
     free = vm(spec(), FREE)
     assert plan(picture(free, busy={UUID: Start(free)})).actions == []
+
+
+def test_a_pause_on_request_is_looked_at_again_and_forgotten_when_it_is_over() -> None:
+    still = picture(vm(spec(), status()), domain(DomainState.PAUSED, reason="user"), Note(NOW - 99))
+    (known,) = [note for uuid, note in remember(still).items() if uuid == UUID]
+    assert known.paused_since == NOW
+    assert plan(replace(still, notes={UUID: known})).wake_at == NOW + 3
+    again = replace(still, domains={UUID: domain()}, notes={UUID: known})
+    assert remember(again)[UUID].paused_since is None
 
 
 def test_starts_and_migrations_are_limited() -> None:

@@ -1,0 +1,6 @@
+"""What pvc uses of python3-libvirt for QEMU alone."""
+
+from libvirt import virDomain
+
+def qemuMonitorCommand(domain: virDomain, cmd: str, flags: int) -> str: ...
+def qemuAgentCommand(domain: virDomain, cmd: str, timeout: int, flags: int) -> str: ...
