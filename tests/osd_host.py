@@ -84,7 +84,7 @@ class OSDHost:
         with file.open("wb") as new:
             new.truncate(size_bytes)
         done = subprocess.run(
-            ["losetup", "--find", "--show", file], capture_output=True, text=True, check=True
+            ["losetup", "--partscan", "--find", "--show", file], capture_output=True, text=True, check=True
         )
         self.loops.append(done.stdout.strip())
         return self.loops[-1]

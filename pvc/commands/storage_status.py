@@ -15,6 +15,17 @@ from pvc.commands.storage_osd import OSDRow, ask, row
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What goes on, each second."""
+
+    read_bytes: int
+    write_bytes: int
+    reads: int
+    writes: int
+    recovery_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StorageStatus:
     health: str
     """HEALTH_OK, HEALTH_WARN or HEALTH_ERR. The first field, so that `-f short` is this word."""
@@ -38,11 +49,7 @@ class StorageStatus:
     used_bytes: int
     available_bytes: int
     """Until Ceph takes no writes."""
-    read_bytes_s: int
-    write_bytes_s: int
-    read_ops_s: int
-    write_ops_s: int
-    recovery_bytes_s: int
+    each_second: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Use:
     available_bytes: int
     used_percent: int
     objects: int
-    bytes_a_day: int | None
+    daily_growth_bytes: int | None
     """Of late; None: not known yet."""
     days_to_full: float | None
     """If that goes on; None: not known yet, or not within ten years."""
@@ -69,7 +76,7 @@ class StorageUse:
     available_bytes: int
     """Until Ceph takes no writes, which is before the last byte."""
     used_percent: int
-    bytes_a_day: int | None
+    daily_growth_bytes: int | None
     days_to_full: float | None
     forecast: str
     pools: tuple[Use, ...]
@@ -97,11 +104,13 @@ def status(ctx: Context) -> StorageStatus:
         size_bytes=found.size_bytes,
         used_bytes=found.used_bytes,
         available_bytes=ceph.available_bytes(found),
-        read_bytes_s=found.read_bytes_s,
-        write_bytes_s=found.write_bytes_s,
-        read_ops_s=found.read_ops_s,
-        write_ops_s=found.write_ops_s,
-        recovery_bytes_s=found.recovery_bytes_s,
+        each_second=Work(
+            read_bytes=found.read_bytes_s,
+            write_bytes=found.write_bytes_s,
+            reads=found.read_ops_s,
+            writes=found.write_ops_s,
+            recovery_bytes=found.recovery_bytes_s,
+        ),
     )
 
 
@@ -117,7 +126,7 @@ def util(ctx: Context) -> StorageUse:
         used_bytes=found.used_bytes,
         available_bytes=left,
         used_percent=_percent(found.used_bytes, left),
-        bytes_a_day=growths[ALL].bytes_a_day,
+        daily_growth_bytes=growths[ALL].bytes_a_day,
         days_to_full=growths[ALL].days_to_full,
         forecast=ceph.forecast(growths[ALL]),
         pools=tuple(_use(one, growths[one.name]) for one in found.pools),
@@ -133,7 +142,7 @@ def _use(pool: ceph.PoolUse, growth: Growth) -> Use:
         available_bytes=pool.available_bytes,
         used_percent=_percent(pool.stored_bytes, pool.available_bytes),
         objects=pool.objects,
-        bytes_a_day=growth.bytes_a_day,
+        daily_growth_bytes=growth.bytes_a_day,
         days_to_full=growth.days_to_full,
     )
 

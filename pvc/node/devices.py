@@ -12,7 +12,6 @@ from pvc import sizes
 from pvc.errors import Conflict, Invalid, NotFound
 
 COLUMNS = "NAME,PATH,TYPE,SIZE,VENDOR,MODEL,FSTYPE,MOUNTPOINTS,RO,ROTA,TRAN"
-LVM = "LVM2_member"
 WHOLE = ("disk", "loop", "mpath")
 LEAST_BYTES = 1024**3
 TOLERANCE = 0.03
@@ -138,7 +137,7 @@ def _held(device: Device) -> str:
 def _words(signature: str) -> str:
     known = {
         "ceph_bluestore": "an OSD of Ceph",
-        LVM: "LVM",
+        "LVM2_member": "LVM",
         "linux_raid_member": "RAID",
         "crypto_LUKS": "encrypted data",
         "swap": "swap space",
@@ -157,6 +156,11 @@ def in_use(device: Device) -> list[str]:
     ]
 
 
+def leaves(device: Device) -> Iterator[Device]:
+    """What nothing else is made of: LVM holds a disk by itself, whether anybody uses it or not."""
+    return (one for one in _all([device]) if not one.holders)
+
+
 def check_free(device: Device, signatures: Iterable[str], *, is_held: bool, force: bool) -> None:
     """Raises Conflict naming what is on it."""
     if used := in_use(device):
@@ -165,11 +169,10 @@ def check_free(device: Device, signatures: Iterable[str], *, is_held: bool, forc
         raise Conflict(f"{device.path} can only be read", hint="choose another device")
     if device.size_bytes < LEAST_BYTES:
         raise Conflict(f"{device.path} has only {sizes.show(device.size_bytes)}", hint="an OSD needs 1 GiB")
-    signatures = tuple(signatures)
     if (found := content(device, signatures)) and not force:
         told = ", ".join(found)
         raise Conflict(f"{device.path} holds data: {told}", hint="--force takes all of it away, for good")
-    if is_held and LVM not in (device.filesystem, *signatures):  # LVM holds it by itself
+    if is_held:
         raise Conflict(
             f"{device.path} is open by something else", hint="is it the disk of an OSD or of a VM?"
         )

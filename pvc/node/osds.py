@@ -20,6 +20,7 @@ from pvc.cluster.codec import dumps
 from pvc.cluster.tasks import TaskSpec
 from pvc.errors import Conflict, Failed, NotFound, PVCError
 from pvc.node import devices
+from pvc.node.devices import Device
 from pvc.node.drivers.ceph_volume import OSDDisks, Prepared
 from pvc.node.monitors import Monitors, connect
 from pvc.node.tasks import Progress, Work
@@ -134,9 +135,14 @@ class OSDs:
         fsid = self.connect().command("status")["fsid"]
         return [one for one in self.disks.prepared(device) if (one.osd, one.fsid) == (osd, fsid)]
 
+    def choose(self, wanted: str) -> Device:
+        """Also by another name of it: /dev/disk/by-id/…"""
+        path = os.path.realpath(wanted) if wanted.startswith("/dev/disk/") else wanted
+        return devices.choose(path, self.disks.devices())
+
     def free(self, wanted: str, *, force: bool) -> str:
         """The path of a device that may become an OSD. Raises Conflict naming what is on it."""
-        device = devices.choose(wanted, self.disks.devices())
+        device = self.choose(wanted)
         known = {one["uuid"] for one in self.known().values()}
         for one in self.disks.prepared(device.path):
             if one.uuid in known:
@@ -255,10 +261,10 @@ class Remove:
         osd = task.arguments["osd"]
         self._drain(task, osd, progress)
         self.osds.purge(osd)
-        self._clean(task, osd)
+        left = self._clean(task, osd)
         self.osds.journal.forget(task.id)
         self.osds.changed()
-        return {"osd": osd}
+        return {"osd": osd, "left": left}
 
     def _drain(self, task: TaskSpec, osd: int, progress: Progress) -> None:
         """Stopped and out, and all that it had is elsewhere, unless that is forced. Raises Stopped."""
@@ -273,14 +279,16 @@ class Remove:
             osds.disks.stop(osd)
         osds.connect().command("osd down", ids=[str(osd)])
 
-    def _clean(self, task: TaskSpec, osd: int) -> None:
-        """A disk that is broken need not answer: the OSD has gone all the same."""
+    def _clean(self, task: TaskSpec, osd: int) -> str:
+        """A disk that is broken need not answer: the OSD has gone all the same. What is left, in words."""
         if not task.arguments["here"]:
-            return
+            return "its disk, which is of a node that does not run"
         try:
             self.osds.take_off(osd)
         except PVCError as error:
             log.warning("the disk of OSD %d is left as it is: %s", osd, error.message)
+            return f"its disk: {error.message}"
+        return ""
 
     def undo(self, task: TaskSpec) -> None:
         """As long as Ceph knows it, it comes back; else its disk is the rest."""
@@ -306,7 +314,7 @@ class Replace(Remove):
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         osds, asked = self.osds, task.arguments
         osd, known = asked["osd"], osds.get(asked["osd"])
-        device = devices.choose(asked["device"], osds.disks.devices()).path
+        device = osds.choose(asked["device"]).path
         if device not in {one.device for one in osds.on_disks(osd)}:
             osds.free(device, force=asked["wipe"])
         if "destroyed" not in known["state"]:
@@ -348,7 +356,7 @@ class Refresh:
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         osds, osd = self.osds, task.arguments["osd"]
         known = osds.get(osd)
-        device = devices.choose(task.arguments["device"], osds.disks.devices()).path
+        device = osds.choose(task.arguments["device"]).path
         for one in osds.disks.prepared(device):
             if one.uuid == known["uuid"]:
                 osds.disks.start(one)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +90,6 @@ def _real(tmp_path: Path, host: OSDHost) -> Bench:
         subprocess.run(["mkfs.ext4", "-q", path, "16M"], check=True)
 
     def add_osd() -> int:
-        import uuid
-
         return OSDs(HOST, disks, "", connect=lambda: monitors).reserve(str(uuid.uuid4()))
 
     return Bench(disks, monitors, host.add_disk, put_file_system, add_osd, str(tmp_path / "notes"))
@@ -141,6 +141,21 @@ def test_a_disk_with_data_is_named_and_wiped_only_by_force(bench: Bench) -> None
     bench.disks.check_free(bench.device(path), force=True)
     bench.disks.zap(path, ())
     bench.disks.check_free(bench.device(path), force=False)
+
+
+def test_a_disk_with_partitions_is_refused_and_has_none_when_it_was_wiped(real: Bench) -> None:
+    path = real.add_disk()
+    entry = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", 2048, 1048576)
+    with Path(path).open("r+b") as file:
+        file.seek(446)
+        file.write(entry.ljust(64, b"\0") + b"\x55\xaa")
+    subprocess.run(["partx", "--update", path], check=True)
+    with pytest.raises(Conflict, match=rf"a partition \({path}p1\).* a partition table \(dos\)"):
+        real.disks.check_free(real.device(path), force=False)
+    assert real.device(f"{path}p1").kind == "part"
+    real.disks.zap(path, ())
+    assert real.device(path).holders == ()
+    real.disks.check_free(real.device(path), force=False)
 
 
 def test_what_needs_lvm_is_refused_where_there_is_none(bench: Bench) -> None:

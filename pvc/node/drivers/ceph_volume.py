@@ -103,7 +103,8 @@ class CephVolume:
         return devices.devices(self.run(["lsblk", "--json", "--bytes", "-o", devices.COLUMNS]).stdout)
 
     def check_free(self, device: Device, *, force: bool) -> None:
-        devices.check_free(device, self._signatures(device.path), is_held=_is_held(device.path), force=force)
+        is_held = any(_is_held(one.path) for one in devices.leaves(device))
+        devices.check_free(device, self._signatures(device.path), is_held=is_held, force=force)
 
     def _signatures(self, path: str) -> list[str]:
         """As they are on the device: what lsblk says may be what udev once knew."""
@@ -255,6 +256,7 @@ class CephVolume:
     def _wipe(self, device: str) -> None:
         """ceph-volume wipes whatever it knows; labels of BlueStore on other kinds of devices it leaves."""
         self.run(["wipefs", "--all", "--force", device])
+        self.run(["partx", "--delete", device], check=False)  # where it had any
         size = int(self.run(["blockdev", "--getsize64", device]).stdout)
         count = min(LABELS_MIB, size // 1024**2)
         words = [f"of={device}", "bs=1M", f"count={count}", "conv=fsync,notrunc", "status=none"]

@@ -87,6 +87,13 @@ def test_status_counts_and_names() -> None:
     assert found["osds"] == {"total": 4, "destroyed": 1, "down,in": 1, "down,out": 1, "up,in": 1}
     assert "OSD_NEARFULL: 1 nearfull osd(s)" in found["checks"]
     assert (found["flags"], found["quorum"], found["degraded"]) == (["noout"], ["n1", "n2"], 2)
+    assert found["each_second"] == {
+        "read_bytes": 0,
+        "write_bytes": 100,
+        "reads": 0,
+        "writes": 3,
+        "recovery_bytes": 0,
+    }
     assert found["available_bytes"] == int(30 * GIB * 0.95) - 3 * GIB
 
 
@@ -95,7 +102,7 @@ def test_use_says_when_it_is_full() -> None:
     assert (found["days_to_full"], found["forecast"]) == (12.0, "full in 12 days, at this rate")
     (pool,) = found["pools"]
     assert (pool["name"], pool["stored_bytes"], pool["used_percent"]) == ("vms", GIB, 11)
-    assert (pool["bytes_a_day"], pool["days_to_full"]) == (None, None)
+    assert (pool["daily_growth_bytes"], pool["days_to_full"]) == (None, None)
     assert len(found["osds"]) == 4
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pvc.errors import Conflict, Invalid, NotFound
-from pvc.node.devices import Device, check_free, choose, content, devices, parse_detect
+from pvc.node.devices import Device, check_free, choose, content, devices, leaves, parse_detect
 
 GB = 1000**3
 
@@ -112,12 +112,17 @@ def test_what_is_not_free_says_why(device: Device, signatures: tuple[str, ...], 
 
 def test_force_is_for_what_is_on_it_and_not_for_what_is_in_use() -> None:
     check_free(of(filesystem="xfs"), ("gpt",), is_held=False, force=True)
-    check_free(of(), ("LVM2_member",), is_held=True, force=True)
+    check_free(of(), ("LVM2_member",), is_held=False, force=True)
     for device in (HERE[0], of(is_read_only=True)):
         with pytest.raises(Conflict):
             check_free(device, (), is_held=False, force=True)
     with pytest.raises(Conflict, match="open by something else"):
         check_free(of(filesystem="xfs"), (), is_held=True, force=True)
+
+
+def test_who_could_hold_a_disk_is_what_is_made_of_it() -> None:
+    assert [one.path for one in leaves(HERE[0])] == ["/dev/sda1", "/dev/sda2"]
+    assert [one.path for one in leaves(HERE[1])] == ["/dev/sdb"]
 
 
 def test_a_free_device_has_nothing() -> None:

@@ -218,7 +218,7 @@ def test_a_removal_that_ends_before_the_purge_is_undone_and_after_it_finished(wi
     assert with_osd.picture == ({"/dev/sdb": [0]}, [0], [0])
     with_osd.ceph.failing = ""
     with_osd.disks.broken = {"zap"}
-    with_osd.do("remove", REMOVE)  # the disk is broken
+    assert with_osd.do("remove", REMOVE) == {"osd": 0, "left": "its disk: zap failed"}
     assert with_osd.picture == ({"/dev/sdb": [0]}, [], [])
 
 
