@@ -22,6 +22,9 @@ MANAGERS = 2
 OSD_BYTES = 32 * 1024**3
 """Of a sparse file, which has nothing in it yet."""
 PORT = 3300
+POOL = "ceph"
+"""For volumes."""
+PGS = 8
 
 EVERYTHING = {"mon": "allow *", "osd": "allow *", "mgr": "allow *"}
 CAPS: Mapping[str, Mapping[str, str]] = {
@@ -78,10 +81,16 @@ def keyring(lab: Lab, *names: str) -> str:
     )
 
 
+def copies(lab: Lab) -> tuple[int, int]:
+    """How many, each on another node, and with how few there is still writing."""
+    most = min(3, len(lab.nodes))
+    return most, 2 if most > 2 else 1
+
+
 def configuration(lab: Lab) -> str:
     """With timings that notice a death in seconds, and the small caches of a machine that has others."""
     monitors = [node for node in lab.nodes if lab.is_coordinator(node)]
-    copies = min(3, len(lab.nodes))
+    most, fewest = copies(lab)
     return f"""\
 [global]
 fsid = {fsid(lab)}
@@ -90,9 +99,9 @@ mon initial members = {" ".join(node.name for node in monitors)}
 public network = {lab.subnet(STORAGE)}.0/24
 auth allow insecure global id reclaim = false
 ms bind msgr1 = false
-osd pool default size = {copies}
-osd pool default min size = {2 if copies > 2 else 1}
-osd pool default pg num = 8
+osd pool default size = {most}
+osd pool default min size = {fewest}
+osd pool default pg num = {PGS}
 osd pool default pg autoscale mode = off
 osd crush chooseleaf type = {1 if len(lab.nodes) > 1 else 0}
 mon allow pool size one = true

@@ -106,7 +106,7 @@ def _start(lab: Lab, program: Path, stages: Stages) -> Lab:
         stages.done(f"power on: {', '.join(node.name for node in stopped)}")
     _await_quorum(lab)
     stages.done(f"ZooKeeper quorum of {lab.coordinators}")
-    if not lab.initialised:
+    if is_new := not lab.initialised:
         _initialise(lab)
         lab = initialised(lab)
         save(lab)
@@ -122,6 +122,9 @@ def _start(lab: Lab, program: Path, stages: Stages) -> Lab:
     if lab.osds:
         _await_ceph(lab)
         stages.done(f"Ceph, with {_plural(lab.osds * len(lab.nodes), 'OSD')}")
+        if is_new:
+            _add_ceph_pool(lab)
+            stages.done(f"pool {ceph.POOL}")
     configure.keep_capabilities(lab, lab.nodes[0])
     return lab
 
@@ -230,6 +233,15 @@ def _await_ceph(lab: Lab) -> None:
         f"pvc lab exec {lab.nodes[0].name} -- ceph -n client.{ceph.DAEMON} status",
         every_s=ASKING_S,
     )
+
+
+def _add_ceph_pool(lab: Lab) -> None:
+    copies, fewest = ceph.copies(lab)
+    replication = f"copies={copies},mincopies={fewest}"
+    words = ["pvc", "--quiet", "storage", "pool", "add", ceph.POOL, str(ceph.PGS), "--driver", "rbd"]
+    done = capture(lab, lab.nodes[0], [*words, "--replcfg", replication, "--force"], timeout_s=60)
+    if done.code not in (0, Conflict.exit_code):
+        raise Failed(f"pvc storage pool add {ceph.POOL}: {(done.stderr or done.stdout).strip()}")
 
 
 def ceph_is_whole(lab: Lab, through: Node) -> bool:

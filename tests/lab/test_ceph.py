@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from pvc.lab.ceph import fsid
+from pvc.lab.layout import STORAGE
+from tests.lab import dying
+from tests.lab.dying import seen
 from tests.lab.labs import RunningLab, with_ceph
+from tests.lab.vms import CMDLINE, INITRD, KERNEL, Cluster
 from tests.support import eventually
 
 pytestmark = with_ceph
+
+MORE = 5
+"""Numbers that a guest writes until it counts as going on."""
+VM_USER = "pvc-vm"
+SIZE = 1_000_000_512
+"""No round number, though whole sectors."""
+OVER = ("done", "failed", "cancelled", "lost")
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +35,74 @@ def _whole_again(lab: RunningLab) -> Iterator[None]:
     lab.repair()
 
 
+@pytest.fixture(scope="module")
+def cluster(lab: RunningLab) -> Cluster:
+    return Cluster(lab)
+
+
+@contextmanager
+def writing_vm(cluster: Cluster, name: str, node: str) -> Iterator[None]:
+    """A guest that counts on its disk in Ceph, once it does."""
+    cluster.remove(name)
+    cluster.pvc("storage", "volume", "add", "ceph", name, "64M")
+    try:
+        cluster.lab.run("n1", "sh", "-c", "cat >/tmp/vm.xml", stdin=definition(cluster.lab, name))
+        cluster.lab.run("n1", "pvc", "vm", "define", "/tmp/vm.xml", "--target", node)
+        cluster.pvc("vm", "start", name, "--wait", "--timeout", "60")
+        cluster.writing(name, node, more_than=MORE)
+        yield
+    finally:
+        cluster.remove(name)
+        cluster.pvc("storage", "volume", "remove", "ceph", name, "--yes")
+
+
+def definition(lab: RunningLab, name: str) -> str:
+    layout = lab.layout
+    hosts = "".join(f'<host name="{layout.address(node, STORAGE)}" port="3300"/>' for node in layout.nodes)
+    secret = uuid.uuid5(uuid.UUID(fsid(layout)), VM_USER)
+    return f"""\
+<domain type="qemu">
+  <name>{name}</name>
+  <memory unit="MiB">96</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch="x86_64" machine="q35">hvm</type>
+    <kernel>{KERNEL}</kernel>
+    <initrd>{INITRD}</initrd>
+    <cmdline>{CMDLINE} pvc.write=vda</cmdline>
+  </os>
+  <features><acpi/></features>
+  <devices>
+    <disk type="network" device="disk">
+      <driver name="qemu" type="raw" cache="none" discard="unmap" error_policy="stop"/>
+      <auth username="{VM_USER}"><secret type="ceph" uuid="{secret}"/></auth>
+      <source protocol="rbd" name="ceph/{name}">{hosts}</source>
+      <target dev="vda" bus="virtio"/>
+    </disk>
+    <serial type="pty"><target port="0"/></serial>
+    <console type="pty"/>
+  </devices>
+</domain>
+"""
+
+
+def goes_on(cluster: Cluster, name: str, node: str, within: float = 90) -> int:
+    """Wait until the guest has written some more."""
+    return cluster.writing(name, node, more_than=cluster.wrote(name, node) + MORE, within=within)
+
+
 def ceph(lab: RunningLab, *words: str, node: str = "n1") -> Any:
     asked = ("ceph", "--name", "client.pvc", "--connect-timeout", "20", *words, "--format", "json")
     return json.loads(lab.run(node, *asked).stdout.strip() or "null")
 
 
-def osds_up(lab: RunningLab) -> list[int]:
-    return [one["osd"] for one in ceph(lab, "osd", "dump")["osds"] if one["up"]]
+def osds_up(lab: RunningLab, node: str = "n1") -> list[int]:
+    return [one["osd"] for one in ceph(lab, "osd", "dump", node=node)["osds"] if one["up"]]
+
+
+def quorum(lab: RunningLab, node: str = "n1") -> list[str]:
+    found: list[str] = ceph(lab, "quorum_status", node=node)["quorum_names"]
+    return sorted(found)
 
 
 # The lab's own
@@ -43,12 +119,114 @@ def test_every_node_has_its_daemons(lab: RunningLab) -> None:
     assert {one["name"]: one["children"] for one in hosts} == {"n1": [0], "n2": [1], "n3": [2]}
 
 
-def test_what_it_holds_survives_the_power_cut_of_a_node(lab: RunningLab) -> None:
-    ceph(lab, "osd", "pool", "create", "kept", "8")
-    lab.sh("n1", "echo here >/tmp/what && rados -n client.pvc -p kept put what /tmp/what")
-    lab.power("n3", "off")
-    eventually(lambda: osds_up(lab) == [0, 1], within=60)
-    lab.power("n3", "on")
-    lab.settle(within=120)
-    assert lab.sh("n3", "rados -n client.pvc -p kept get what -") == "here\n"
-    ceph(lab, "osd", "pool", "rm", "kept", "kept", "--yes-i-really-really-mean-it")
+# Faults
+
+
+def test_a_vm_writes_on_while_it_migrates(cluster: Cluster) -> None:
+    with writing_vm(cluster, "mover", "n1"):
+        cluster.pvc("vm", "migrate", "mover", "--target", "n2", "--wait", "--timeout", "60")
+        assert cluster.qemus("mover") == ["n2"]
+        last = cluster.wrote("mover", "n1")
+        assert cluster.writing("mover", "n2", more_than=last) > last
+        assert cluster.kept("mover", "n2") == [], "it did not boot there"
+
+
+def test_a_vm_writes_on_while_an_osd_and_a_monitor_die(cluster: Cluster, lab: RunningLab) -> None:
+    node = "n1"
+    with writing_vm(cluster, "steady", node):
+        lab.lab("kill", "n2", "ceph-osd@1")
+        goes_on(cluster, "steady", node)
+        lab.settle()
+        # Halted, which nobody is told, as if the machine of the monitor hung.
+        lab.lab("kill", "n3", "ceph-mon@n3", "--stop")
+        eventually(lambda: quorum(lab) == ["n1", "n2"], within=60, every=0.5)
+        goes_on(cluster, "steady", node)
+        lab.lab("kill", "n3", "ceph-mon@n3", "--cont")
+        lab.lab("kill", "n3", "ceph-mon@n3")
+        lab.settle()
+        goes_on(cluster, "steady", node)
+        assert cluster.kept("steady", node) == [0], "it booted once"
+
+
+def test_a_vm_runs_elsewhere_after_a_power_cut_with_what_it_wrote(lab: RunningLab, cluster: Cluster) -> None:
+    """Its monitor and its OSD are gone as well; what the guest was told is on its disk is there."""
+    with dying.armed(lab) as armed:
+        victim = dying.secondary(armed)
+        armed.asked = next(name for name in lab.nodes if name != victim)
+        with writing_vm(armed, "brave", victim):
+            armed.lab.power(victim, "off")
+            last = armed.wrote("brave", victim)
+            place = seen(lambda: dying.where(armed, "brave", victim), within=60)
+            armed.writing("brave", place, more_than=last, within=120)
+            (kept,) = armed.kept("brave", place)
+            assert kept in (last, last + 1), "one may have been written that it was not told of"
+            seen(lambda: armed.json("node", "info", victim)["daemon_state"] == "run", within=90)
+            armed.lab.settle(within=120)
+            goes_on(armed, "brave", place)
+
+
+# Full
+
+
+def test_of_a_full_ceph_nobody_gets_a_volume_and_a_guest_waits_until_there_is_room(
+    cluster: Cluster, lab: RunningLab
+) -> None:
+    with writing_vm(cluster, "patient", "n1"):
+        with full(lab):
+            seen(lambda: "full" in cluster.json("storage", "pool", "info", "ceph")["health"], within=60)
+            refused = cluster.pvc("storage", "volume", "add", "ceph", "late", "1G", check=False)
+            assert refused.code != 0
+            assert "pool ceph" in refused.stderr
+            assert [one["name"] for one in volumes(cluster)] == ["patient"]
+            last = cluster.wrote("patient", "n1")
+            dying.pause(3)
+            assert cluster.wrote("patient", "n1") == last
+        goes_on(cluster, "patient", "n1")
+        assert cluster.kept("patient", "n1") == [0], "it booted once"
+
+
+@contextmanager
+def full(lab: RunningLab) -> Iterator[None]:
+    """As Ceph sees it: what it holds by now is more than it takes."""
+    ratios = {"nearfull": "0.85", "backfillfull": "0.90", "full": "0.95"}
+    for at, ratio in enumerate(ratios):
+        ceph(lab, "osd", f"set-{ratio}-ratio", f"0.00{at + 1}")
+    try:
+        yield
+    finally:
+        for ratio, usual in reversed(ratios.items()):
+            ceph(lab, "osd", f"set-{ratio}-ratio", usual)
+
+
+# Many
+
+
+def volumes(cluster: Cluster) -> list[Any]:
+    found: list[Any] = cluster.json("storage", "volume", "list", "--pool", "ceph")
+    return found
+
+
+def test_fifty_volumes_are_made_at_once(cluster: Cluster) -> None:
+    """And removed at once, by a daemon that is killed meanwhile: each is there wholly, or not at all."""
+    all_fifty = "for n in $(seq -w 0 49); do pvc -q storage volume {} & done; wait"
+    cluster.lab.sh("n1", all_fifty.format(f"add ceph many$n {SIZE}"))
+    assert {one["name"]: one["size_bytes"] for one in volumes(cluster)} == {
+        f"many{number:02}": SIZE for number in range(50)
+    }
+    with ThreadPoolExecutor(1) as aside:
+        removing = aside.submit(cluster.lab.sh, "n1", all_fifty.format("remove ceph many$n --yes --no-wait"))
+        (first, *_) = seen(lambda: cluster.json("task", "list", "removing volume many"), within=60)
+        cluster.lab.lab("kill", first["node"], "pvc-node")
+        removing.result()
+    seen(lambda: is_all_over(cluster), within=120)
+    here = [one["name"] for one in volumes(cluster)]
+    assert cluster.lab.sh("n1", "rbd -n client.pvc ls ceph").split() == sorted(here), "halves of volumes"
+    for name in here:
+        cluster.pvc("storage", "volume", "remove", "ceph", name, "--yes")
+    assert volumes(cluster) == []
+
+
+def is_all_over(cluster: Cluster) -> bool:
+    """Undone as well, where their daemon has died."""
+    tasks = cluster.json("task", "list")
+    return all(one["state"] in OVER and "not undone yet" not in one["reason"] for one in tasks)
