@@ -106,7 +106,7 @@ def _start(lab: Lab, program: Path, stages: Stages) -> Lab:
         stages.done(f"power on: {', '.join(node.name for node in stopped)}")
     _await_quorum(lab)
     stages.done(f"ZooKeeper quorum of {lab.coordinators}")
-    if is_new := not lab.initialised:
+    if not lab.initialised:
         _initialise(lab)
         lab = initialised(lab)
         save(lab)
@@ -117,14 +117,14 @@ def _start(lab: Lab, program: Path, stages: Stages) -> Lab:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: _make_bmc_known(lab, node), lab.nodes))
         stages.done("the cluster knows every BMC")
-        _make_pool(lab)
+        _add_pool(lab, POOL, "--path", f"/srv/share/{POOL}")
         stages.done(f"pool {POOL} of directory /srv/share/{POOL}")
     if lab.osds:
         _await_ceph(lab)
         stages.done(f"Ceph, with {_plural(lab.osds * len(lab.nodes), 'OSD')}")
-        if is_new:
+        if stopped:
             _add_ceph_pool(lab)
-            stages.done(f"pool {ceph.POOL}")
+            stages.done(f"pool {ceph.POOL} of Ceph")
     configure.keep_capabilities(lab, lab.nodes[0])
     return lab
 
@@ -206,12 +206,20 @@ def _make_bmc_known(lab: Lab, node: Node) -> None:
         raise Failed(f"pvc node bmc {node.name}: {(done.stderr or done.stdout).strip()}")
 
 
-def _make_pool(lab: Lab) -> None:
+def _add_pool(lab: Lab, name: str, *words: str) -> None:
     """Shared by all nodes. It is there already where the lab was only started again."""
-    words = ["pvc", "--quiet", "storage", "pool", "add", POOL, "--path", f"/srv/share/{POOL}"]
-    done = capture(lab, lab.nodes[0], words, timeout_s=60)
+    done = capture(
+        lab, lab.nodes[0], ["pvc", "--quiet", "storage", "pool", "add", name, *words], timeout_s=60
+    )
     if done.code not in (0, Conflict.exit_code):
-        raise Failed(f"pvc storage pool add {POOL}: {(done.stderr or done.stdout).strip()}")
+        raise Failed(f"pvc storage pool add {name}: {(done.stderr or done.stdout).strip()}")
+
+
+def _add_ceph_pool(lab: Lab) -> None:
+    """With fewer copies than is safe where there are fewer nodes."""
+    copies, fewest = ceph.copies(lab)
+    replication = f"copies={copies},mincopies={fewest}"
+    _add_pool(lab, ceph.POOL, str(ceph.PGS), "--driver", "rbd", "--replcfg", replication, "--force")
 
 
 def _await_running(lab: Lab) -> None:
@@ -233,15 +241,6 @@ def _await_ceph(lab: Lab) -> None:
         f"pvc lab exec {lab.nodes[0].name} -- ceph -n client.{ceph.DAEMON} status",
         every_s=ASKING_S,
     )
-
-
-def _add_ceph_pool(lab: Lab) -> None:
-    copies, fewest = ceph.copies(lab)
-    replication = f"copies={copies},mincopies={fewest}"
-    words = ["pvc", "--quiet", "storage", "pool", "add", ceph.POOL, str(ceph.PGS), "--driver", "rbd"]
-    done = capture(lab, lab.nodes[0], [*words, "--replcfg", replication, "--force"], timeout_s=60)
-    if done.code not in (0, Conflict.exit_code):
-        raise Failed(f"pvc storage pool add {ceph.POOL}: {(done.stderr or done.stdout).strip()}")
 
 
 def ceph_is_whole(lab: Lab, through: Node) -> bool:
