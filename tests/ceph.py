@@ -77,6 +77,7 @@ mgr stats period = 1
 [osd]
 osd data = {where}/osd
 osd objectstore = memstore
+osd client watch timeout = 5
 memstore device bytes = {osd_bytes}
 """
 

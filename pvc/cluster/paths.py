@@ -19,6 +19,8 @@ TASKS = f"{ROOT}/tasks"
 POOLS = f"{ROOT}/pools"
 SNAPSHOTS = f"{ROOT}/snapshots"
 """Of VMs: by their UUIDs, of those that have any."""
+BENCHMARKS = f"{ROOT}/benchmarks"
+"""Made with the first one."""
 FENCES = f"{ROOT}/fences"
 BLOCKS = f"{ROOT}/blocks"
 """Of each node that was ever put on Ceph's block list."""
@@ -174,6 +176,10 @@ def task_status(identity: str) -> str:
 
 def pool(name: str) -> str:
     return f"{POOLS}/{name}"
+
+
+def benchmark(identity: str) -> str:
+    return f"{BENCHMARKS}/{identity}"
 
 
 def pool_claims(name: str) -> str:

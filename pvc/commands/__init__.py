@@ -72,6 +72,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
             *("volume download-begin", "volume download-map", "volume download-piece", "volume download-end"),
         ),
         "pvc.commands.storage_image": ("volume upload", "volume download"),
+        "pvc.commands.storage_benchmark": ("benchmark run", "benchmark info", "benchmark list"),
     },
     "task": {"pvc.commands.task": ("list", "info", "wait", "cancel")},
     "why": {"pvc.commands.why": ("vm", "node", "fence", "network")},

@@ -112,6 +112,7 @@ class Process:
 LATER = (
     "pvc.cluster.zookeeper",
     "pvc.node.blocked",
+    "pvc.node.benchmark",
     "pvc.node.certificates",
     "pvc.node.coordinator",
     "pvc.node.dhcp",
@@ -566,7 +567,7 @@ class Working:
         hypervisor: Snapshotter,
         connect: Callable[[], Ceph] | None = None,
     ) -> None:
-        from pvc.node import storage, transfer, vm_disks, vm_snapshots
+        from pvc.node import benchmark, storage, transfer, vm_disks, vm_snapshots
         from pvc.node.blocked import Blocked
         from pvc.node.storage import Pools
         from pvc.node.storage import connect as to_ceph
@@ -602,6 +603,7 @@ class Working:
             **storage.works(self.pools),
             **vm_disks.works(self.pools, daemon.hypervisor),
             **transfer.works(self.pools, self.transfers),
+            **benchmark.works(self.pools),
             **self.disks.works,
             **vm_snapshots.works(self.pools, hypervisor, Path(daemon.config.paths.state), clock),
         }

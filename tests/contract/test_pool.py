@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -500,6 +501,42 @@ def test_content_is_as_it_was_when_reading_began_or_is_not_given(bench: Bench) -
         pass
     assert bench.leftovers() == []
     pool.remove("web1", "t9")
+
+
+def test_what_is_measured_is_no_volume_and_goes(bench: Bench) -> None:
+    pool = bench.pool
+    with pool.scratch(8 * MIB, "t1") as scratch:
+        fio = ["fio", "--name=x", "--thread", "--rw=write", "--bs=1M", "--size=8M", *scratch.options]
+        environment = {**os.environ, **scratch.environment}
+        done = subprocess.run(fio, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert pool.volumes() == ()
+        assert len(bench.leftovers()) == 1
+    assert bench.leftovers() == []
+
+
+def test_a_conversion_that_is_ended_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+    """Whoever had the disk open was killed."""
+
+    class Ended(PVCError):
+        """As a task is."""
+
+    def end(fraction: float) -> None:
+        raise Ended("cancelled")
+
+    content = an_image(tmp_path, ImageFormat.QCOW2, CONTENT)
+    image = Image(ImageFormat.QCOW2, len(content))
+
+    def bring() -> None:
+        with bench.pool.incoming("web1", image, Format.RAW, "t1") as incoming:
+            incoming.write(0, content)
+            incoming.finish(anything, end)
+
+    with pytest.raises(Ended):
+        bring()
+    bench.pool.discard("t1")
+    assert bench.pool.volumes() == ()
+    assert bench.leftovers() == []
 
 
 # In use

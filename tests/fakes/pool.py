@@ -25,6 +25,7 @@ from pvc.node.drivers.storage import (
     Incoming,
     Progress,
     Reading,
+    Scratch,
     Snapshot,
     Volume,
 )
@@ -144,6 +145,13 @@ class FakePool:
         found = self._found(name)
         self._unused(name)
         yield FakeReading(found.volume.size_bytes, found.content)
+
+    @contextmanager
+    def scratch(self, size_bytes: int, token: str) -> Iterator[Scratch]:
+        self.check()
+        self.half_done.add(token)
+        yield Scratch(("--ioengine=null",), {})
+        self.half_done.discard(token)
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:
         return tuple(snapshot for snapshot, _ in self._found(name).snapshots.values())

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pvc import cli
+from pvc.cluster.benchmark import PATTERNS
 from pvc.commands.registry import every_operation
 from pvc.errors import Conflict, Failed, Invalid, NotFound, PVCError, Unavailable
 from pvc.http.client import HttpTransport
@@ -298,6 +299,28 @@ def test_who_is_silent_loses_what_has_come(cluster: Cluster) -> None:
     with pytest.raises(Failed, match="nobody came"):
         piece(cluster, begun, 0, b"x" * 512)
     assert cluster.leftovers() == []
+
+
+def test_a_pool_is_measured(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("storage", "benchmark", "run", "vms", "--size", "64M", "--seconds", "1", "--yes")
+    assert cluster.pvc(*argv) == 0
+    (row,) = cluster.call("storage.benchmark-list")
+    assert (row["pool"], row["node"]) == ("vms", "n1")
+    assert min(row[name] for name in ("read_bytes", "write_bytes", "read_iops", "write_iops")) > 0
+    found = cluster.call("storage.benchmark-info", benchmark=row["name"])
+    assert [one["pattern"] for one in found["figures"]] == [one.name for one in PATTERNS]
+    assert all(one["latency_ms"] > 0 and one["p99_ms"] > 0 for one in found["figures"])
+    capsys.readouterr()
+    assert cluster.pvc("storage", "benchmark", "info", row["name"]) == 0
+    assert "random write, one at a time" in capsys.readouterr().out
+    assert cluster.leftovers() == []
+    begun = cluster.call("storage.benchmark-run", pool="vms", size="64M", seconds=600)
+    with pytest.raises(Conflict, match="is being changed by task"):
+        cluster.call("storage.benchmark-run", pool="vms")
+    eventually(cluster.leftovers, within=10)
+    cluster.call("task.cancel", task=begun["name"])
+    assert ended(cluster, begun)[0] == "cancelled"
+    assert (cluster.leftovers(), len(cluster.call("storage.benchmark-list"))) == ([], 1)
 
 
 def test_several_uploads_at_once(cluster: Cluster) -> None:

@@ -37,6 +37,7 @@ from pvc.node.drivers.storage import (
     Incoming,
     Progress,
     Reading,
+    Scratch,
     Snapshot,
     Volume,
 )
@@ -262,6 +263,17 @@ class Directory:
         found = self.volume(name)
         with self._held(name) as file:
             yield _Reading(file, self._disk(name)[0], found)
+
+    @contextmanager
+    def scratch(self, size_bytes: int, token: str) -> Iterator[Scratch]:
+        self.check()
+        half = self._half_done(token)
+        try:
+            half.mkdir(mode=0o755)
+        except OSError as error:
+            raise DriverError(f"{half} cannot be made: {error.strerror}") from None
+        yield Scratch((f"--filename={half / 'scratch'}", "--ioengine=libaio", "--direct=1"), {})
+        self.discard(token)
 
     # Snapshots
 

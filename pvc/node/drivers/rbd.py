@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC
@@ -33,12 +34,14 @@ from pvc.node.drivers.storage import (
     Incoming,
     Progress,
     Reading,
+    Scratch,
     Snapshot,
     Volume,
 )
 
 HALF_DONE = ".task-"
 CAME = ".came"
+WATCHED_S = 40
 PARENT = ".clone-"
 """Names that begin with a dot are not of users."""
 
@@ -214,6 +217,20 @@ class RBDPool:
         finally:
             self.discard(token)
 
+    @contextmanager
+    def scratch(self, size_bytes: int, token: str) -> Iterator[Scratch]:
+        name = HALF_DONE + token
+        with self._opened() as io:
+            self.rbd.create(io, name, size_bytes, old_format=False, features=FEATURES)
+        where = (
+            "--ioengine=rbd",
+            f"--pool={self.pool}",
+            f"--rbdname={name}",
+            f"--clientname={self.ceph.user}",
+        )
+        yield Scratch(where, {"CEPH_CONF": self.ceph.conf})
+        self.discard(token)
+
     def options(self, image: str) -> str:
         """What QEMU calls it."""
         where = {"pool": self.pool, "image": image, "conf": self.ceph.conf, "user": self.ceph.user}
@@ -318,9 +335,18 @@ class RBDPool:
                     image.remove_snap(one["name"])
         except rbd.ImageNotFound:
             return
-        self.rbd.remove(io, name)
+        self._remove_once_closed(io, name)
         if parent is not None:
             _release(io, *parent)
+
+    def _remove_once_closed(self, io: Any, name: str) -> None:
+        """Ceph waits half a minute for whoever had it open and was killed; nobody opens it any more."""
+        for _ in range(WATCHED_S):
+            with suppress(rbd.ImageBusy):
+                self.rbd.remove(io, name)
+                return
+            threading.Event().wait(1.0)
+        self.rbd.remove(io, name)
 
     def _name(self, io: Any, name: str, new: str) -> None:
         try:

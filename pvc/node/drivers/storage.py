@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -107,6 +107,15 @@ class Reading(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A disk to be measured."""
+
+    options: tuple[str, ...]
+    """How fio is told of it."""
+    environment: Mapping[str, str]
+
+
 class Pool(Protocol):
     """The volumes of one pool.
 
@@ -172,6 +181,10 @@ class Pool(Protocol):
 
     def reading(self, name: str, token: str) -> AbstractContextManager[Reading]:
         """Of one that may change meanwhile where the driver can; Conflict where it cannot."""
+        ...
+
+    def scratch(self, size_bytes: int, token: str) -> AbstractContextManager[Scratch]:
+        """A disk that is no volume, and is gone afterwards."""
         ...
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:
