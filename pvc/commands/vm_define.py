@@ -21,7 +21,7 @@ from pvc.commands.task import TaskInfo
 from pvc.commands.types import Autostart, MaxDowntime, NewName, NodeLimit, StartPriority, VMName
 from pvc.commands.vm_info import VMInfo, describe
 from pvc.commands.vm_user_data import SEED, UserDataText, encoded
-from pvc.commands.vm_write import check_unclaimed, save, with_definition
+from pvc.commands.vm_write import check_stays, check_unclaimed, save, with_definition
 from pvc.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -387,9 +387,9 @@ def remove(ctx: Context, vm: VMName) -> TaskInfo | None:
 def _check_stopped(vm: VM, verb: str) -> None:
     """Nobody owns it and nobody is about to."""
     state = shown_state(vm.spec, vm.status)
-    if vm.spec.leaving:
-        raise Conflict(f"{vm.spec.name} is being removed", hint="pvc task list")
-    if vm.status.owner is not None or state not in ("stop", "disable", "fail"):
+    if verb != "remove":
+        check_stays(vm)
+    if vm.status.owner is not None or state not in ("stop", "disable", "fail", "remove"):
         where = f" on {vm.place}" if vm.place else ""
         raise Conflict(
             f"{vm.spec.name} is in state {state}{where}: {verb} needs it stopped",

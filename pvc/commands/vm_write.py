@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pvc.cluster.view import VM
     from pvc.commands.task import TaskInfo
 
-__all__ = ["begin", "check_unclaimed", "save", "with_definition"]
+__all__ = ["begin", "check_stays", "check_unclaimed", "save", "with_definition"]
 
 
 def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = False) -> VM:
@@ -31,6 +31,7 @@ def save(ctx: Context, vm: VM, new: VMSpec, *more: Op, relies_on_status: bool = 
         ctx.say("nothing would change")
         return vm
     check_unclaimed(ctx, vm)
+    check_stays(vm)
     moved = (new.node, new.home) != (vm.spec.node, vm.spec.home)
     checks: list[Op] = []
     if (moved or relies_on_status) and vm.status_version is not None:
@@ -46,6 +47,15 @@ def check_unclaimed(ctx: Context, vm: VM) -> None:
     if claim := ctx.store.get(paths.vm_claim(vm.spec.uuid)):
         by = claim.data.decode()
         raise Conflict(f"task {by} is at {vm.spec.name}", hint=f"pvc task wait {by}")
+
+
+def check_stays(vm: VM) -> None:
+    """Raises Conflict for one that is being removed, whatever has become of the task."""
+    if vm.spec.leaving:
+        name = vm.spec.name
+        raise Conflict(
+            f"{name} is being removed", hint=f"pvc task list; pvc vm remove {name} goes on with it"
+        )
 
 
 def begin(
@@ -70,6 +80,8 @@ def begin(
     checks: list[Op] = []
     if vm is not None:
         check_unclaimed(ctx, vm)
+        if spec is None or not spec.leaving:
+            check_stays(vm)
         claims.append(paths.vm_claim(vm.spec.uuid))
         checks += records.change(ctx.view, vm, spec or vm.spec)
         if vm.status_version is not None:

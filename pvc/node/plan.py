@@ -664,7 +664,7 @@ def _plan_idle(picture: Picture, vm: VM, result: Plan) -> Action | None:
     spec, status, note = vm.spec, vm.status, picture.note(vm.spec.uuid)
     if came_home := _came_home(vm, picture.me):
         return came_home
-    if not _is_wanted_here(vm, picture.me) or picture.node.wanted is not Wanted.READY:
+    if not _is_wanted_here(vm, picture.me) or picture.node.wanted is not Wanted.READY or spec.leaving:
         return None  # of a node that is flushed it is evacuated instead
     if status.state is State.FAIL and status.attempts == spec.attempts:
         return None
@@ -690,6 +690,8 @@ def _plan_node(picture: Picture, result: Plan) -> NodeAction | None:
 def _is_to_fetch(picture: Picture, vm: VM) -> bool:
     here = picture.me.node
     at_home_here = vm.spec.home == here and vm.spec.node != here
+    if vm.spec.leaving:
+        return False
     to_autostart = vm.spec.autostart and vm.spec.node == here and vm.spec.power is Power.STOPPED
     return at_home_here or to_autostart
 

@@ -204,7 +204,7 @@ class Remove(_Disks):
         for number, volume in enumerate(volumes):
             progress(number / len(volumes), f"setting {volume.name} aside")
             with suppress(NotFound):
-                self.pools.open(volume.pool).set_aside(volume.name, _token(task, number))
+                self.pools.open(volume.pool).set_aside(volume.name, _aside(task, number))
         for tried in range(1, TRIES + 1):
             vm = self.existing(uuid)
             if vm.status.owner is not None:
@@ -221,14 +221,14 @@ class Remove(_Disks):
     def _discard(self, task: TaskSpec) -> None:
         for number, volume in enumerate(_volumes(task)):
             with suppress(NotFound):
-                self.pools.open(volume.pool).discard(_token(task, number))
+                self.pools.open(volume.pool).discard(_aside(task, number))
 
     def undo(self, task: TaskSpec) -> None:
         if self.vm(task.arguments["vm"]) is None:
             self._discard(task)
             return
         for number, volume in enumerate(_volumes(task)):
-            self.pools.open(volume.pool).put_back(volume.name, _token(task, number))
+            self.pools.open(volume.pool).put_back(volume.name, _aside(task, number))
         self.change(task.arguments["vm"], task, lambda vm: replace(vm.spec, leaving=False))
 
 
@@ -337,6 +337,11 @@ def _volumes(task: TaskSpec) -> list[Volume]:
 
 def _token(task: TaskSpec, number: int) -> str:
     return f"{task.id}-{number}"
+
+
+def _aside(task: TaskSpec, number: int) -> str:
+    """Of the VM, so that another task can end what one could neither end nor undo."""
+    return f"{task.arguments['vm']}-{number}"
 
 
 def _same_status(vm: VM) -> tuple[Op, ...]:

@@ -37,6 +37,8 @@ def test_a_vm_runs_from_a_volume_which_is_left_alone_on_every_node(cluster: Clus
         assert (removed.code, "is a disk of web1" in removed.stderr) == (4, True)
         kept = cluster.pvc("storage", "volume", "snapshot", "add", "vms", "web1", "s1", check=False)
         assert (kept.code, "web1 is in use" in kept.stderr) == (4, True)
+        cluster.pvc("vm", "stop", "web1", "--yes", "--wait", "--timeout", "60")
+        cluster.pvc("vm", "undefine", "web1", "--yes")
     eventually(lambda: not volume(cluster, "web1")["is_open"], within=30)
     cluster.pvc("storage", "volume", "snapshot", "add", "vms", "web1", "s1")
     cluster.pvc("storage", "volume", "remove", "vms", "web1", "--yes")

@@ -338,6 +338,28 @@ def test_a_vm_that_has_gone_does_not_come_back_when_its_disks_are_slow_to_go(
     assert (sorted(cluster.pool.kept), cluster.pool.half_done) == (["golden"], set())
 
 
+def test_a_removal_that_can_be_neither_ended_nor_undone_is_gone_on_with_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = with_disks()
+    breaks(cluster, monkeypatch, "set_aside", 2)
+    breaks(cluster, monkeypatch, "put_back", 1)
+    failed = cluster.done("vm.remove", vm="web1")
+    assert "could not be taken away: the disk array has gone" in failed["reason"]
+    assert cluster.call("vm.info", vm="web1")["state"] == "remove"
+    for verb, given in (
+        ("rename", {"new": "shop"}),
+        ("start", {}),
+        ("undefine", {}),
+        ("memory-set", {"memory": 2}),
+    ):
+        with pytest.raises(Conflict, match="web1 is being removed"):
+            cluster.call(f"vm.{verb}", vm="web1", **given)
+    monkeypatch.undo()
+    assert cluster.done("vm.remove", vm="web1")["state"] == "done"
+    assert (sorted(cluster.pool.kept), cluster.pool.half_done) == (["golden"], set())
+
+
 def test_a_volume_that_has_gone_already_keeps_no_vm() -> None:
     cluster = with_disks()
     del cluster.pool.kept["web1-vda"]
