@@ -16,7 +16,8 @@ ALL = "*"
 
 TOLD = (
     *("MON_DOWN", "MGR_DOWN", "MON_DISK_LOW", "MON_CLOCK_SKEW"),
-    *("OSD_NEARFULL", "OSD_BACKFILLFULL", "OSD_FULL", "POOL_NEAR_FULL", "POOL_FULL"),
+    *("OSD_NEARFULL", "OSD_BACKFILLFULL", "OSD_FULL"),
+    *("POOL_NEARFULL", "POOL_BACKFILLFULL", "POOL_FULL", "POOL_NEAR_FULL"),
     *("PG_AVAILABILITY", "PG_DAMAGED", "OSD_SCRUB_ERRORS"),
 )
 """Warnings of Ceph that somebody has to look at. Others tell of what it does about it, or of taste."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pvc import sizes
 from pvc.cluster import paths
-from pvc.cluster.ceph import OSD
+from pvc.cluster.ceph import OSD, Figures
 from pvc.cluster.codec import from_json
 from pvc.commands import task, types
 from pvc.commands.context import Context
@@ -219,9 +220,23 @@ def remove(
 def _removing(ctx: Context, osd: int, node: Node, *, force: bool) -> dict[str, Any]:
     if force:
         ctx.say(f"nobody waits for copies of what is on OSD {osd}: what has no other copy is lost")
+        _say_risk(ctx, osd)
     else:
         ctx.say(f"{node.spec.name} waits, however long, until Ceph says that OSD {osd} can go")
     return {"osd": osd, "here": True, "force": force}
+
+
+def _say_risk(ctx: Context, osd: int) -> None:
+    """As far as a node says."""
+    try:
+        found = from_json(Figures, ask(ctx)["figures"])
+    except Unavailable as error:
+        ctx.say(f"how much that is, nobody says: {error.message}")
+        return
+    used = next((one for one in found.osds if one.id == osd), None)
+    if used is not None:
+        there = f"{used.pgs} PGs, {sizes.show(used.used_bytes)}"
+        ctx.say(f"on OSD {osd} are {there}; of all objects {found.degraded} copies are missing already")
 
 
 @operation(

@@ -262,6 +262,18 @@ def test_an_osd_gets_another_disk_and_keeps_its_number(real: Bench) -> None:
     assert sorted(real.osds().known()) == [0]
 
 
+def test_a_disk_that_gets_full_is_a_problem(real: Bench, cluster: Ceph) -> None:
+    with Client(cluster.conf, "admin").opened("vms") as io:
+        io.write_full("large", bytes(64 * 1024**2))
+    real.monitors.command("osd set-nearfull-ratio", ratio=0.005)
+    try:
+        eventually(lambda: [one for one in problems(look(real.monitors)) if "nearfull" in one], within=60)
+    finally:
+        real.monitors.command("osd set-nearfull-ratio", ratio=0.85)
+        with Client(cluster.conf, "admin").opened("vms") as io:
+            io.remove_object("large")
+
+
 def test_flags_of_all_osds_are_set_and_taken_back(real: Bench) -> None:
     kinds = works(real.osds())
     kinds["storage.osd-set"].do(task("set", about="noout"), telling([]))

@@ -27,8 +27,8 @@ class Asked:
         self.asked: list[str] = []
         self.silent: set[str] = set()
 
-    def call(self, operation: str, /, **given: Any) -> Any:
-        context = self.world.context()
+    def call(self, operation: str, /, planning: bool = False, **given: Any) -> Any:
+        context = self.world.context(planning=planning)
         context.ask = self._ask
         return to_json(invoke(find(operation), context, given))
 
@@ -127,9 +127,13 @@ def test_an_osd_of_a_dead_node_is_removed_by_another_and_its_disk_stays() -> Non
 
 def test_that_it_is_forced_is_told_and_only_then_so() -> None:
     asked = Asked()
-    plans = [asked.world.plan("storage.osd-remove", osd=1, force=force)["plan"] for force in (False, True)]
+    plans = [asked.call("storage.osd-remove", True, osd=1, force=force)["plan"] for force in (False, True)]
     assert "n2 waits, however long, until Ceph says that OSD 1 can go" in plans[0]
     assert "nobody waits for copies of what is on OSD 1: what has no other copy is lost" in plans[1]
+    assert "on OSD 1 are 8 PGs, 1 MiB; of all objects 2 copies are missing already" in plans[1]
+    asked.silent = {"10.0.0.1", "10.0.0.2"}
+    told = asked.call("storage.osd-remove", True, osd=1, force=True)["plan"]
+    assert "how much that is, nobody says: 10.0.0.2 does not answer" in told
     for given, force in ((False, False), ("false", False), ("true", True)):
         other = Asked()
         begun = other.call("storage.osd-remove", osd=1, force=given)
