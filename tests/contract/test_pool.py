@@ -22,6 +22,7 @@ from pvc.node.drivers import ceph as client
 from pvc.node.drivers.directory import Directory, prepare, retire
 from pvc.node.drivers.rbd import RBDPool
 from pvc.node.drivers.storage import Image, Pool
+from pvc.proc import run
 from tests.ceph import Ceph, ceph
 from tests.fakes.pool import FakePool
 from tests.support import eventually
@@ -892,3 +893,25 @@ def test_a_reader_is_no_reason_not_to_copy_and_one_not_to_remove(directory: Dire
     reader.communicate("quit\n")
     directory.remove("golden", "t3")
     assert [one.name for one in directory.volumes()] == ["web1"]
+
+
+def test_a_snapshot_of_what_is_open_is_taken_by_the_pool_or_inside_by_qemu(bench: Bench) -> None:
+    bench.pool.add("a", SIZE, bench.with_snapshots, "t1")
+    inside = bench.pool.name_in_qemu("vm.a")
+    assert bool(inside) is not bench.changes_while_open
+    with bench.opened("a"):
+        if inside:
+            with pytest.raises(Conflict, match="is in use"):
+                bench.pool.add_snapshot("a", "vm.a")
+        else:
+            bench.pool.add_snapshot("a", "vm.a")
+    assert [one.name for one in bench.pool.snapshots("a")] == ([] if inside else ["vm.a"])
+
+
+def test_what_qemu_has_taken_inside_is_a_snapshot_of_the_volume(directory: Directory) -> None:
+    directory.add("a", SIZE, Format.QCOW2, "t1")
+    run(["qemu-img", "snapshot", "-c", directory.name_in_qemu("vm.a"), directory.location("a")])
+    assert [one.name for one in directory.snapshots("a")] == ["vm.a"]
+    directory.roll_back("a", "vm.a")
+    directory.remove_snapshot("a", "vm.a")
+    assert directory.snapshots("a") == ()
