@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 CONF = "/etc/ceph/ceph.conf"
 LOOK_S = 30.0
+PRIMARY_LOOK_S = 10.0
+"""It tells for all."""
 UNAVAILABLE_S = 1.0
 SAMPLE_S = 900.0
 MOST_SAMPLES = 672
@@ -65,15 +67,16 @@ class CephWatch:
         """Seconds until the next round is due."""
         if self.store.session.state is not SessionState.CONNECTED:
             return UNAVAILABLE_S
-        seen = self._seen() if os.path.exists(self.conf) else None
+        is_primary = self._is_primary()
+        seen = self._seen(is_primary) if os.path.exists(self.conf) else None
         if seen != self.published or not self.is_published:
             for problem in seen.problems if seen else ():
                 log.warning("%s", problem)
             self.publish(seen)
             self.published, self.is_published = seen, True
-        return LOOK_S
+        return PRIMARY_LOOK_S if is_primary else LOOK_S
 
-    def _seen(self) -> CephSeen:
+    def _seen(self, is_primary: bool) -> CephSeen:
         try:
             found = look(self.connect())
         except PVCError as error:
@@ -81,7 +84,7 @@ class CephWatch:
                 self.published or CephSeen(), fsid="", problems=(f"node {self.node}: {error.message}",)
             )
         self.history.note(ceph.sample(self.clock.wall(), found))
-        problems = tuple(ceph.problems(found)) if self._is_primary() else ()
+        problems = tuple(ceph.problems(found)) if is_primary else ()
         return CephSeen(found.fsid, ceph.osds_of(self.node, found), problems)
 
     def _is_primary(self) -> bool:

@@ -13,7 +13,7 @@ from pvc.cluster.membership import Primary
 from pvc.cluster.node import CephSeen
 from pvc.cluster.store import Create
 from pvc.errors import Unavailable
-from pvc.node.ceph_watch import MOST_SAMPLES, SAMPLE_S, CephWatch, History
+from pvc.node.ceph_watch import MOST_SAMPLES, PRIMARY_LOOK_S, SAMPLE_S, CephWatch, History
 from tests.unit.commands.world import a_world
 from tests.unit.test_ceph import GIB, told
 
@@ -60,7 +60,7 @@ def test_only_the_primary_tells_what_is_wrong_with_it_all(tmp_path: Path) -> Non
     watch = Watch(tmp_path)
     watch.world.edit(paths.node("n1"), role="coordinator")
     watch.world.store.commit(Create(paths.PRIMARY, dumps(Primary("n1", 1, 0)), ephemeral=True))
-    watch.watch.step()
+    assert watch.watch.step() == PRIMARY_LOOK_S
     (seen,) = watch.published
     assert seen is not None
     assert "OSD 1 on n2 is down" in seen.problems
