@@ -22,6 +22,7 @@ from pvc.commands.vm_info import (
     DeviceState,
     activity,
     bridges_of,
+    disks_of,
     is_moving,
     is_pending,
     nics_of,
@@ -121,7 +122,7 @@ def _not_running(ctx: Context, vm: VM) -> Iterator[str]:
 
 
 def _interfaces(ctx: Context, vm: VM) -> Iterator[str]:
-    """Those that are to come or go while it runs."""
+    """And disks: those that are to come or go while it runs."""
     yield from refusals(vm.spec, vm.status)
     if not under_way(vm.spec, vm.status):
         return
@@ -130,6 +131,9 @@ def _interfaces(ctx: Context, vm: VM) -> Iterator[str]:
             if nic.state in (DeviceState.COMES, DeviceState.GOES):
                 why = what_it_waits_for(ctx, vm, nic)
                 yield f"interface {nic.mac} in {nic.network} is {nic.state}{f': {why}' if why else ''}"
+        for disk in disks_of(vm.spec, vm.status):
+            if disk.state in (DeviceState.COMES, DeviceState.GOES):
+                yield f"disk {disk.device} ({disk.source}) is {disk.state}"
 
 
 def _definition(vm: VM) -> Iterator[str]:

@@ -159,6 +159,8 @@ class MakeVM(_Disks):
         spec, wanted = from_json(VMSpec, task.arguments["spec"]), wanted_of(task)
         self.make(task, spec.uuid, wanted, progress)
         spec = self.with_disks(spec, wanted)
+        if self.store.get(paths.vm_name(spec.name)) is not None:
+            raise Conflict(f"there is a VM named {spec.name} already", hint=f"pvc vm info {spec.name}")
         ops = records.creation(View(self.store), spec, task.id)
         if data := task.arguments.get("user_data"):
             ops += (Create(paths.vm_user_data(spec.uuid), data.encode()),)
@@ -296,28 +298,32 @@ class Resize(_Disks):
         more = size - pool.volume(volume).size_bytes
         guard(name, pool, more, force=asked["force"])
         vm = self.existing(asked["vm"]) if asked.get("vm") else None
-        if vm is None or vm.status.owner is None:
+        target = self._target(vm, Volume(name, volume)) if vm is not None else ""
+        if vm is None or not target:
             pool.resize(volume, size, shrink=asked["force"])
         else:
-            self._while_it_runs(vm, Volume(name, volume), size, more)
+            self._while_it_runs(vm, target, volume, size, more)
         found = pool.volume(volume).size_bytes
         if found != size:
             raise Conflict(f"volume {volume} of pool {name} has {found} bytes, {size} were asked for")
         return {"pool": name, "volume": {"name": volume, "size_bytes": found}}
 
-    def _while_it_runs(self, vm: VM, volume: Volume, size_bytes: int, more: int) -> None:
+    def _target(self, vm: VM, volume: Volume) -> str:
+        """What QEMU calls it; empty where it does not have it."""
+        targets = [at for at, one in records.volumes(View(self.store), vm.spec).items() if one == volume]
+        has = {one.target for one in vm.status.drives} if vm.status.owner is not None else set()
+        return next((target for target in targets if target in has), "")
+
+    def _while_it_runs(self, vm: VM, target: str, volume: str, size_bytes: int, more: int) -> None:
         name, owner = vm.spec.name, vm.status.owner
         if owner is not None and owner.node != self.pools.node:
             raise Conflict(f"{name} runs on {owner.node} now", hint="try again")
         if more < 0:
             raise Conflict(
-                f"volume {volume.name} is a disk of {name}, which runs: it cannot be made smaller",
+                f"volume {volume} is a disk of {name}, which runs: it cannot be made smaller",
                 hint=f"pvc vm shutdown {name}",
             )
-        targets = {one: target for target, one in records.volumes(View(self.store), vm.spec).items()}
-        if volume not in targets:
-            raise Conflict(f"volume {volume} is no disk of {name} any more")
-        self.hypervisor.resize_disk(vm.spec.uuid, targets[volume], size_bytes)
+        self.hypervisor.resize_disk(vm.spec.uuid, target, size_bytes)
 
     def undo(self, task: TaskSpec) -> None:
         """It happens at once, or not at all."""

@@ -90,6 +90,22 @@ def test_a_volume_that_was_there_is_not_taken_for_a_new_one() -> None:
     assert sorted(cluster.pool.kept) == ["golden", "web1-vdb"]
 
 
+def test_a_name_that_is_taken_meanwhile_leaves_no_volume() -> None:
+    cluster = storing()
+    begun = cluster.call("vm.create", name="web1", disk=["2G"])
+    cluster.call("vm.create", name="web1")
+    cluster.work()
+    assert cluster.call("task.info", task=begun["name"])["reason"] == "there is a VM named web1 already"
+    assert sorted(cluster.pool.kept) == ["golden"]
+    cluster.world.check_invariants()
+
+
+def test_what_its_guest_is_told_comes_with_it() -> None:
+    cluster = storing()
+    cluster.done("vm.create", name="web1", disk=["2G"], user_data="#cloud-config\n")
+    assert cluster.call("vm.user-data-get", vm="web1") == "#cloud-config\n"
+
+
 def test_all_new_disks_together_fill_the_pool() -> None:
     cluster = storing()
     failed = cluster.done("vm.create", name="web1", disk=["50G", "40G"])
@@ -173,6 +189,8 @@ def test_one_that_runs_gets_a_new_disk_at_once_by_its_own_node() -> None:
     assert spec.live == (Change("vdc=/srv/vms/web1-vdc/disk.qcow2", drive.digest),)
     rows = cluster.call("vm.volume-get", vm="web1")
     assert [row["state"] for row in rows] == ["live", "live", "being attached"]
+    why = str(cluster.call("why.vm", vm="web1"))
+    assert "disk vdc (/srv/vms/web1-vdc/disk.qcow2) is being attached" in why
     cluster.world.runs("web1")
     assert cluster.call("vm.info", vm="web1")["settled"]
     cluster.world.check_invariants()
@@ -230,6 +248,16 @@ def test_a_volume_of_a_vm_that_runs_is_resized_by_its_qemu() -> None:
     assert cluster.host.sizes == {(uuid, "vdb"): 3500000256}
     smaller = cluster.done("storage.volume-resize", **asked, size="1G", force=True)
     assert "which runs: it cannot be made smaller" in smaller["reason"]
+
+
+def test_one_that_qemu_does_not_have_yet_is_resized_by_its_pool() -> None:
+    cluster = with_disks()
+    cluster.call("vm.start", vm="web1")
+    cluster.world.runs("web1")
+    cluster.done("vm.volume-add", vm="web1", volume="vms/golden", live=False)
+    done = cluster.done("storage.volume-resize", pool="vms", volume="golden", size="11G")
+    assert (done["reason"], cluster.host.sizes) == ("", {})
+    assert cluster.pool.kept["golden"].volume.size_bytes == 11 * GIB
 
 
 def rendered(cluster: Storing) -> str:
