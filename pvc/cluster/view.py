@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pvc.cluster import paths
 from pvc.cluster.cluster import LAYOUT_VERSION, ClusterSpec
 from pvc.cluster.codec import loads
-from pvc.cluster.membership import Block, Fence, FenceState, Primary
+from pvc.cluster.membership import Block, Evidence, Fence, FenceState, Primary
 from pvc.cluster.mirror import Follow
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import Alive, DaemonState, Load, NodeSpec, NodeStatus, daemon_state, domain_state
@@ -283,9 +283,12 @@ class View:
         known = {f"{paths.FENCES}/{name}" for name in self.reader.children(paths.FENCES)}
         by_path = {paths.fence(name, node.status.incarnation): node for name, node in gone.items()}
         wanted = [path for path in by_path if path in known]
+        blocks = self.blocks() if wanted else {}
         return {
             by_path[path].spec.name: replace(
-                by_path[path], fence=self.decode(Fence, fence), fence_version=fence.version
+                by_path[path],
+                fence=with_block(self.decode(Fence, fence), blocks),
+                fence_version=fence.version,
             )
             for path, fence in zip(wanted, self.reader.get_many(wanted), strict=True)
             if fence is not None
@@ -302,6 +305,11 @@ class View:
             for name, one in zip(names, stored, strict=True)
             if one is not None
         }
+
+    def shown_fences(self) -> list[Fence]:
+        """As users see them."""
+        blocks = self.blocks()
+        return [with_block(one, blocks) for one, _ in self.fences().values()]
 
     def blocks(self) -> dict[str, tuple[Block, int]]:
         """Each with its version, by node."""
@@ -367,6 +375,14 @@ class View:
         """The newest one to verify nodes now."""
         stored = self.reader.get(paths.VERIFIED)
         return self.decode(Wish, stored) if stored is not None and stored.data else Wish()
+
+
+def with_block(fence: Fence, blocks: Mapping[str, tuple[Block, int]]) -> Fence:
+    """What else is known of it, where there is no receipt. To be shown, not to be written."""
+    block = blocks.get(fence.node)
+    is_blocked = block is not None and block[0].proves(fence.incarnation)
+    is_open = fence.state in (FenceState.FENCING, FenceState.FAILED)
+    return replace(fence, evidence=Evidence.BLOCKLIST) if is_blocked and is_open else fence
 
 
 _OF_A_TASK = (paths.task, paths.task_status)

@@ -106,13 +106,13 @@ COLUMNS = ("node", "incarnation", "state", "evidence", "judge", "attempts", "rec
 def fences(ctx: Context, limit: Limit = "") -> tuple[Fence, ...]:
     """List fences, the newest first: the evidence, who judged, how long it took, what was recovered."""
     matches = limit_pattern(limit).search
-    found = [one for one, _ in ctx.view.fences().values() if matches(one.node)]
+    found = [one for one in ctx.view.shown_fences() if matches(one.node)]
     return tuple(sorted(found, key=lambda one: (-one.since, one.node, -one.incarnation)))
 
 
 def newest(ctx: Context, node: str) -> Fence:
     """Raises NotFound for a node that has never been fenced."""
-    found = [one for one, _ in ctx.view.fences().values() if one.node == node]
+    found = [one for one in ctx.view.shown_fences() if one.node == node]
     if not found:
         raise NotFound(f"no fence of {node} is known", hint="pvc node fences lists them")
     return max(found, key=lambda one: one.incarnation)
@@ -155,7 +155,13 @@ def told(fence: Fence) -> str:
         proof = EVIDENCE.get(fence.evidence, str(fence.evidence))
         return f"{name} was fenced by {fence.judge} after {fence.fence_s:g} s, the evidence: {proof}"
     if fence.state is FenceState.FAILED:
-        return f"{name} could not be fenced ({fence.attempts} tries): {fence.reason}"
+        return f"{name} could not be fenced ({fence.attempts} tries): {fence.reason}{_but(fence)}"
     if fence.state is FenceState.RETURNED:
         return f"{name} was about to be fenced and came back"
-    return f"{name} is being fenced{f': {fence.reason}' if fence.reason else ''}"
+    return f"{name} is being fenced{f': {fence.reason}' if fence.reason else ''}{_but(fence)}"
+
+
+def _but(fence: Fence) -> str:
+    if fence.evidence is not Evidence.BLOCKLIST:
+        return ""
+    return "; Ceph takes no more writes from it: VMs that are only in Ceph go on elsewhere, others wait"

@@ -9,7 +9,7 @@ import pytest
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps, from_json
-from pvc.cluster.membership import Evidence, Fence, FenceState, Primary, Step, StepKind
+from pvc.cluster.membership import Block, Evidence, Fence, FenceState, Primary, Step, StepKind
 from pvc.cluster.node import BMC, BMCDriver
 from pvc.cluster.store import Create
 from pvc.commands.context import LocalContext
@@ -228,3 +228,28 @@ def test_receipt_of_an_earlier_life_says_nothing_of_this_one() -> None:
     world = with_fence(state=FenceState.FENCED, evidence=Evidence.POWER_OFF)
     world.edit(paths.node_status("n3"), incarnation=2)
     assert world.call("node.info", node="n3")["daemon_state"] == "dead"
+
+
+@pytest.mark.parametrize(
+    ("block", "is_told"),
+    [
+        (Block("n3", 1, ("10.0.0.3",), epoch=7), True),
+        (Block("n3", 1, ("10.0.0.3",)), False),
+        (Block("n3", 1, ("10.0.0.3",), epoch=7, lifted=True), False),
+        (Block("n3", 0, ("10.0.0.3",), epoch=7), False),
+    ],
+    ids=("proven", "not proven", "lifted", "of an earlier life"),
+)
+def test_who_is_shut_out_of_ceph_is_told_so(block: Block, is_told: bool) -> None:
+    world = with_fence(state=FenceState.FAILED, attempts=2, reason="the BMC of n3 does not answer")
+    world.store.commit(Create(paths.block("n3"), dumps(block)))
+    (fence,) = world.call("node.fences")
+    assert fence["evidence"] == ("blocklist" if is_told else "")
+    for said in (world.call("why.fence", node="n3")["because"], world.call("why.node", node="n3")["because"]):
+        assert any("only in Ceph go on elsewhere" in line for line in said) is is_told
+
+
+def test_receipt_outweighs_the_block_list() -> None:
+    world = with_fence(state=FenceState.FENCED, evidence=Evidence.WATCHDOG, finished=True)
+    world.store.commit(Create(paths.block("n3"), dumps(Block("n3", 1, ("10.0.0.3",), epoch=7))))
+    assert world.call("node.fences")[0]["evidence"] == "watchdog"
