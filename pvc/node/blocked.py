@@ -88,14 +88,14 @@ class Blocked:
 
     def _look(self, blocklist: Blocklist) -> float:
         self.publish(blocklist.addresses())
-        own = set(View(self.store).node(self.me.node).status.ceph_addresses)
-        listed = sorted(blocklist.map().listed & own)
+        known = blocklist.map().listed
         # Read after the map: who lists this node says so before.
         stored = self.store.get(paths.block(self.me.node))
-        if stored is None:
+        block = None if stored is None else loads(Block, stored.data, stored.path)
+        listed = sorted(known & self._own(block))
+        if stored is None or block is None:
             self._say(f"somebody has put it on Ceph's block list: {', '.join(listed)}" if listed else "")
             return LOOK_S
-        block = loads(Block, stored.data, stored.path)
         if listed:
             self._say(f"Ceph takes no writes from it since it was fenced in its life {block.incarnation}")
             if not self._is_free():
@@ -107,6 +107,12 @@ class Blocked:
             self.store.commit(Put(stored.path, dumps(replace(block, lifted=True)), stored.version))
         self._say("")
         return LOOK_S
+
+    def _own(self, block: Block | None) -> set[str]:
+        """What it has now, and what whoever listed it took for its own."""
+        node = View(self.store).node(self.me.node)
+        now = {*node.status.ceph_addresses, node.spec.address, node.spec.storage_address}
+        return now if block is None or block.lifted else now | set(block.addresses)
 
     def _is_free(self) -> bool:
         """No QEMU here uses Ceph, and none begins to: in this order, after `problem` was said. Those that it

@@ -95,7 +95,9 @@ def test_power_and_bmc_are_gone_and_nothing_was_promised(cluster: Cluster) -> No
 def test_node_that_stood_still_and_goes_on_writes_not_one_byte(cluster: Cluster) -> None:
     with unwatched(cluster) as victim:
         began, qemu = time.monotonic(), str(cluster.qemu_pid(VM, victim))
-        cluster.lab.sh(victim, f"systemctl kill -s STOP pvc-node; kill -STOP {qemu}")
+        # Or systemd starts a daemon that stands still anew, and that one ends what is not its own any more.
+        stop = "systemctl service-watchdogs no; systemctl kill -s STOP pvc-node"
+        cluster.lab.sh(victim, f"{stop}; kill -STOP {qemu}")
         node = took_over(cluster, victim, began)
         before = cluster.wrote(VM, victim)
         cluster.lab.sh(victim, f"kill -CONT {qemu}")
@@ -104,7 +106,7 @@ def test_node_that_stood_still_and_goes_on_writes_not_one_byte(cluster: Cluster)
         assert cluster.wrote(VM, victim) == before, "it was told that nothing more is on the disk"
         last = cluster.wrote(VM, node)
         cluster.writing(VM, node, more_than=last)
-        cluster.lab.sh(victim, "systemctl kill -s CONT pvc-node")
+        cluster.lab.sh(victim, "systemctl kill -s CONT pvc-node; systemctl service-watchdogs yes")
         seen(lambda: cluster.qemus(VM) == [node], within=60)
         cluster.pvc("vm", "stop", VM, "--yes", "--wait", "--timeout", "60")
         told = cluster.wrote(VM, node)

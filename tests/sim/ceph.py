@@ -42,7 +42,8 @@ def with_disks(definition: str, name: str, *, also_elsewhere: bool) -> str:
 
 
 def address_of(host: str) -> str:
-    return f"10.0.0.{host[1:]}"
+    """In a network of its own."""
+    return f"10.1.0.{host[1:]}"
 
 
 @dataclass(eq=False)

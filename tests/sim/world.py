@@ -50,7 +50,7 @@ from pvc.node.process import drop_leftovers
 from tests.sim import addresses
 from tests.sim.addresses import SimAddresses
 from tests.sim.ceph import SEEDS as CEPH_SEEDS
-from tests.sim.ceph import SimBlocklist, SimCeph, address_of, with_disks
+from tests.sim.ceph import SimBlocklist, SimCeph, with_disks
 from tests.sim.hosts import BMCFault, Host, SimHypervisor, SimMemory, SimPower, SimWatchdog
 from tests.sim.network import Cut, Network, bmc_of, both_ways, one_way, one_way_in
 from tests.sim.speed import loads
@@ -753,7 +753,7 @@ class World:
         self.truth.commit(Create(paths.CLUSTER, dumps(spec)))
         for name in self.hosts:
             bmc = BMC(BMCDriver.IPMI, name, "admin", "") if self.rng.random() < 0.9 else None
-            address = address_of(name)
+            address = f"10.0.0.{name[1:]}"
             role = NodeRole.COORDINATOR if name in PLACES else NodeRole.HYPERVISOR
             self.truth.commit(
                 Create(paths.node(name), dumps(NodeSpec(name, address, address, role, bmc=bmc))),

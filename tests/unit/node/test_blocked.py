@@ -223,6 +223,16 @@ def test_new_boot_takes_itself_off_the_list() -> None:
     assert (here.ceph.listed, here.blocked.problem, here.block.lifted) == (frozenset(), "", True)
 
 
+def test_all_that_was_listed_comes_off_the_list() -> None:
+    """Found in the lab: also what it was believed to have, and an address that it has no more."""
+    here = Here()
+    every = (ADDRESS, "10.0.1.3", "10.0.2.3")
+    here.store.commit(Create(paths.block("n3"), dumps(replace(PROVEN, addresses=every))))
+    here.ceph.change(frozenset({*every, "10.0.0.4"}))
+    here.blocked.step()
+    assert here.ceph.listed == {"10.0.0.4"}, "of another node"
+
+
 @pytest.mark.parametrize("definition", [ON_CEPH, ON_BOTH])
 def test_not_before_all_that_used_ceph_has_ended(definition: str) -> None:
     """It could write again else, what its new owner has overwritten."""
