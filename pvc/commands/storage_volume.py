@@ -43,6 +43,17 @@ class VolumeRow:
     used_bytes: int | None
     """None where it would take long to find out: `volume info` tells."""
     format: Format
+    problem: str = ""
+    """What is wrong with it: then nobody knows its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUser:
+    """Who has a volume in Ceph open."""
+
+    address: str
+    client: str
+    has_lock: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,10 @@ class VolumeInfo:
     """Somebody, on whatever node, has it open as a disk."""
     vm: str | None
     """Whose disk it is."""
+    users: tuple[VolumeUser, ...]
+    """Who that is, of a volume in Ceph."""
     snapshots: tuple[SnapshotRow, ...]
+    problem: str = ""
 
 
 # Looking
@@ -76,6 +90,7 @@ def info(ctx: Context, pool: PoolName, volume: VolumeName) -> VolumeInfo:
         location=told["location"],
         is_open=told["is_open"],
         vm=vm.spec.name if (vm := user_of(ctx, pool, volume)) is not None else None,
+        users=tuple(VolumeUser(**one) for one in told.get("users", ())),
         snapshots=tuple(SnapshotRow(**one) for one in told["snapshots"]),
         **told["volume"],
     )
@@ -222,15 +237,18 @@ def clone(
     volume: VolumeName,
     new: Annotated[VolumeName, Arg("what the clone is called", metavar="NEW")],
     *,
+    flatten: Annotated[bool, Arg("copy all of it now, and share nothing")] = False,
     force: Annotated[bool, Arg("also when the pool gets fuller than it should")] = False,
 ) -> TaskInfo:
-    """Make a volume with the same content, that is not in use. Neither depends on the other afterwards.
+    """Make a volume with the same content. Either may be changed and removed without the other.
 
-    In a directory it is there at once where the file system can share blocks (XFS, btrfs), else it is copied.
+    They share blocks until one writes to them: in Ceph, and in a directory where the file system can (XFS,
+    btrfs), so that it is there at once; else it is copied. In a directory nobody may have it open.
     """
     about = f"cloning volume {volume} of pool {pool} to {new}"
     # Others may clone the same one: only the new one is claimed.
-    return _begin(ctx, "clone", about, pool, volume, {"new_volume": new, "force": force}, claims=[new])
+    asked = {"new_volume": new, "flatten": flatten, "force": force}
+    return _begin(ctx, "clone", about, pool, volume, asked, claims=[new])
 
 
 # Their snapshots

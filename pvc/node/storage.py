@@ -243,6 +243,7 @@ class Pools:
             "volume": to_json(pool.volume(volume)),
             "location": pool.location(volume),
             "is_open": pool.is_open(volume),
+            "users": to_json(pool.users(volume)),
             "snapshots": to_json(pool.snapshots(volume)),
         }
 
@@ -388,7 +389,7 @@ class VolumeWork:
             return {"pool": task.arguments["pool"]}
 
     def undo(self, task: TaskSpec) -> None:
-        self.pools.open(task.arguments["pool"]).discard(task.id)
+        self.pools.open(task.arguments["pool"]).discard(task.id, task.arguments["volume"])
 
 
 def _guard(pool: Pool, task: TaskSpec, new_bytes: int) -> None:
@@ -431,9 +432,16 @@ def _rename(pool: Pool, task: TaskSpec, progress: Progress) -> None:
 
 def _clone(pool: Pool, task: TaskSpec, progress: Progress) -> None:
     asked = task.arguments
-    _guard(pool, task, pool.volume(asked["volume"]).used_bytes or 0)
+    _guard(pool, task, pool.volume(asked["volume"]).size_bytes)
     told = f"copying {asked['volume']}"
-    pool.clone(asked["volume"], asked["new_volume"], task.id, lambda fraction: progress(fraction, told))
+    flatten = asked.get("flatten", False)
+    pool.clone(
+        asked["volume"],
+        asked["new_volume"],
+        task.id,
+        lambda fraction: progress(fraction, told),
+        flatten=flatten,
+    )
 
 
 def _add_snapshot(pool: Pool, task: TaskSpec, progress: Progress) -> None:

@@ -139,6 +139,7 @@ def test_volumes_from_beginning_to_end(node: OneNode) -> None:
         "size_bytes": 64 * 1024**2,
         "used_bytes": 0,
         "format": "raw",
+        "problem": "",
     }
     for operation, given in (
         ("volume-snapshot-add", {"volume": "golden", "snapshot": "s1"}),

@@ -53,6 +53,7 @@ class Bench:
     leftovers: Callable[[], list[str]]
     formats: tuple[Format, ...] = tuple(Format)
     with_snapshots: Format = Format.QCOW2
+    names_users: bool = True
     changes_while_open: bool = False
     """Snapshots, clones and growth are possible then."""
 
@@ -136,6 +137,7 @@ def _directory(tmp_path: Path) -> Bench:
         lambda name: open_in_qemu(pool.location(name), format_of(name)),
         lambda: retire(str(where), "p1"),
         leftovers,
+        names_users=False,
     )
 
 
@@ -338,6 +340,36 @@ def test_a_clone_has_the_content_and_a_life_of_its_own(bench: Bench, format: For
     assert bench.read("web1", 7) == b"content"
     pool.remove("golden", "t3")
     assert bench.read("web1", 7) == b"content"
+
+
+@EVERY_FORMAT
+def test_a_full_copy_shares_nothing(bench: Bench, format: Format) -> None:
+    pool = bench.pool
+    pool.add("golden", SIZE, format, "t1")
+    bench.write("golden", b"content")
+    pool.clone("golden", "web1", "t2", nothing)
+    pool.clone("web1", "web2", "t3", nothing, flatten=True)
+    if format is bench.with_snapshots:
+        assert pool.snapshots("web1") == pool.snapshots("web2") == ()
+    bench.write("web1", b"another")
+    pool.remove("golden", "t4")
+    pool.remove("web1", "t5")
+    assert bench.read("web2", 7) == b"content"
+    assert pool.volume("web2").size_bytes == SIZE
+    assert bench.leftovers() == []
+
+
+def test_who_uses_it_is_told_where_that_can_be(bench: Bench) -> None:
+    bench.pool.add("web1", SIZE, bench.with_snapshots, "t1")
+    assert bench.pool.users("web1") == ()
+    with bench.opened("web1"):
+        found = bench.pool.users("web1")
+    if bench.names_users:
+        ((address, client, has_lock),) = [(one.address, one.client, one.has_lock) for one in found]
+        assert (client.startswith("client."), has_lock) == (True, True)
+        assert address
+    with pytest.raises(NotFound):
+        bench.pool.users("web9")
 
 
 def test_a_clone_that_is_ended_leaves_nothing(bench: Bench) -> None:
@@ -788,6 +820,55 @@ def test_a_ceph_that_is_not_there_is_said_soon(tmp_path: Path) -> None:
         RBDPool("vms", client.Ceph(str(conf))).check()
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_copy_that_is_ended_leaves_nothing_on_its_source(
+    images: Bench, cluster: Ceph, *, flatten: bool
+) -> None:
+    images.pool.add("golden", SIZE, Format.RAW, "t1")
+    images.write("golden", b"content")
+
+    class Ended(PVCError):
+        """As a task is."""
+
+    def end(fraction: float) -> None:
+        raise Ended("cancelled")
+
+    with pytest.raises(Ended):
+        images.pool.clone("golden", "web1", "t2", end, flatten=flatten)
+    images.pool.discard("t2", "golden")
+    images.pool.discard("t2", "golden")
+    connected = cluster.connect()
+    with rbd.Image(connected.open_ioctx("vms"), "golden", read_only=True) as image:
+        assert list(image.list_snaps()) == []
+    assert images.leftovers() == []
+
+
+def test_what_somebody_died_over_before_there_was_a_clone_goes(images: Bench, cluster: Ceph) -> None:
+    images.pool.add("golden", SIZE, Format.RAW, "t1")
+    images.pool.clone("golden", "web1", "t2", nothing)
+    connected = cluster.connect()
+    with rbd.Image(connected.open_ioctx("vms"), "golden") as image:
+        image.create_snap(".clone-t3")
+        image.protect_snap(".clone-t3")
+        images.pool.discard("t3", "golden")
+        images.pool.discard("t2", "golden")  # which is done: its clone stays
+        assert [one["name"] for one in image.list_snaps()] == [".clone-t2"]
+    assert images.pool.volume("web1").used_bytes == 0
+
+
+def test_a_damaged_volume_is_in_the_list_beside_the_others(images: Bench, cluster: Ceph) -> None:
+    for name in ("a", "b"):
+        images.pool.add(name, SIZE, Format.RAW, name)
+    connected = cluster.connect()
+    io = connected.open_ioctx("vms")
+    identity = {one["name"]: one["id"] for one in rbd.RBD().list2(io)}["a"]
+    io.remove_object(f"rbd_header.{identity}")
+    found = images.pool.volumes()
+    assert [(one.name, one.problem) for one in found] == [("a", "its header is missing"), ("b", "")]
+    images.pool.remove("a", "t1")
+    assert [one.name for one in images.pool.volumes()] == ["b"]
+
+
 # Of directories only
 
 
@@ -830,6 +911,16 @@ def test_what_a_crash_leaves_is_no_volume_and_goes(directory: Directory) -> None
     assert directory.volumes() == ()
     directory.discard("t1")
     assert not half.exists()
+
+
+def test_a_damaged_file_is_in_the_list_beside_the_others(directory: Directory) -> None:
+    for name in ("a", "b"):
+        directory.add(name, SIZE, Format.QCOW2, name)
+    Path(directory.location("a")).write_bytes(b"not a disk")
+    found = directory.volumes()
+    assert [(one.name, one.size_bytes) for one in found] == [("a", 0), ("b", SIZE)]
+    assert "is no qcow2 file" in found[0].problem
+    directory.remove("a", "t3")
 
 
 def test_a_copy_that_fails_says_why_and_leaves_nothing(directory: Directory) -> None:

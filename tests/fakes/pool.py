@@ -27,6 +27,7 @@ from pvc.node.drivers.storage import (
     Reading,
     Scratch,
     Snapshot,
+    User,
     Volume,
 )
 
@@ -120,7 +121,11 @@ class FakePool:
         del self.kept[name]
         self.kept[new] = replace(found, volume=replace(found.volume, name=new))
 
-    def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
+    def users(self, name: str) -> tuple[User, ...]:
+        self._found(name)
+        return (User("10.0.0.9:0/1", "client.7", has_lock=True),) if name in self.open else ()
+
+    def clone(self, name: str, new: str, token: str, progress: Progress, *, flatten: bool = False) -> None:
         found = self._found(name)
         self._check_free(new)
         self._unused(name)
@@ -214,7 +219,7 @@ class FakePool:
         self.half_done.discard(token)
         self.kept[name] = Kept(Volume(name, size_bytes, 0, format), bytes(filling.content))
 
-    def discard(self, token: str) -> None:
+    def discard(self, token: str, of: str = "") -> None:
         self.check()
         self.aside.pop(token, None)
         self.half_done.discard(token)

@@ -39,6 +39,7 @@ from pvc.node.drivers.storage import (
     Reading,
     Scratch,
     Snapshot,
+    User,
     Volume,
 )
 from pvc.proc import Completed, run, start
@@ -126,7 +127,10 @@ class Directory:
             if not re.fullmatch(names.VOLUME, name):
                 continue
             with suppress(NotFound):  # it has just gone, or is somebody else's directory
-                found.append(self._volume(name))
+                try:
+                    found.append(self._volume(name))
+                except DriverError as error:
+                    found.append(Volume(name, 0, None, self._disk(name)[1], error.message))
         return tuple(found)
 
     def volume(self, name: str) -> Volume:
@@ -165,6 +169,10 @@ class Directory:
         with self._disk(name)[0].open("rb") as disk:
             return _is_locked(disk.fileno(), LOCKED_FROM, LOCKED_BYTES)
 
+    def users(self, name: str) -> tuple[User, ...]:
+        self._disk(name)
+        return ()
+
     # Volumes
 
     def add(self, name: str, size_bytes: int, format: Format, token: str) -> None:
@@ -173,8 +181,7 @@ class Directory:
 
     def remove(self, name: str, token: str) -> None:
         self.check()
-        protected = [one.name for one in self.snapshots(name) if one.is_protected]
-        if protected:
+        if protected := self._protected(name):
             raise Conflict(
                 f"snapshot {protected[0]} of volume {name} is protected",
                 hint="pvc storage volume snapshot protect --off",
@@ -211,12 +218,12 @@ class Directory:
         with self._locked(name):
             self._rename(self._directory(name), new)
 
-    def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
+    def clone(self, name: str, new: str, token: str, progress: Progress, *, flatten: bool = False) -> None:
         self.check()
         source, format = self._disk(name)
         with self._made(new, token) as half:
             copy = half / source.name
-            if not self._shared(name, source, copy):
+            if flatten or not self._shared(name, source, copy):
                 self._copied(name, source, copy, format, progress)
             if format is Format.QCOW2:
                 for tag in self._tags(copy):
@@ -234,7 +241,7 @@ class Directory:
             return True
 
     def _copied(self, name: str, source: Path, copy: Path, format: Format, progress: Progress) -> None:
-        copy.unlink()
+        copy.unlink(missing_ok=True)
         argv = ["qemu-img", "convert", "-f", format, "-O", format, str(source), str(copy)]
         said = copy.with_name("said")
         whole = max(source.stat().st_blocks, 1)
@@ -292,6 +299,14 @@ class Directory:
             )
             for tag in self._tags(file)
         )
+
+    def _protected(self, name: str) -> list[str]:
+        """Also of a file that is damaged."""
+        try:
+            return [one.name for one in self.snapshots(name) if one.is_protected]
+        except DriverError:
+            kept = self._kept(name)
+            return [_shown(tag, kept) for tag, of in kept.items() if of.get("protected")]
 
     def add_snapshot(self, name: str, snapshot: str) -> None:
         _check_name(snapshot, names.SNAPSHOT, "snapshot")
@@ -395,7 +410,7 @@ class Directory:
 
     # Half done
 
-    def discard(self, token: str) -> None:
+    def discard(self, token: str, of: str = "") -> None:
         self.check()
         shutil.rmtree(self._half_done(token), ignore_errors=True)
         if self._half_done(token).exists():

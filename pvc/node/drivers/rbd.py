@@ -36,6 +36,7 @@ from pvc.node.drivers.storage import (
     Reading,
     Scratch,
     Snapshot,
+    User,
     Volume,
 )
 
@@ -45,6 +46,8 @@ WATCHED_S = 40
 PARENT = ".clone-"
 """Names that begin with a dot are not of users."""
 
+PIECE = 4 * 1024**2
+"""Of a copy, between two looks whether it is still wanted."""
 AT_ONCE = 64 * 1024**3
 """Of an image, so much is asked for differences."""
 FEATURES = (
@@ -89,8 +92,12 @@ class RBDPool:
                 if re.fullmatch(names.VOLUME, one["name"])
             }
             sizes = {name: _size(io, identity) for name, identity in found.items()}
+            lost = [name for name, size in sizes.items() if size is None]
+            present = {one["name"] for one in self.rbd.list2(io)} if lost else set()
         return tuple(
-            Volume(name, size, None, Format.RAW) for name, size in sorted(sizes.items()) if size is not None
+            Volume(name, size or 0, None, Format.RAW, "" if size is not None else "its header is missing")
+            for name, size in sorted(sizes.items())
+            if size is not None or name in present
         )
 
     def volume(self, name: str) -> Volume:
@@ -100,6 +107,14 @@ class RBDPool:
     def is_open(self, name: str) -> bool:
         with self._image(name) as image:
             return any(True for _ in image.watchers_list())
+
+    def users(self, name: str) -> tuple[User, ...]:
+        with self._image(name) as image:
+            locked = {client for client, _, _ in (image.list_lockers() or {"lockers": []})["lockers"]}
+            return tuple(
+                User(one["addr"], client := f"client.{one['id']}", client in locked)
+                for one in image.watchers_list()
+            )
 
     def location(self, name: str) -> str:
         self.volume(name)
@@ -115,6 +130,10 @@ class RBDPool:
             self._name(io, HALF_DONE + token, name)
 
     def remove(self, name: str, token: str) -> None:
+        if self._is_lost(name):
+            with self._opened() as io:
+                self.rbd.remove(io, name)
+            return
         for snapshot in self.snapshots(name):
             if snapshot.is_protected:
                 raise Conflict(
@@ -133,6 +152,15 @@ class RBDPool:
     def put_back(self, name: str, token: str) -> None:
         with self._opened() as io, suppress(rbd.ImageNotFound):
             self._name(io, HALF_DONE + token, name)
+
+    def _is_lost(self, name: str) -> bool:
+        """In the list, and nothing else of it is there any more."""
+        try:
+            self.volume(name)
+        except NotFound:
+            with self._opened(ASK_TIMES) as io:
+                return name in {one["name"] for one in self.rbd.list2(io)}
+        return False
 
     def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
         before = self.volume(name).size_bytes
@@ -154,10 +182,13 @@ class RBDPool:
             self._check_free(io, new)
             self._name(io, name, new)
 
-    def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
+    def clone(self, name: str, new: str, token: str, progress: Progress, *, flatten: bool = False) -> None:
         self.volume(name)
         with self._opened() as io:
             self._check_free(io, new)
+            if flatten:
+                self._copy(io, name, new, token, progress)
+                return
             self._shared(io, name, token)
             progress(0.5)
             self._name(io, HALF_DONE + token, new)
@@ -169,6 +200,20 @@ class RBDPool:
             image.create_snap(parent)
             image.protect_snap(parent)
         self.rbd.clone(io, name, parent, io, HALF_DONE + token, features=FEATURES)
+
+    def _copy(self, io: Any, name: str, new: str, token: str, progress: Progress) -> None:
+        """As it is at one moment."""
+        with rbd.Image(io, name) as image:
+            image.create_snap(PARENT + token)
+        with rbd.Image(io, name, snapshot=PARENT + token, read_only=True) as image:
+            source = _Content(image)
+            with self.filled(new, source.size_bytes, Format.RAW, token) as copy:
+                for extent in source.extents():
+                    for offset in range(extent.offset, extent.offset + extent.length, PIECE):
+                        progress(offset / source.size_bytes)
+                        length = min(PIECE, extent.offset + extent.length - offset)
+                        copy.write(offset, source.read(offset, length))
+        _release(io, name, PARENT + token)
 
     def _part(self, io: Any, name: str) -> None:
         """From its clones, each of which gets all blocks for itself."""
@@ -322,10 +367,12 @@ class RBDPool:
 
     # Half done
 
-    def discard(self, token: str) -> None:
+    def discard(self, token: str, of: str = "") -> None:
         with self._opened() as io:
             for name in (HALF_DONE + token, HALF_DONE + token + CAME):
                 self._discard(io, name)
+            if of:
+                _release(io, of, PARENT + token)
 
     def _discard(self, io: Any, name: str) -> None:
         try:
@@ -507,9 +554,10 @@ def _parent(image: rbd.Image) -> tuple[str, str] | None:
 
 
 def _release(io: Any, name: str, snapshot: str) -> None:
-    """A snapshot that was there for one clone only."""
-    with suppress(rbd.ImageNotFound), rbd.Image(io, name) as image:
-        image.unprotect_snap(snapshot)
+    """A snapshot that was there for one clone only. One whose clone is there stays."""
+    with suppress(rbd.ImageNotFound, rbd.ImageBusy), rbd.Image(io, name) as image:
+        if image.is_protected_snap(snapshot):
+            image.unprotect_snap(snapshot)
         image.remove_snap(snapshot)
 
 

@@ -29,6 +29,8 @@ class Volume:
     used_bytes: int | None
     """What it takes of the pool; None in a list where it would take long to find out."""
     format: Format
+    problem: str = ""
+    """What is wrong with it, in a list: then nobody knows its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,17 @@ class Snapshot:
     size_bytes: int
     """Of the volume at that time."""
     is_protected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who has a volume open."""
+
+    address: str
+    client: str
+    """As Ceph calls it."""
+    has_lock: bool
+    """Writes go through it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +149,17 @@ class Pool(Protocol):
         ...
 
     def volumes(self) -> tuple[Volume, ...]:
-        """By name."""
+        """By name; also those that are damaged."""
         ...
 
     def volume(self, name: str) -> Volume: ...
 
     def is_open(self, name: str) -> bool:
         """Somebody, here or on another node, reads or writes it as a disk."""
+        ...
+
+    def users(self, name: str) -> tuple[User, ...]:
+        """Who has it open; none where that cannot be told, as of files on other nodes."""
         ...
 
     def location(self, name: str) -> str:
@@ -169,8 +186,11 @@ class Pool(Protocol):
 
     def rename(self, name: str, new: str) -> None: ...
 
-    def clone(self, name: str, new: str, token: str, progress: Progress) -> None:
-        """A volume with the same content and no snapshots; either may be removed before the other."""
+    def clone(self, name: str, new: str, token: str, progress: Progress, *, flatten: bool = False) -> None:
+        """A volume with the same content and no snapshots; either may be removed before the other.
+
+        They share blocks where that is possible, unless each is to have its own at once (`flatten`).
+        """
         ...
 
     def incoming(
@@ -215,6 +235,6 @@ class Pool(Protocol):
         """A new volume, that is there with all of it once the block ends well."""
         ...
 
-    def discard(self, token: str) -> None:
-        """Take away what is half done; done already where nothing is."""
+    def discard(self, token: str, of: str = "") -> None:
+        """Take away what is half done; done already where nothing is. `of`: what was being cloned."""
         ...
