@@ -160,10 +160,32 @@ def test_volumes_from_beginning_to_end(node: OneNode) -> None:
     assert (shown["location"], shown["is_open"]) == ("vms/golden", False)
     assert [(one["name"], one["is_protected"]) for one in shown["snapshots"]] == [("s2", True)]
     assert json.loads(json.dumps(shown)) == shown
+    full = node.done("storage.volume-clone", pool="vms", volume="web2", new="web3", flatten=True)
+    assert full["reason"] == ""
+    assert node.done("storage.volume-remove", pool="vms", volume="web3")["reason"] == ""
     found = node.done("storage.volume-remove", pool="vms", volume="golden")
     assert found["reason"] == "snapshot s2 of volume golden is protected"
     with pytest.raises(Invalid, match="volumes in Ceph are raw, not qcow2"):
         node.call("storage.volume-add", pool="vms", volume="web1", size="8M", format="qcow2")
     found = node.done("storage.volume-add", pool="vms", volume="web1", size="1T")
     assert "above its limit of 80 %" in found["reason"]
+    smaller = node.done("storage.volume-resize", pool="vms", volume="web2", size="8M")
+    assert "would be cut off" in smaller["reason"]
+    assert node.done("storage.volume-remove", pool="vms", volume="web9")["error"]["code"] == "not-found"
     assert node.world.store.children(paths.pool_claims("vms")) == ()
+
+
+def test_who_has_it_open_is_told_and_keeps_it(node: OneNode, cluster: Ceph) -> None:
+    made(node)
+    node.done("storage.volume-add", pool="vms", volume="web1", size="8M")
+    connected = cluster.connect()
+    with rbd.Image(connected.open_ioctx("vms"), "web1") as image:
+        image.write(b"running", 0)
+        shown = node.call("storage.volume-info", pool="vms", volume="web1")
+        ((user,), is_open) = shown["users"], shown["is_open"]
+        assert (user["has_lock"], user["address"].startswith("127.0.0.1:"), is_open) == (True, True, True)
+        found = node.done("storage.volume-remove", pool="vms", volume="web1")
+        assert found["reason"].startswith("volume web1 is in use")
+    connected.shutdown()
+    assert node.call("storage.volume-info", pool="vms", volume="web1")["users"] == []
+    assert node.done("storage.volume-remove", pool="vms", volume="web1")["reason"] == ""

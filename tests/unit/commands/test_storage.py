@@ -228,6 +228,40 @@ def test_the_guard_counts_what_is_new_and_says_by_how_much_it_is_too_much() -> N
     assert forced["state"] == "done"
 
 
+def test_a_clone_counts_with_all_that_it_may_become() -> None:
+    cluster = storing()
+    cluster.pool.used_bytes = 75 * GIB
+    clone = {"pool": "vms", "volume": "golden", "new": "web1"}
+    found = cluster.done("storage.volume-clone", **clone)
+    assert found["reason"] == "10 GiB more would fill pool vms to 85 %, 5 GiB above its limit of 80 %"
+    assert cluster.done("storage.volume-clone", **clone, force=True, flatten=True)["reason"] == ""
+
+
+def test_a_pool_of_which_nobody_knows_how_much_it_holds_is_not_filled() -> None:
+    cluster = storing()
+    cluster.pool.total_bytes = 0
+    found = cluster.done("storage.volume-add", pool="vms", volume="web1", size="1G")
+    assert found["reason"] == "nobody knows how much pool vms can hold"
+
+
+def test_who_has_a_volume_open_is_told() -> None:
+    cluster = storing()
+    cluster.pool.open.add("golden")
+    (user,) = cluster.call("storage.volume-info", pool="vms", volume="golden")["users"]
+    assert user == {"address": "10.0.0.9:0/1", "client": "client.7", "has_lock": True}
+
+
+def test_a_pool_that_nobody_reaches_is_in_the_list_and_says_why() -> None:
+    cluster = storing()
+    cluster.add_ceph_pool("ssds")
+    for name in ("n1", "n2", "n3"):
+        cluster.world.edit(paths.node_status(name), pool_problems={"vms": "is it mounted?"})
+    ceph, directory = cluster.call("storage.pool-list")
+    assert (ceph["name"], ceph["health"], ceph["copies"], ceph["pgs"]) == ("ssds", "ok", 3, 32)
+    assert (directory["state"], directory["total_bytes"]) == ("down", None)
+    assert directory["health"].startswith("no node reaches pool vms now: n1: is it mounted?")
+
+
 def test_nothing_is_cut_off_unless_told_so() -> None:
     cluster = storing()
     found = cluster.done("storage.volume-resize", pool="vms", volume="golden", size="9G")
