@@ -11,6 +11,7 @@ from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.storage import Driver, Format, PoolSpec, Volume
 from pvc.cluster.store import Create, Put
+from pvc.cluster.view import View
 from pvc.cluster.vm import Change
 from pvc.errors import Conflict
 from pvc.node.drivers import DriverError
@@ -424,3 +425,29 @@ def test_a_vm_is_not_started_nor_moved_while_a_task_is_at_it() -> None:
     for verb, given in (("start", {}), ("move", {"target": "n3"}), ("rename", {"new": "x"}), ("remove", {})):
         with pytest.raises(Conflict, match="task 0000000a is at web1"):
             cluster.call(f"vm.{verb}", vm="web1", **given)
+
+
+@pytest.mark.parametrize(
+    ("operation", "given"),
+    [
+        ("vm.create", {"name": "web2", "disk": ["2G", "vms/golden"]}),
+        ("vm.volume-add", {"vm": "web1", "volume": "vms/4G"}),
+        ("vm.rename", {"vm": "web1", "new": "shop"}),
+        ("vm.remove", {"vm": "web1"}),
+        ("storage.volume-resize", {"pool": "vms", "volume": "web1-vda", "size": "5G"}),
+    ],
+)
+def test_a_daemon_that_dies_after_all_is_done_has_nothing_undone(
+    operation: str, given: dict[str, Any]
+) -> None:
+    """Its task is lost, as nobody wrote that it was done; and its next life undoes what is lost."""
+    cluster = with_disks()
+    begun = cluster.call(operation, **given)
+    cluster.work()
+    task = View(cluster.world.store).task(begun["name"]).spec
+    documents, kept = cluster.world.documents(), dict(cluster.pool.kept)
+    for _ in range(2):
+        cluster.tasks[task.node].works[operation].undo(task)
+    assert cluster.world.documents() == documents
+    assert cluster.pool.kept == kept
+    assert not cluster.pool.half_done
