@@ -106,6 +106,27 @@ def test_the_guest_stands_still_for_that_moment_and_no_longer(has_agent: bool) -
     assert len(calls) == 1, "all disks in one go"
 
 
+def test_a_pool_with_snapshots_of_its_own_takes_them_while_the_guest_stands_still() -> None:
+    """As Ceph does, which would keep one disk after the other."""
+    made = two()
+    host = runs(made)
+    add, seen = made.pool.add_snapshot, list[DomainState]()
+
+    def take(name: str, snapshot: str) -> None:
+        seen.append(state(host, made))
+        made.pool.open.clear()
+        add(name, snapshot)
+
+    made.pool.add_snapshot = take  # type: ignore[method-assign]
+    made.pool.name_in_qemu = lambda snapshot: ""  # type: ignore[method-assign]
+    assert made.done("vm.snapshot-create", **DAILY)["reason"] == ""
+    assert seen == [DomainState.PAUSED, DomainState.PAUSED]
+    assert state(host, made) is DomainState.RUNNING
+    assert "add_snapshots" not in [call for call, _ in host.calls]
+    assert made.done("vm.snapshot-remove", **DAILY)["reason"] == ""
+    leaves_nothing(made)
+
+
 def test_a_guest_that_was_paused_before_stays_so() -> None:
     made = two()
     host = runs(made)
