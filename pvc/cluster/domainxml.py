@@ -409,6 +409,27 @@ def rename_disks(xml: str, sources: Mapping[str, str]) -> str:
     return _write(root)
 
 
+def replace_disk(xml: str, disk: NewDisk, target: str) -> str:
+    """Another volume in the place of a disk, of which all stays that is not about where it is kept."""
+    root, made = _read(xml), ET.Element("devices")
+    _add_disk(made, disk, target)
+    for element in root.findall(f"devices/disk/target[@dev='{target}']/.."):
+        kind = made[-1].get("type", "")
+        is_kept = element.get("type") == kind
+        element.set("type", kind)
+        _remove(element, "auth")
+        for tag in ("source", "driver"):
+            before, new = element.find(tag), made[-1].find(tag)
+            if is_kept and tag == "driver" and before is not None:
+                before.set("type", disk.format)
+                continue
+            place = 0 if before is None else list(element).index(before)
+            _remove(element, tag)
+            if new is not None:
+                element.insert(place, new)
+    return _write(root)
+
+
 def free_target(xml: str, bus: str, taken: Iterable[str] = ()) -> str:
     """A name after those of the same kind that it has: what it starts from stays first."""
     letters = BUSES[bus]
@@ -495,6 +516,17 @@ def set_uuid(xml: str, uuid: str) -> str:
     root = _read(xml)
     _set_child(root, "uuid", _check_uuid(uuid), after="name")
     return _write(root)
+
+
+def set_identity(xml: str, uuid: str) -> str:
+    """Another UUID, and MAC addresses of its own: a copy is not taken for the VM that it was made of."""
+    root = _read(set_uuid(xml, uuid))
+    for nic in root.findall("devices/interface"):
+        _remove(nic, "mac")
+    for system in root.findall("sysinfo/system"):
+        for entry in system.findall("entry[@name='uuid']"):
+            system.remove(entry)  # it would have to be the same
+    return complete(_write(root), uuid)
 
 
 def set_memory(xml: str, memory_mib: int) -> str:

@@ -113,7 +113,7 @@ def create(
 def remove(ctx: Context, vm: VMName, snapshot: VMSnapshotName) -> TaskInfo:
     """Remove a snapshot of a VM, which stays as it is; also while it runs."""
     found = ctx.view.vm(vm)
-    kept = _document(ctx, found.spec, snapshot)
+    kept = document(ctx, found.spec, snapshot)
     _check_settled(found)
     about = f"removing snapshot {snapshot} of {found.spec.name}"
     return _begin(ctx, "remove", about, found, snapshot, kept.disks)
@@ -138,7 +138,7 @@ def roll_back(ctx: Context, vm: VMName, snapshot: VMSnapshotName) -> TaskInfo:
 
     found = ctx.view.vm(vm)
     spec = found.spec
-    kept = _document(ctx, spec, snapshot)
+    kept = document(ctx, spec, snapshot)
     if kept.leaving:
         raise Conflict(
             f"snapshot {snapshot} of {spec.name} was removed in part",
@@ -165,7 +165,7 @@ def _check_settled(vm: VM) -> None:
         raise Conflict(f"{name} is about to start", hint="try again when it runs")
 
 
-def _document(ctx: Context, spec: VMSpec, snapshot: str) -> VMSnapshot:
+def document(ctx: Context, spec: VMSpec, snapshot: str) -> VMSnapshot:
     found = _documents(ctx, spec, [snapshot])
     if not found:
         raise NotFound(f"{spec.name} has no snapshot {snapshot}", hint=f"pvc vm snapshot list {spec.name}")

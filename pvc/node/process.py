@@ -152,6 +152,7 @@ LATER = (
     "pvc.node.drivers.images",
     "pvc.node.drivers.storage",
     "pvc.node.osds",
+    "pvc.node.diffs",
     "pvc.node.storage",
     "pvc.node.plan_dhcp",
     "pvc.node.plan_host_network",
@@ -164,6 +165,7 @@ LATER = (
     "pvc.peerclient",
     "pvc.secretbox",
     "pvc.node.vm_disks",
+    "pvc.node.vm_export",
 )
 """What a daemon needs beside this module; some of it only when something has gone wrong."""
 
@@ -567,7 +569,7 @@ class Working:
         hypervisor: Snapshotter,
         connect: Callable[[], Ceph] | None = None,
     ) -> None:
-        from pvc.node import benchmark, storage, transfer, vm_disks, vm_snapshots
+        from pvc.node import benchmark, storage, transfer, vm_disks, vm_export, vm_snapshots
         from pvc.node.blocked import Blocked
         from pvc.node.storage import Pools
         from pvc.node.storage import connect as to_ceph
@@ -604,6 +606,7 @@ class Working:
             **vm_disks.works(self.pools, daemon.hypervisor),
             **transfer.works(self.pools, self.transfers),
             **benchmark.works(self.pools),
+            **vm_export.works(self.pools),
             **self.disks.works,
             **vm_snapshots.works(self.pools, hypervisor, Path(daemon.config.paths.state), clock),
         }

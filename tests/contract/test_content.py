@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import rbd
 
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound
+from pvc.node.diffs import Written, apply, write
 from pvc.node.drivers import DriverError
 from pvc.node.drivers import ceph as client
 from pvc.node.drivers.directory import Directory, prepare
@@ -340,3 +342,46 @@ def test_dirty_counts_of_references_do_not_matter(directory: Directory) -> None:
         disk.write((1).to_bytes(8, "big"))
     with directory.content("web1", "a") as content:
         assert replace(directory.volume("web1")).size_bytes == content.size_bytes
+
+
+# As files
+
+
+def test_rbd_reads_what_is_written_and_what_it_writes_is_read(
+    cluster: Ceph, directory: Directory, tmp_path: Path
+) -> None:
+    """Of a qcow2 file by `rbd import-diff`, and the other way by `rbd export-diff`."""
+    images = _ceph(cluster, "tools")
+    chance = random.Random(5)
+    (tmp_path / "other").mkdir()
+    bench = _directory(tmp_path / "other")
+    bench.pool.add("web1", SIZE, Format.QCOW2, "t1")
+    images.pool.add("web1", SIZE, Format.RAW, "t2")
+    sums, since = [], ""
+    for snapshot in ("a", "b"):
+        change(bench, "web1", chance)
+        expected = bench.read("web1")
+        bench.pool.add_snapshot("web1", snapshot)
+        file = tmp_path / snapshot
+        exported(bench.pool, "web1", snapshot, since, file)
+        cluster.run("rbd", "import-diff", str(file), "tools/web1")
+        assert images.read("web1") == expected
+        words = ["--from-snap", since] if since else []
+        file.unlink()
+        cluster.run("rbd", "export-diff", *words, f"tools/web1@{snapshot}", str(file))
+        sums.append((file, hashlib.sha256(file.read_bytes()).hexdigest()))
+        since = snapshot
+    size = 0
+    with directory.filled("web1", SIZE, Format.QCOW2, "t3") as filling:
+        for file, sha256 in sums:
+            size = apply(file, sha256, filling, SIZE, size, nothing)
+    directory.add_snapshot("web1", "a")
+    with directory.content("web1", "a") as content:
+        assert content.read(0, SIZE) == expected
+
+
+def exported(pool: Pool, name: str, snapshot: str, since: str, file: Path) -> str:
+    with file.open("wb") as out, pool.content(name, snapshot) as content:
+        written = Written(out)
+        write(written, content, snapshot, since, nothing)
+    return written.sha256

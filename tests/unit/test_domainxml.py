@@ -13,6 +13,7 @@ from pvc.cluster.vm import Interface
 from pvc.errors import Invalid, Unavailable
 
 UUID = "0a1b2c3d-0000-4000-8000-00000000abcd"
+OTHER = "1a1b2c3d-0000-4000-8000-00000000abcd"
 
 # What an administrator may have: things that pvc knows nothing of, prefixes, a comment.
 FOREIGN = f"""<?xml version="1.0" encoding="ISO-8859-1"?>
@@ -599,3 +600,38 @@ def test_disks_are_renamed_by_what_they_are_and_not_by_their_text() -> None:
         "/srv/new/disk.qcow2",
         "/srv/disk/disk.qcow2.old",
     ]
+
+
+# Copies
+
+
+def test_a_copy_has_an_identity_of_its_own() -> None:
+    xml = domainxml.create("web1", UUID, memory_mib=512, vcpus=1, nics=[NewNic("br0"), NewNic("br1")])
+    told = '<sysinfo type="smbios"><system><entry name="uuid">{}</entry></system></sysinfo></domain>'
+    xml = xml.replace("</domain>", told.format(UUID))
+    copy = domainxml.set_identity(xml, OTHER)
+    before, after = domainxml.parse(xml), domainxml.parse(copy)
+    assert after.uuid == OTHER
+    assert len({*(nic.mac for nic in before.nics), *(nic.mac for nic in after.nics)}) == 4
+    assert [nic.source for nic in after.nics] == ["br0", "br1"]
+    assert UUID not in copy
+
+
+@pytest.mark.parametrize("is_rbd", [False, True])
+def test_a_disk_is_replaced_by_another_volume_in_its_place(is_rbd: bool) -> None:
+    disk = """
+    <disk type="file" device="disk"><driver name="qemu" type="qcow2" cache="writeback"/>
+      <source file="/srv/vms/a/disk.qcow2"/><target dev="vdb" bus="virtio"/><boot order="2"/>
+      <serial>x</serial></disk>
+    <disk type="file" device="disk"><source file="/srv/other"/><target dev="vda"/></disk></devices>"""
+    plain = domainxml.create("web1", UUID, memory_mib=512, vcpus=1).replace("</devices>", disk)
+    new = NewDisk("fast/b", "raw", is_rbd=True) if is_rbd else NewDisk("/srv/vms/b/disk.qcow2")
+    xml = domainxml.replace_disk(plain, new, "vdb")
+    other, found = sorted(domainxml.parse(xml).disks, key=lambda one: one.target)
+    assert other.source == "/srv/other"
+    assert (found.source, found.format) == (new.source, new.format)
+    assert found.type == ("network" if is_rbd else "file")
+    assert '<boot order="2"/>' in xml.replace(" />", "/>")
+    assert "<serial>x</serial>" in xml
+    assert ('cache="writeback"' in xml) is not is_rbd
+    assert ('error_policy="stop"' in xml) is is_rbd

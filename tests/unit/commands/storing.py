@@ -16,7 +16,7 @@ from pvc.cluster.vm import Owner
 from pvc.commands.context import Context, invoke
 from pvc.commands.registry import find
 from pvc.errors import Unavailable
-from pvc.node import vm_disks, vm_snapshots
+from pvc.node import vm_disks, vm_export, vm_snapshots
 from pvc.node.drivers.storage import Snapshot
 from pvc.node.storage import Pools, new_pool_ops, works
 from pvc.node.tasks import Tasks
@@ -51,6 +51,7 @@ class Storing:
         known = {
             **works(pools),
             **vm_disks.works(pools, self.host),
+            **vm_export.works(pools),
             **vm_snapshots.works(pools, self.hypervisors[name], Path(self.notes.name, name), clock),
         }
         me = Owner(name, incarnation)

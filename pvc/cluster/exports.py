@@ -1,0 +1,151 @@
+"""Exports of snapshots of VMs: what is said of each in its manifest, and what may be done with it.
+
+An export is a directory with a manifest, and a file for each disk: all that is on it, or what differs from
+the export that is its parent, which is beside it. One without a manifest is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pvc.cluster.codec import Unreadable, dumps, loads
+from pvc.cluster.snapshots import VMSnapshot
+from pvc.errors import Conflict, Invalid
+
+MANIFEST = "manifest.json"
+KIND, VERSION = "pvc vm snapshot", 1
+SUFFIX = ".rbddiff"
+FILE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
+"""Of a file, and of a directory: never a path."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedDisk:
+    target: str
+    pool: str
+    volume: str
+    size_bytes: int
+    """What a guest sees."""
+    file: str
+    file_bytes: int
+    sha256: str
+    since: str = ""
+    """Which disk of the parent it differs from, by target; empty: all of it is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The snapshot of which an export is needed as well: any, since what is in a snapshot does not change."""
+
+    directory: str
+    """Where it is, beside this one."""
+    snapshot: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Written when all else is there."""
+
+    kind: str
+    version: int
+    vm: str
+    uuid: str
+    snapshot: str
+    at: float
+    """When the snapshot was taken."""
+    quiesced: str
+    definition: str
+    disks: tuple[ExportedDisk, ...]
+    parent: Parent | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How the VM was treated."""
+    sha256: str = ""
+    """Of all else in it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def written(manifest: Manifest) -> bytes:
+    """The document, with its checksum."""
+    return dumps(replace(manifest, sha256=_sha256(manifest)))
+
+
+def _sha256(manifest: Manifest) -> str:
+    return hashlib.sha256(dumps(replace(manifest, sha256=""))).hexdigest()
+
+
+def directory_of(vm: str, snapshot: str) -> str:
+    return f"{vm}-{snapshot}"
+
+
+def read(data: bytes, where: str) -> Manifest:
+    """Raises Invalid."""
+    try:
+        found = loads(Manifest, data, where)
+    except Unreadable as error:
+        raise Invalid(f"{where} is no manifest of an export: {error.message}") from None
+    if found.kind != KIND:
+        raise Invalid(f"{where} is no manifest of an export of a VM's snapshot")
+    if found.version != VERSION:
+        raise Invalid(f"{where} is of version {found.version}: this pvc reads {VERSION}")
+    if found.sha256 != _sha256(found):
+        raise Invalid(f"{where} is damaged, or was changed: its checksum is another one")
+    files = [one.file for one in found.disks]
+    names = [*files, *([found.parent.directory] if found.parent else [])]
+    for name in names:
+        if not re.fullmatch(FILE, name):
+            raise Invalid(f"{where} names a file {name!r}")
+    if len({*files}) != len(files) or len({one.target for one in found.disks}) != len(files):
+        raise Invalid(f"{where} names a disk twice")
+    return found
+
+
+def is_of(manifest: Manifest, uuid: str, snapshot: str, at: float) -> bool:
+    """Of that very snapshot: not of an earlier one with the same name."""
+    return (manifest.uuid, manifest.snapshot, manifest.at) == (uuid, snapshot, at)
+
+
+def since(parent: VMSnapshot | None, pool: str, volume: str) -> str:
+    """The disk of the parent that a volume differs from; empty: the VM did not have it then."""
+    if parent is None:
+        return ""
+    return next((one.target for one in parent.disks if (one.pool, one.volume) == (pool, volume)), "")
+
+
+def check_chain(chain: Iterable[Manifest]) -> None:
+    """The oldest first: each disk is whole, or differs from one that the parent has. Raises Invalid."""
+    had: frozenset[str] = frozenset()
+    for manifest in chain:
+        for disk in manifest.disks:
+            if disk.since and disk.since not in had:
+                said = f"disk {disk.target} of {manifest.snapshot} differs from {disk.since}"
+                raise Invalid(f"{said}, which is not in its parent")
+        had = frozenset(one.target for one in manifest.disks)
+
+
+def files_of(chain: tuple[Manifest, ...], target: str) -> list[tuple[int, ExportedDisk]]:
+    """What makes a disk of the last one: (which export, file), in the order to be applied."""
+    found: list[tuple[int, ExportedDisk]] = []
+    for number in reversed(range(len(chain))):
+        disk = next(one for one in chain[number].disks if one.target == target)
+        found.append((number, disk))
+        if not (target := disk.since):
+            break
+    return found[::-1]
+
+
+def volumes_for(manifest: Manifest, vm: str) -> dict[str, str]:
+    """What the volumes of an imported VM are called, by target: after it, where they were after the other."""
+    names = {one.target: _named_after(one.volume, manifest.vm, vm) for one in manifest.disks}
+    if len({*names.values()}) != len(names):
+        raise Conflict(f"two disks of {manifest.vm} would have the same name")
+    return names
+
+
+def _named_after(volume: str, old: str, new: str) -> str:
+    rest = volume.removeprefix(old)
+    return new + rest if rest != volume and not rest[:1].isalnum() else volume

@@ -1,0 +1,88 @@
+"""Manifests of exports, and the rules about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pvc.cluster import exports
+from pvc.cluster.exports import KIND, ExportedDisk, Manifest, Parent
+from pvc.cluster.snapshots import Quiesced, SnapshotDisk, VMSnapshot
+from pvc.errors import Conflict, Invalid
+
+DISK = ExportedDisk("vda", "vms", "web1-disk0", 4096, "vda.rbddiff", 10, "ab")
+FULL = Manifest(KIND, 1, "web1", "u1", "mon.1", 1.5, "agent", "<domain/>", (DISK,))
+NEXT = replace(
+    FULL,
+    snapshot="tue",
+    disks=(replace(DISK, since="vda"), replace(DISK, target="vdb", volume="other", file="vdb.rbddiff")),
+    parent=Parent("web1-mon.1", "mon.1", 1.5),
+)
+
+
+def test_what_is_written_is_read_again() -> None:
+    assert replace(exports.read(exports.written(NEXT), "here"), sha256="") == NEXT
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (replace(FULL, kind="other"), "no manifest of an export"),
+        (replace(FULL, version=2), "version 2"),
+        (replace(FULL, disks=(replace(DISK, file="../x"),)), "names a file"),
+        (replace(FULL, disks=(replace(DISK, file=".x"),)), "names a file"),
+        (replace(NEXT, parent=Parent("a/b", "mon.1", 1.5)), "names a file"),
+        (replace(FULL, disks=(DISK, DISK)), "twice"),
+        (replace(FULL, disks=(DISK, replace(DISK, file="b"))), "twice"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(manifest: Manifest, said: str) -> None:
+    with pytest.raises(Invalid, match=said):
+        exports.read(exports.written(manifest), "here")
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'{"kind": 3}'])
+def test_what_is_no_document_is_refused(data: bytes) -> None:
+    with pytest.raises(Invalid, match="here"):
+        exports.read(data, "here")
+
+
+def test_a_snapshot_that_was_taken_again_is_another_one() -> None:
+    assert exports.is_of(FULL, "u1", "mon.1", 1.5)
+    assert not exports.is_of(FULL, "u1", "mon.1", 2.5)
+    assert not exports.is_of(FULL, "u2", "mon.1", 1.5)
+
+
+def test_a_disk_that_came_later_is_whole() -> None:
+    kept = VMSnapshot("mon.1", 1.5, "", (SnapshotDisk("vda", "vms", "web1-disk0"),), Quiesced.AGENT)
+    assert exports.since(kept, "vms", "web1-disk0") == "vda"
+    assert exports.since(kept, "vms", "other") == ""
+    assert exports.since(kept, "fast", "web1-disk0") == ""
+    assert exports.since(None, "vms", "web1-disk0") == ""
+
+
+def test_a_manifest_that_was_changed_is_none() -> None:
+    whole = exports.written(FULL)
+    assert whole.count(b"<domain/>") == 1
+    with pytest.raises(Invalid, match="is damaged, or was changed"):
+        exports.read(whole.replace(b"<domain/>", b"<Domain/>"), "here")
+
+
+def test_the_files_of_a_disk_are_those_since_it_was_whole() -> None:
+    exports.check_chain((FULL, NEXT))
+    assert [(number, one.file) for number, one in exports.files_of((FULL, NEXT), "vda")] == [
+        (0, "vda.rbddiff"),
+        (1, "vda.rbddiff"),
+    ]
+    assert [number for number, _ in exports.files_of((FULL, NEXT), "vdb")] == [1]
+    with pytest.raises(Invalid, match="not in its parent"):
+        exports.check_chain((NEXT,))
+
+
+def test_volumes_are_named_after_the_new_vm_where_they_were_after_the_other() -> None:
+    assert exports.volumes_for(NEXT, "web2") == {"vda": "web2-disk0", "vdb": "other"}
+    assert exports.volumes_for(replace(FULL, disks=(replace(DISK, volume="web10"),)), "a") == {"vda": "web10"}
+    both = replace(FULL, disks=(DISK, replace(DISK, target="vdb", volume="a-disk0", file="b")))
+    with pytest.raises(Conflict, match="the same name"):
+        exports.volumes_for(both, "a")
