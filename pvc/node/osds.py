@@ -28,6 +28,8 @@ from pvc.node.tasks import Progress, Work
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
+PATIENCE = 150
+"""So many looks whether Ceph answers, before what was begun is left as it is."""
 BOOTSTRAP: Mapping[str, Any] = {
     "entity": "client.bootstrap-osd",
     "caps": ["mon", "allow profile bootstrap-osd"],  # as monitors make it themselves
@@ -60,6 +62,16 @@ class OSDs:
 
     # Ceph
 
+    def wait_for_ceph(self) -> None:
+        """After a power cut of all it may come later than this daemon, which has something to undo."""
+        for _ in range(PATIENCE):
+            try:
+                self.connect().command("status")
+                return
+            except PVCError as error:
+                log.info("waiting for Ceph, to undo what was begun: %s", error.message)
+                self.pause(LOOK_S)
+
     def known(self) -> dict[int, Mapping[str, Any]]:
         """As the map of OSDs has them."""
         return {one["osd"]: one for one in self.connect().command("osd dump")["osds"]}
@@ -72,13 +84,11 @@ class OSDs:
             raise NotFound(f"there is no OSD {osd}", hint="pvc storage osd list") from None
 
     def reserve(self, identity: str) -> int:
-        """The id of an OSD that waits for its disk. The same one for the same identity."""
-        osd = int(self.connect().command("osd new", uuid=identity)["osdid"])
-        self.destroy(osd)
-        return osd
+        """The id of a new OSD. The same one for the same identity."""
+        return int(self.connect().command("osd new", uuid=identity)["osdid"])
 
     def destroy(self, osd: int) -> None:
-        """It keeps its id and its place."""
+        """It keeps its id and its place, and waits for a disk. It has no identity any more."""
         self.connect().command("osd destroy-actual", id=osd, yes_i_really_mean_it=True)
 
     def purge(self, osd: int) -> None:
@@ -233,6 +243,8 @@ class Add:
         osds.journal.write(
             task.id, device=device, identities=identities, osds=made, up_from=osds.joined(made)
         )
+        for osd in made:
+            osds.destroy(osd)
         return made
 
     def undo(self, task: TaskSpec) -> None:
@@ -241,6 +253,7 @@ class Add:
         notes = osds.journal.read(task.id)
         if not notes:
             return
+        osds.wait_for_ceph()
         known = osds.known()
         mine = {*notes["osds"], *(n for n, one in known.items() if one["uuid"] in notes["identities"])}
         for osd in sorted(mine - osds.has_joined(mine, notes)):
@@ -294,6 +307,7 @@ class Remove:
         """As long as Ceph knows it, it comes back; else its disk is the rest."""
         osds = self.osds
         if notes := osds.journal.read(task.id):
+            osds.wait_for_ceph()
             self._come_back(task, notes)
             osds.journal.forget(task.id)
 

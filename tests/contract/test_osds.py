@@ -63,6 +63,12 @@ def host(tmp_path_factory: pytest.TempPathFactory, cluster: Ceph) -> Iterator[OS
         yield made
 
 
+def _reserved(osds: OSDs) -> int:
+    osd = osds.reserve(str(uuid.uuid4()))
+    osds.destroy(osd)
+    return osd
+
+
 def _fake(tmp_path: Path) -> Bench:
     made = FakeCeph({0: {"uuid": "first", "up": 1, "in": 1, "up_from": 1, "state": ["up"]}})
     disks = FakeDisks(made)
@@ -76,7 +82,7 @@ def _fake(tmp_path: Path) -> Bench:
         disks.there[path] = disk(path, filesystem="ext4")
 
     def add_osd() -> int:
-        return OSDs(HOST, disks, "", connect=lambda: made).reserve(f"{len(made.osds)}")
+        return _reserved(OSDs(HOST, disks, "", connect=lambda: made))
 
     return Bench(disks, made, add_disk, put_file_system, add_osd, str(tmp_path / "notes"))
 
@@ -90,7 +96,7 @@ def _real(tmp_path: Path, host: OSDHost) -> Bench:
         subprocess.run(["mkfs.ext4", "-q", path, "16M"], check=True)
 
     def add_osd() -> int:
-        return OSDs(HOST, disks, "", connect=lambda: monitors).reserve(str(uuid.uuid4()))
+        return _reserved(OSDs(HOST, disks, "", connect=lambda: monitors))
 
     return Bench(disks, monitors, host.add_disk, put_file_system, add_osd, str(tmp_path / "notes"))
 

@@ -114,14 +114,30 @@ def test_an_osd_that_could_not_be_made_leaves_nothing(node: Node, broken: str) -
     assert node.disks.there["/dev/sdb"].filesystem == ""
 
 
-def test_an_id_that_was_reserved_by_a_daemon_that_died_goes(node: Node) -> None:
-    node.ceph.failing = "osd destroy-actual"
+@pytest.mark.parametrize("at", ["osd destroy-actual", "auth get-or-create"])
+def test_an_id_that_was_reserved_by_a_daemon_that_died_goes(node: Node, at: str) -> None:
+    node.ceph.failing = at
     with pytest.raises(DriverError):
         node.do("add", ADD)
     assert list(node.ceph.osds) == [0]
     node.ceph.failing = ""
     node.undo("add", ADD)
     assert node.ceph.osds == {}
+
+
+def test_what_is_to_be_undone_waits_for_ceph(node: Node) -> None:
+    node.disks.broken = {"start"}
+    with pytest.raises(DriverError):
+        node.do("add", ADD)
+    node.ceph.failing = "status"
+
+    def answers() -> None:
+        node.ceph.failing = ""
+
+    node.at_pause[5] = answers
+    node.undo("add", ADD)
+    assert node.pauses == 5
+    assert node.picture == ({}, [], [])
 
 
 def test_an_osd_that_has_joined_is_not_taken_away(node: Node) -> None:
