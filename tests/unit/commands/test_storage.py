@@ -262,6 +262,14 @@ def test_a_pool_that_nobody_reaches_is_in_the_list_and_says_why() -> None:
     assert directory["health"].startswith("no node reaches pool vms now: n1: is it mounted?")
 
 
+def test_a_pool_in_ceph_is_made_by_a_node_that_reaches_it() -> None:
+    cluster = Storing()
+    assert cluster.call("storage.pool-add", pool="ssds")["node"] == "n1"
+    cluster.world.edit(paths.node_status("n3"), ceph={"fsid": "f", "osds": [], "problems": []})
+    cluster.world.edit(paths.node_status("n2"), ceph={"fsid": "", "osds": [], "problems": ["no key"]})
+    assert cluster.call("storage.pool-add", pool="ssds")["node"] == "n3"
+
+
 def test_nothing_is_cut_off_unless_told_so() -> None:
     cluster = storing()
     found = cluster.done("storage.volume-resize", pool="vms", volume="golden", size="9G")
