@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import subprocess
 from collections.abc import Callable, Iterator
@@ -385,3 +386,70 @@ def exported(pool: Pool, name: str, snapshot: str, since: str, file: Path) -> st
         written = Written(out)
         write(written, content, snapshot, since, nothing)
     return written.sha256
+
+
+class Emulator:
+    """A QEMU that has a file open and no machine; it writes when it is told to."""
+
+    def __init__(self, file: str) -> None:
+        disk = {
+            "driver": "qcow2",
+            "node-name": "disk",
+            "discard": "unmap",
+            "file": {"driver": "file", "filename": file, "discard": "unmap"},
+        }
+        words = ["-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
+        self.process = subprocess.Popen(
+            ["qemu-system-x86_64", *words, "-blockdev", json.dumps(disk)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.call("qmp_capabilities")
+
+    def call(self, command: str, **arguments: object) -> object:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            assert "failed" not in line, line
+            if not line.startswith("{"):
+                continue  # what `qemu-io` says of itself
+            said = json.loads(line)
+            assert "error" not in said, said
+            if "return" in said:
+                return said["return"]
+        raise AssertionError("QEMU ended")
+
+    def io(self, words: str) -> None:
+        self.call("human-monitor-command", **{"command-line": f'qemu-io disk "{words}"'})
+
+
+def test_a_snapshot_that_a_running_qemu_took_is_read_beside_it(directory: Directory) -> None:
+    """Its tables and what they name are in the file as soon as it says so, and stay."""
+    directory.add("web1", SIZE, Format.QCOW2, "t1")
+    emulator = Emulator(directory.location("web1"))
+    try:
+        expected: dict[str, bytes] = {}
+        for value, name in ((1, "a"), (2, "b"), (3, "c")):
+            emulator.io(f"write -P {value} {value}M {value}M")
+            emulator.io(f"write -P {value + 10} 16M 4k")
+            emulator.io(f"discard {value - 1}M 1M")
+            emulator.call("blockdev-snapshot-internal-sync", device="disk", name=f"@{name}")
+            content = bytearray(expected[chr(ord(name) - 1)] if name > "a" else bytes(SIZE))
+            content[value * MIB : 2 * value * MIB] = bytes([value]) * value * MIB
+            content[16 * MIB : 16 * MIB + 4096] = bytes([value + 10]) * 4096
+            content[(value - 1) * MIB : value * MIB] = bytes(MIB)
+            expected[name] = bytes(content)
+            for one, then in expected.items():
+                with directory.content("web1", one) as kept:
+                    assert kept.read(0, SIZE) == then
+            if name > "a":
+                before = chr(ord(name) - 1)
+                with directory.content("web1", name) as kept:
+                    assert applied(kept, before, expected[before]) == expected[name]
+        assert directory.is_open("web1")
+    finally:
+        emulator.process.kill()
+        emulator.process.communicate()
