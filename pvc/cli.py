@@ -348,6 +348,9 @@ class Command:
 
     def _show(self, result: Any) -> None:
         """Of a change people want to hear how it stands; the whole object is for `-f long` and programs."""
+        if isinstance(result, bytes):
+            output.emit_bytes(result)
+            return
         if (
             not self.found.is_read
             and self.options["format"] in ("table", "pretty")

@@ -132,6 +132,10 @@ def test_a_volume_goes_to_standard_output(
     capfdbinary.readouterr()
     assert cluster.pvc("storage", "volume", "download", "vms", "web1", "-") == 0
     assert capfdbinary.readouterr().out == CONTENT
+    begun = cluster.call("storage.volume-download-begin", pool="vms", volume="web1")["name"]
+    assert cluster.pvc("storage", "volume", "download-piece", begun, "--offset", "1", "--length", "3") == 0
+    assert capfdbinary.readouterr().out == CONTENT[1:4]
+    assert cluster.pvc("storage", "volume", "download-end", begun) == 0
 
 
 def test_ctrl_c_takes_away_what_has_come(cluster: Cluster) -> None:
