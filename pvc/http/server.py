@@ -32,6 +32,8 @@ from pvc.http.wait import TICKET, TURN, Ticket, Turn, WaitingRoom
 log = logging.getLogger(__name__)
 
 THREADS = 12
+RECEIVE_BYTES = 256 * 1024
+"""Read from a client at once: pieces of disks are large."""
 TICK_S = 1.0
 
 
@@ -189,6 +191,7 @@ class Server:
             max_request_header_size=self.limits.header,
             connection_limit=self.limits.connections,
             channel_timeout=300,
+            recv_bytes=RECEIVE_BYTES,
             asyncore_use_poll=True,
             # Read on while a request runs or waits: it is how one learns that the client has gone.
             channel_request_lookahead=1,

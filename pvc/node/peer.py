@@ -99,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
     timeout = 30
+    wbufsize = -1
+    """An answer is sent as one: of two parts, the second would wait 40 ms until the first is acknowledged."""
 
     def do_GET(self) -> None:
         self._tell(self._answer)
