@@ -51,6 +51,17 @@ def test_a_disk_of_a_node_becomes_an_osd_and_goes_again(lab: RunningLab, disk: s
     assert lab.sh("n2", f"wipefs --no-act {disk}") == ""
 
 
+def test_an_osd_that_is_down_is_named_by_the_status_of_the_cluster(lab: RunningLab) -> None:
+    cluster, told = Cluster(lab), "OSD 2 on n3 is down"
+    lab.sh("n3", "systemctl stop ceph-osd@2")
+    try:
+        eventually(lambda: told in cluster.json("cluster", "status")["problems"], within=60)
+        assert states(cluster)[2] == "n3 down,in"
+    finally:
+        lab.sh("n3", "systemctl start ceph-osd@2")
+    eventually(lambda: told not in cluster.json("cluster", "status")["problems"], within=60)
+
+
 def test_a_flag_of_all_osds_shows(lab: RunningLab) -> None:
     cluster = Cluster(lab)
     cluster.pvc("storage", "osd", "set", "noout")
