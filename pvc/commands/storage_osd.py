@@ -131,7 +131,7 @@ def add(
     *,
     weight: Weight | None = None,
     tier: Tier | None = None,
-    split: Annotated[int, Arg("into so many OSDs, of one device", short="-c", minimum=1, maximum=16)] = 1,
+    split: Annotated[int, Arg("into so many OSDs, of one device", minimum=1, maximum=16)] = 1,
     db_size: DBSize | None = None,
     force: Annotated[bool, Arg("take away what is on it", short="-f")] = False,
 ) -> TaskInfo:
