@@ -270,6 +270,12 @@ def uses_ceph(xml: str) -> bool:
     return any(map(_is_in_ceph, _read(xml).findall("devices/disk")))
 
 
+def in_ceph(xml: str) -> tuple[str, ...]:
+    """Its disks in the Ceph of the cluster, by pool and image. Raises Invalid."""
+    disks = filter(_is_in_ceph, _read(xml).findall("devices/disk"))
+    return tuple(_disk(one).source for one in disks)
+
+
 @lru_cache(maxsize=SHAPES_KEPT)
 def is_all_in_ceph(xml: str) -> bool:
     """It has a disk, and writes nowhere else than to the Ceph of the cluster. Raises Invalid."""

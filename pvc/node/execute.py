@@ -98,6 +98,8 @@ class Executor:
     """This node is in contact with the cluster, or has promised nothing."""
     ceph_problem: Callable[[], str] = lambda: ""
     """Why no VM that uses Ceph may begin here."""
+    free_disks: Callable[[VM], None] = lambda vm: None
+    """Of locks that dead nodes have left."""
     ceph: Callable[[], CephAccess] = domainxml.no_ceph
     """How QEMU here reaches the cluster's Ceph. Raises Unavailable."""
 
@@ -200,6 +202,7 @@ class Executor:
         )
         self.note(vm.spec.uuid, forget)  # of an earlier run
         try:
+            self.free_disks(vm)
             self._start_domain(vm.spec)
         except PVCError as error:
             retryable = isinstance(error, DriverError | TimedOut | Unavailable) and getattr(

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pvc.node.coordinator import Coordinating
     from pvc.node.drivers.blocklist import Blocklist
     from pvc.node.drivers.ceph import Ceph
+    from pvc.node.drivers.storage import Locked
     from pvc.node.network import Networks
     from pvc.node.own_networks import OwnNetworks
     from pvc.node.peer import PeerServer
@@ -136,6 +138,7 @@ LATER = (
     "pvc.node.drivers.watchdog",
     "pvc.node.filters",
     "pvc.node.gateway",
+    "pvc.node.locks",
     "pvc.node.metadata",
     "pvc.node.monitors",
     "pvc.node.names",
@@ -571,6 +574,7 @@ class Working:
     ) -> None:
         from pvc.node import benchmark, storage, transfer, vm_disks, vm_export, vm_snapshots
         from pvc.node.blocked import Blocked
+        from pvc.node.locks import Locks
         from pvc.node.storage import Pools
         from pvc.node.storage import connect as to_ceph
         from pvc.node.tasks import Tasks
@@ -598,6 +602,9 @@ class Working:
         )
         self.pools.blocked = daemon.ceph_problem = lambda: self.blocked.problem
         self.wake_vms = daemon.wake
+        daemon.executor.free_disks = Locks(
+            store, images(connect or to_ceph), blocklist(connect), clock, time.sleep
+        ).free
         self.disks = Disks(daemon, store, clock)
         self.transfers = transfer.Transfers(clock)
         daemon.executor.ceph = self.pools.ceph
@@ -639,6 +646,18 @@ def blocklist(connect: Callable[[], Ceph] | None = None) -> Blocklist | None:
     except ImportError:
         return None
     return CephBlocklist(connect() if connect else Ceph())
+
+
+def images(connect: Callable[[], Ceph]) -> Callable[[str], Locked]:
+    """By the name that Ceph has for a pool."""
+
+    def of(pool: str) -> Locked:
+        ceph = connect()  # it says where there is no client of Ceph
+        from pvc.node.drivers.rbd import RBDPool
+
+        return RBDPool(pool, ceph)
+
+    return of
 
 
 def _work(daemon: Daemon, store: Store, clock: Clock, hypervisor: Snapshotter, peers: PeerServer) -> Working:

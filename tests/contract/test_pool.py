@@ -7,7 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -1006,3 +1006,25 @@ def test_what_qemu_has_taken_inside_is_a_snapshot_of_the_volume(directory: Direc
     directory.roll_back("a", "vm.a")
     directory.remove_snapshot("a", "vm.a")
     assert directory.snapshots("a") == ()
+
+
+def test_a_lock_names_who_writes_and_is_broken_for_good(images: Bench, cluster: Ceph) -> None:
+    pool = images.pool
+    assert isinstance(pool, RBDPool)
+    pool.add("web1", SIZE, Format.RAW, "t1")
+    assert pool.holders("web1") == ()
+    connected = cluster.connect()
+    io = connected.open_ioctx("vms")
+    with suppress(rbd.Error), rbd.Image(io, "web1") as image:
+        image.write(b"old", 0)
+        (holder,) = pool.holders("web1")
+        assert (holder.host, holder.is_there) == ("127.0.0.1", True)
+        pool.break_lock("web1", holder)
+        pool.break_lock("web1", holder)
+        assert pool.holders("web1") == ()
+        images.write("web1", b"new")
+        with pytest.raises(rbd.Error):
+            image.write(b"old", 0)
+    assert images.read("web1", 3) == b"new"
+    with pytest.raises(NotFound):
+        pool.holders("web2")

@@ -30,6 +30,7 @@ from pvc.node.drivers.storage import (
     Content,
     Extent,
     Filling,
+    Holder,
     Image,
     Incoming,
     Progress,
@@ -119,6 +120,23 @@ class RBDPool:
     def location(self, name: str) -> str:
         self.volume(name)
         return f"{self.pool}/{name}"
+
+    # Who writes
+
+    def holders(self, name: str) -> tuple[Holder, ...]:
+        with self._image(name) as image:
+            there = {one["addr"] for one in image.watchers_list()}
+            found = image.list_lockers() or {"lockers": []}
+            return tuple(
+                Holder(client, cookie, address, address in there)
+                for client, cookie, address in found["lockers"]
+            )
+
+    def break_lock(self, name: str, holder: Holder) -> None:
+        _check_name(name, names.VOLUME, "volume")
+        gone = suppress(rbd.ImageNotFound)  # it has let go
+        with self._opened() as io, _named(name), rbd.Image(io, name) as image, gone:
+            image.break_lock(holder.client, holder.cookie)
 
     # Volumes
 

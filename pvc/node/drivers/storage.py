@@ -129,6 +129,32 @@ class Scratch:
     environment: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Of the lock by which one client at a time writes to an image of Ceph."""
+
+    client: str
+    cookie: str
+    address: str
+    """With what tells it from other clients there: 10.0.0.3:0/123."""
+    is_there: bool
+    """It watches the image: within the last half minute it was alive."""
+
+    @property
+    def host(self) -> str:
+        return self.address.rpartition(":")[0].strip("[]")
+
+
+class Locked(Protocol):
+    """What of a pool of Ceph has to do with such locks. All may raise DriverError; NotFound."""
+
+    def holders(self, name: str) -> tuple[Holder, ...]: ...
+
+    def break_lock(self, name: str, holder: Holder) -> None:
+        """For good: that client is never heard again."""
+        ...
+
+
 class Pool(Protocol):
     """The volumes of one pool.
 

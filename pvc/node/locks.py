@@ -1,0 +1,102 @@
+"""Locks that dead QEMUs have left on images of Ceph, seen to before a VM starts.
+
+Whoever starts a VM owns it: its former owner has seen it gone, or there is a receipt. Without this Ceph would
+find out by itself that the holder is dead, and have the guest wait for half a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from pvc.clock import Clock
+from pvc.cluster import domainxml, paths
+from pvc.cluster.codec import loads
+from pvc.cluster.membership import Fence, FenceState
+from pvc.cluster.store import Store
+from pvc.cluster.view import VM, View
+from pvc.errors import Conflict, NotFound, PVCError
+from pvc.node.drivers.blocklist import Blocklist
+from pvc.node.drivers.storage import Holder, Locked
+
+log = logging.getLogger(__name__)
+
+DIES_S = 40.0
+"""Ceph believes that a client is there for so long after its death, and some more."""
+AGAIN_S = 1.0
+
+
+class Locks:
+    def __init__(
+        self,
+        store: Store,
+        pool: Callable[[str], Locked],
+        blocklist: Blocklist | None,
+        clock: Clock,
+        pause: Callable[[float], object],
+    ) -> None:
+        self.store = store
+        self.pool = pool
+        self.blocklist = blocklist
+        self.clock = clock
+        self.pause = pause
+
+    def free(self, vm: VM) -> None:
+        """Break the locks of the dead. Raises Conflict naming a holder that lives.
+
+        Where Ceph cannot be asked QEMU will find out.
+        """
+        if not domainxml.uses_ceph(vm.spec.definition):
+            return
+        until = self.clock.monotonic() + DIES_S
+        while alive := self._alive(vm):
+            if self.clock.monotonic() > until:
+                image, holder = alive[0]
+                raise Conflict(
+                    f"{image} is held by a client at {holder.address}, which is alive",
+                    hint=f"end it there; rbd status {image} shows it",
+                )
+            self.pause(AGAIN_S)
+
+    def _alive(self, vm: VM) -> list[tuple[str, Holder]]:
+        """Who holds a disk and may be alive; the locks of all others are broken."""
+        left: list[tuple[str, Holder]] = []
+        try:
+            for image, holder in self._holders(vm):
+                pool, _, name = image.partition("/")
+                if self._is_dead(vm, holder):
+                    log.warning("breaking the lock of %s at %s", image, holder.address)
+                    self.pool(pool).break_lock(name, holder)
+                else:
+                    left.append((image, holder))
+        except PVCError as error:
+            log.warning("who holds the disks of %s: %s", vm.spec.name, error.message)
+            return []
+        return left
+
+    def _holders(self, vm: VM) -> Iterator[tuple[str, Holder]]:
+        for image in domainxml.in_ceph(vm.spec.definition):
+            pool, _, name = image.partition("/")
+            for holder in self.pool(pool).holders(name):
+                yield image, holder
+
+    def _is_dead(self, vm: VM, holder: Holder) -> bool:
+        if not holder.is_there or holder.host in self._fenced(vm):
+            return True
+        return self.blocklist is not None and holder.host in self.blocklist.map().listed
+
+    def _fenced(self, vm: VM) -> set[str]:
+        """Addresses of the node it was taken from, if there is a receipt for the newest life of that."""
+        if vm.status.recovery is None:
+            return set()
+        stored = self.store.get(f"{paths.FENCES}/{vm.status.recovery.fence}")
+        if stored is None:
+            return set()
+        fence = loads(Fence, stored.data, stored.path)
+        try:
+            node = View(self.store).node(fence.node)
+        except NotFound:
+            return set()
+        if fence.state is not FenceState.FENCED or node.status.incarnation != fence.incarnation:
+            return set()
+        return set(node.status.ceph_addresses)
