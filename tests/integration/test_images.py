@@ -289,6 +289,12 @@ def test_what_arrives_otherwise_than_it_was_sent_is_no_volume(cluster: Cluster) 
     with pytest.raises(Failed, match="what came is not what was sent"):
         piece(cluster, begun, 0, b"x" * 512, hashlib.sha256(b"y" * 512).hexdigest())
     assert ended(cluster, begun)[0] == "failed"
+    begun = begin(cluster, 8 * MIB)
+    with pytest.raises((Invalid, Unavailable)):
+        piece(cluster, begun, 0, bytes(4 * MIB + 1))
+    assert piece(cluster, begun, 0, bytes(4 * MIB)) == 4 * MIB
+    cluster.call("task.cancel", task=begun["name"])
+    assert ended(cluster, begun)[0] == "cancelled"
     begun = begin(cluster, 512)
     with pytest.raises(Failed, match="more came than the 512 bytes"):
         piece(cluster, begun, 0, b"x" * 1024)
