@@ -11,9 +11,13 @@ WHERE = "/var/lib/exports"
 
 
 def test_a_vm_that_ran_comes_back_as_it_was_at_its_newest_snapshot(lab: RunningLab) -> None:
+    goes_and_comes_back(lab, "vms", "vms")
+
+
+def goes_and_comes_back(lab: RunningLab, pool: str, into: str) -> None:
     cluster = Cluster(lab)
     cluster.run("n2", "mkdir", "-p", WHERE)
-    with cluster.vm("ledger", "--target", "n2", "--disk", "64M", cmdline="pvc.write=vda"):
+    with cluster.vm("ledger", "--target", "n2", "--disk", f"{pool}/64M", cmdline="pvc.write=vda"):
         cluster.writing("ledger", "n2")
         cluster.pvc("vm", "snapshot", "create", "ledger", "mon.1")
         cluster.pvc("vm", "snapshot", "export", "ledger", "mon.1", WHERE)
@@ -29,7 +33,7 @@ def test_a_vm_that_ran_comes_back_as_it_was_at_its_newest_snapshot(lab: RunningL
     full, differs = (_size(exports / name) for name in ("ledger-mon.1", "ledger-tue"))
     assert differs <= full + 4096
     try:
-        cluster.pvc("vm", "snapshot", "import", "heir", f"{WHERE}/ledger-tue", "--node", "n2")
+        cluster.pvc("vm", "snapshot", "import", "heir", f"{WHERE}/ledger-tue", "--node", "n2", "--pool", into)
         cluster.pvc("vm", "start", "heir", "--wait", "--timeout", "60")
         node = cluster.info("heir")["node"]
         cluster.writing("heir", node)
