@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Before a command that is to end with the thread that waits for it, even by kill -9: then nothing of what it
+has open is in use any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:

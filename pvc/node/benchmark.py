@@ -22,7 +22,7 @@ from pvc.errors import Failed
 from pvc.node.drivers.storage import Scratch
 from pvc.node.storage import Pools, Result, guard
 from pvc.node.tasks import Progress, Work
-from pvc.proc import start
+from pvc.proc import WITH_US, start
 
 LOOK_S = 0.5
 END_S = 10.0
@@ -88,7 +88,7 @@ def _fio(
         output, said = Path(where, "output"), Path(where, "said")
         timed = [f"--runtime={seconds}", "--time_based"] if seconds else []
         argv = [
-            *("fio", "--name=pvc", "--output-format=json", f"--output={output}", "--thread"),
+            *(*WITH_US, "fio", "--name=pvc", "--output-format=json", f"--output={output}", "--thread"),
             *(f"--rw={pattern.kind}", f"--bs={pattern.block_bytes}", f"--iodepth={pattern.depth}"),
             *(f"--size={size}", "--randrepeat=0", "--norandommap", *timed, *scratch.options),
         ]

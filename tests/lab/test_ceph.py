@@ -80,13 +80,18 @@ def test_every_node_has_its_daemons(lab: RunningLab) -> None:
 # Faults
 
 
-def test_a_vm_writes_on_while_it_migrates(cluster: Cluster) -> None:
+def test_a_vm_writes_on_while_it_migrates_and_while_its_disk_grows(cluster: Cluster) -> None:
     with writing_vm(cluster, "mover", "n1"):
         cluster.pvc("vm", "migrate", "mover", "--target", "n2", "--wait", "--timeout", "60")
         assert cluster.qemus("mover") == ["n2"]
         last = cluster.wrote("mover", "n1")
         assert cluster.writing("mover", "n2", more_than=last) > last
         assert cluster.kept("mover", "n2") == [], "it did not boot there"
+        assert cluster.disks("mover", "n1") == {"vda": 64 * 1024**2}
+        (disk,) = cluster.info("mover")["disks"]
+        cluster.pvc("storage", "volume", "resize", "ceph", disk["source"].partition("/")[2], "96M")
+        eventually(lambda: cluster.disks("mover", "n2") == {"vda": 96 * 1024**2}, within=30)
+        goes_on(cluster, "mover", "n2")
 
 
 def test_a_vm_writes_on_while_an_osd_and_a_monitor_die(cluster: Cluster, lab: RunningLab) -> None:

@@ -43,3 +43,23 @@ def test_a_vm_runs_from_a_volume_which_is_left_alone_on_every_node(cluster: Clus
     cluster.pvc("storage", "volume", "snapshot", "add", "vms", "web1", "s1")
     cluster.pvc("storage", "volume", "remove", "vms", "web1", "--yes")
     assert cluster.json("storage", "volume", "list", "--pool", "vms") == []
+
+
+def test_what_a_daemon_was_making_when_it_was_killed_is_lost_and_taken_away(cluster: Cluster) -> None:
+    cluster.pvc("storage", "volume", "add", "vms", "large", "2G", "--image-format", "raw")
+    where = volume(cluster, "large")["location"]
+    cluster.run("n1", "sh", "-c", f"yes | head -c 2G | dd of={where} bs=1M conv=notrunc iflag=fullblock")
+    begun = cluster.json("storage", "volume", "clone", "vms", "large", "copy", "--no-wait")
+    daemon = cluster.run(begun["node"], "systemctl", "show", "-P", "MainPID", "pvc-node").stdout.strip()
+    half = cluster.lab.layout.share / "vms" / f".task-{begun['name']}"
+    eventually(half.exists, within=30)
+    cluster.run(begun["node"], "kill", "-9", daemon)
+
+    def is_undone() -> bool:
+        found = cluster.json("task", "info", begun["name"])
+        return found["state"] == "lost" and "not undone yet" not in found["reason"]
+
+    eventually(is_undone, within=60, every=0.5)
+    assert not half.exists()
+    assert [one["name"] for one in cluster.json("storage", "volume", "list", "--pool", "vms")] == ["large"]
+    cluster.pvc("storage", "volume", "remove", "vms", "large", "--yes")

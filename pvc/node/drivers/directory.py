@@ -42,7 +42,7 @@ from pvc.node.drivers.storage import (
     User,
     Volume,
 )
-from pvc.proc import Completed, run, start
+from pvc.proc import WITH_US, Completed, run, start
 
 MARKER = ".pvc-pool"
 HALF_DONE = ".task-"
@@ -242,10 +242,10 @@ class Directory:
 
     def _copied(self, name: str, source: Path, copy: Path, format: Format, progress: Progress) -> None:
         copy.unlink(missing_ok=True)
-        argv = ["qemu-img", "convert", "-f", format, "-O", format, str(source), str(copy)]
+        words = ["qemu-img", "convert", "-f", format, "-O", format, str(source), str(copy)]
         said = copy.with_name("said")
         whole = max(source.stat().st_blocks, 1)
-        process = start(argv, log_file=said)
+        process = start([*WITH_US, *words], log_file=said)
         try:
             while _goes_on(process):
                 done = copy.stat().st_blocks if copy.exists() else 0

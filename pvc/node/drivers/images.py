@@ -17,7 +17,7 @@ from pvc.cluster.storage import Format
 from pvc.errors import Invalid
 from pvc.node.drivers import DriverError
 from pvc.node.drivers.storage import Progress
-from pvc.proc import Completed, run, start
+from pvc.proc import WITH_US, Completed, run, start
 
 LOOK_S = 600.0
 CONVERT_LOOK_S = 0.25
@@ -77,7 +77,17 @@ def convert(
 ) -> None:
     """Into a target that is there, empty. Raises Invalid for a source that cannot be read to its end."""
     argv = [
-        *(*LEAST, "qemu-img", "convert", "-n", "--target-is-zero", "-t", "writeback", "--image-opts"),
+        *(
+            *WITH_US,
+            *LEAST,
+            "qemu-img",
+            "convert",
+            "-n",
+            "--target-is-zero",
+            "-t",
+            "writeback",
+            "--image-opts",
+        ),
         *("--target-image-opts", _with(format, source), _with(made, target)),
     ]
     with tempfile.NamedTemporaryFile() as said:
