@@ -78,7 +78,7 @@ def back(cluster: Cluster, victim: str) -> None:
     """It may use Ceph again."""
     seen(lambda: cluster.json("node", "info", victim)["daemon_state"] == "run", within=90)
     seen(lambda: ":0/0" not in listed(cluster), within=60)
-    cluster.pvc("vm", "migrate", VM, "--target", victim, "--wait", "--timeout", "90")
+    cluster.pvc("vm", "unmigrate", VM, "--wait", "--timeout", "90")
     assert cluster.qemus(VM) == [victim]
 
 
