@@ -34,6 +34,7 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         "pvc.commands.vm_snapshot": (
             *("snapshot create", "snapshot list", "snapshot remove", "snapshot rollback"),
         ),
+        "pvc.commands.vm_locks": ("flush-locks",),
         "pvc.commands.vm_log": ("log-text", "log"),
     },
     "node": {

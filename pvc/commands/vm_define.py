@@ -309,7 +309,7 @@ def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo | TaskInfo:
 
     found = ctx.view.vm(vm)
     spec = found.spec
-    _check_stopped(found, "rename")
+    check_stopped(found, "rename")
     if new == spec.name:
         raise Conflict(f"{new} is its name already")
     other = ctx.reader.get(paths.vm_name(new))
@@ -344,7 +344,7 @@ def rename(ctx: Context, vm: VMName, new: NewName) -> VMInfo | TaskInfo:
 def undefine(ctx: Context, vm: VMName) -> None:
     """Forget a stopped VM; its disks stay where they are."""
     found = ctx.view.vm(vm)
-    _check_stopped(found, "undefine")
+    check_stopped(found, "undefine")
     check_unclaimed(ctx, found)
     if snapshots := found.spec.snapshots:
         raise Conflict(
@@ -371,7 +371,7 @@ def remove(ctx: Context, vm: VMName) -> TaskInfo | None:
     """
     found = ctx.view.vm(vm)
     spec = found.spec
-    _check_stopped(found, "remove")
+    check_stopped(found, "remove")
     volumes = sorted({*records.volumes(ctx.view, spec).values()})
     if not volumes:
         check_unclaimed(ctx, found)
@@ -384,7 +384,7 @@ def remove(ctx: Context, vm: VMName) -> TaskInfo | None:
     return vm_write.begin(ctx, "vm.remove", about, found, volumes, arguments=arguments, spec=leaving)
 
 
-def _check_stopped(vm: VM, verb: str) -> None:
+def check_stopped(vm: VM, verb: str) -> None:
     """Nobody owns it and nobody is about to."""
     state = shown_state(vm.spec, vm.status)
     if verb != "remove":

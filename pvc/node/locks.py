@@ -7,23 +7,31 @@ find out by itself that the holder is dead, and have the guest wait for half a m
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pvc.clock import Clock
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import loads
 from pvc.cluster.membership import Fence, FenceState
 from pvc.cluster.store import Store
+from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import VM, View
 from pvc.errors import Conflict, NotFound, PVCError
 from pvc.node.drivers.blocklist import Blocklist
 from pvc.node.drivers.storage import Holder, Locked
+from pvc.node.tasks import Progress, Work
 
 log = logging.getLogger(__name__)
 
 DIES_S = 40.0
 """Ceph believes that a client is there for so long after its death, and some more."""
 AGAIN_S = 1.0
+
+
+def works(locks: Locks) -> dict[str, Work]:
+    """By the operation that asks for them."""
+    return {"vm.flush-locks": Flush(locks)}
 
 
 class Locks:
@@ -54,25 +62,41 @@ class Locks:
                 image, holder = alive[0]
                 raise Conflict(
                     f"{image} is held by a client at {holder.address}, which is alive",
-                    hint=f"end it there; rbd status {image} shows it",
+                    hint=f"end it there; pvc vm flush-locks {vm.spec.name} --force shuts it out",
                 )
             self.pause(AGAIN_S)
+
+    def flush(self, vm: VM, *, force: bool) -> list[str]:
+        """Break all locks on its disks; whose they were. Raises Conflict where one lives, and breaks none."""
+        found = list(self._holders(vm))
+        for image, holder in found:
+            if not force and not self._is_dead(vm, holder):
+                raise Conflict(
+                    f"{image} is held by a client at {holder.address}, which is alive",
+                    hint="end it there; --force breaks its lock, and what it has not written yet is lost",
+                )
+        for image, holder in found:
+            self._break(image, holder)
+        return [f"{image}: {holder.address}" for image, holder in found]
 
     def _alive(self, vm: VM) -> list[tuple[str, Holder]]:
         """Who holds a disk and may be alive; the locks of all others are broken."""
         left: list[tuple[str, Holder]] = []
         try:
             for image, holder in self._holders(vm):
-                pool, _, name = image.partition("/")
                 if self._is_dead(vm, holder):
-                    log.warning("breaking the lock of %s at %s", image, holder.address)
-                    self.pool(pool).break_lock(name, holder)
+                    self._break(image, holder)
                 else:
                     left.append((image, holder))
         except PVCError as error:
             log.warning("who holds the disks of %s: %s", vm.spec.name, error.message)
             return []
         return left
+
+    def _break(self, image: str, holder: Holder) -> None:
+        pool, _, name = image.partition("/")
+        log.warning("breaking the lock of %s at %s", image, holder.address)
+        self.pool(pool).break_lock(name, holder)
 
     def _holders(self, vm: VM) -> Iterator[tuple[str, Holder]]:
         for image in domainxml.in_ceph(vm.spec.definition):
@@ -100,3 +124,17 @@ class Locks:
         if fence.state is not FenceState.FENCED or node.status.incarnation != fence.incarnation:
             return set()
         return set(node.status.ceph_addresses)
+
+
+class Flush:
+    """Break what locks there are on the disks of a VM that nobody runs."""
+
+    def __init__(self, locks: Locks) -> None:
+        self.locks = locks
+
+    def do(self, task: TaskSpec, progress: Progress) -> Mapping[str, Any]:
+        vm = View(self.locks.store).vm(task.arguments["vm"])
+        return {"broken": self.locks.flush(vm, force=task.arguments["force"])}
+
+    def undo(self, task: TaskSpec) -> None:
+        """A lock that is broken stays so, and nobody misses it."""

@@ -572,9 +572,8 @@ class Working:
         hypervisor: Snapshotter,
         connect: Callable[[], Ceph] | None = None,
     ) -> None:
-        from pvc.node import benchmark, storage, transfer, vm_disks, vm_export, vm_snapshots
+        from pvc.node import benchmark, locks, storage, transfer, vm_disks, vm_export, vm_snapshots
         from pvc.node.blocked import Blocked
-        from pvc.node.locks import Locks
         from pvc.node.storage import Pools
         from pvc.node.storage import connect as to_ceph
         from pvc.node.tasks import Tasks
@@ -602,9 +601,8 @@ class Working:
         )
         self.pools.blocked = daemon.ceph_problem = lambda: self.blocked.problem
         self.wake_vms = daemon.wake
-        daemon.executor.free_disks = Locks(
-            store, images(connect or to_ceph), blocklist(connect), clock, time.sleep
-        ).free
+        held = locks.Locks(store, images(connect or to_ceph), blocklist(connect), clock, time.sleep)
+        daemon.executor.free_disks = held.free
         self.disks = Disks(daemon, store, clock)
         self.transfers = transfer.Transfers(clock)
         daemon.executor.ceph = self.pools.ceph
@@ -614,6 +612,7 @@ class Working:
             **transfer.works(self.pools, self.transfers),
             **benchmark.works(self.pools),
             **vm_export.works(self.pools),
+            **locks.works(held),
             **self.disks.works,
             **vm_snapshots.works(self.pools, hypervisor, Path(daemon.config.paths.state), clock),
         }

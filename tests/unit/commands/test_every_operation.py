@@ -187,6 +187,14 @@ def with_volume() -> World:
     return world
 
 
+def with_disk_in_ceph() -> World:
+    """web1 is stopped, its disk is a volume of a pool in Ceph."""
+    made = Storing()
+    made.add_ceph_pool("fast")
+    assert made.done("vm.create", name="web1", disk=["1G"])["state"] == "done"
+    return made.world
+
+
 def snapshotted() -> World:
     """web1 is stopped, its disk is volume golden of pool vms, and it has a snapshot daily."""
     made = with_disks("golden")
@@ -258,6 +266,7 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "vm.set-definition": (with_vm, {"vm": "web1", "xml": xml_of(memory_mib=768)}),
     "vm.rename": (with_volume, {"vm": "web1", "new": "web2"}),
     "vm.remove": (with_volume, {"vm": "web1"}),
+    "vm.flush-locks": (with_disk_in_ceph, {"vm": "web1"}),
     "vm.volume-add": (with_volume, {"vm": "web1", "volume": "vms/10G"}),
     "vm.volume-remove": (with_volume, {"vm": "web1", "volume": "vms/web1-vda"}),
     "vm.undefine": (with_vm, {"vm": "web1"}),
@@ -709,6 +718,8 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("vm.create", stored, {"name": "a", "disk": ["vms/a", "vms/a"]}, Conflict, "cannot be two disks"),
     ("vm.define", with_volume, {"xml": TWIN}, Conflict, "volume vms/web1-vda is a disk of web1"),
     ("vm.remove", running, {"vm": "web1"}, Conflict, "needs it stopped"),
+    ("vm.flush-locks", running, {"vm": "web1"}, Conflict, "flush-locks needs it stopped"),
+    ("vm.flush-locks", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
     ("vm.remove", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
     ("vm.volume-get", a_world, {"vm": "web9"}, NotFound, "no VM named web9"),
     ("vm.volume-add", with_volume, {"vm": "web1", "volume": "10X"}, Invalid, "or an absolute path"),

@@ -111,6 +111,26 @@ def test_holder_that_lives_refuses_the_start_and_is_named(fence: Fence, incarnat
     assert bench.now > DIES_S
 
 
+def test_flush_breaks_the_lock_of_the_dead_and_says_whose_it_was() -> None:
+    bench = Bench([THERE], dies_at=0.0)
+    assert bench.locks.flush(vm(), force=False) == ["vms/a: 10.0.0.3:0/123"]
+    assert (len(bench.broken), bench.now) == (1, 0.0)
+
+
+def test_flush_leaves_all_locks_where_a_holder_lives_unless_told() -> None:
+    bench = Bench([THERE])
+    with pytest.raises(Conflict, match=r"vms/a is held by a client at 10\.0\.0\.3:0/123, which is alive"):
+        bench.locks.flush(vm(), force=False)
+    assert not bench.broken
+    bench.locks.flush(vm(), force=True)
+    assert len(bench.broken) == 1
+
+
+def test_flush_says_that_ceph_does_not_answer() -> None:
+    with pytest.raises(DriverError, match="Ceph is away"):
+        Bench([THERE], is_away=True).locks.flush(vm(), force=True)
+
+
 def test_vm_that_does_not_use_ceph_asks_nobody() -> None:
     bench = Bench(is_away=True)
     bench.locks.free(VM(spec(), 1, status(None), 1))
