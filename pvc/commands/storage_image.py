@@ -76,10 +76,10 @@ def upload(
             raw=raw,
             force=force,
         )
-        with _cancelled(ctx, begun["name"]):
+        with cancelled(ctx, begun["name"]):
             sender.send(begun["name"])
-            ended = _wait(ctx, begun["name"])
-    return _told(ctx, ended, f"volume {volume} in pool {pool} is there")
+            done = ended(ctx, begun["name"])
+    return told(ctx, done, f"volume {volume} in pool {pool} is there")
 
 
 @local(noun="storage", verb="volume download")
@@ -102,25 +102,25 @@ def download(
         raise Invalid("only raw can be written to standard output", hint="name a file")
     with _target(file, format, force) as sink:
         begun = ctx.call("storage.volume-download-begin", pool=pool, volume=volume)
-        with _cancelled(ctx, begun["name"]):
+        with cancelled(ctx, begun["name"]):
             Receiver(ctx, sink, f"{pool}/{volume}").receive(begun["name"])
             ctx.call("storage.volume-download-end", task=begun["name"])
-            ended = _wait(ctx, begun["name"])
+            done = ended(ctx, begun["name"])
             sink.finish()
     if file == "-":
         return None
-    return _told(ctx, ended, f"volume {volume} of pool {pool} is in {file}")
+    return told(ctx, done, f"volume {volume} of pool {pool} is in {file}")
 
 
 # Both
 
 
 @contextmanager
-def _cancelled(ctx: LocalContext, task: str) -> Iterator[None]:
+def cancelled(ctx: LocalContext, task: str) -> Iterator[None]:
     """Whatever goes wrong here ends the task on its node."""
     try:
         yield
-    except (KeyboardInterrupt, PVCError) as error:
+    except (KeyboardInterrupt, PVCError, OSError) as error:
         _cancel(ctx, task)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("interrupted: what had come is taken away") from None
@@ -132,16 +132,16 @@ def _cancel(ctx: LocalContext, task: str) -> None:
         ctx.call("task.cancel", task=task)
 
 
-def _wait(ctx: LocalContext, task: str) -> dict[str, Any]:
+def ended(ctx: LocalContext, task: str) -> dict[str, Any]:
     from pvc.waiting import wait
 
     again = f"pvc task info {task} --watch"
     return wait(ctx.connect(), "task.info", {"task": task}, {"state": "done"}, again=again)
 
 
-def _told(ctx: LocalContext, ended: dict[str, Any], words: str) -> Any:
+def told(ctx: LocalContext, done: dict[str, Any], words: str) -> Any:
     if ctx.options.get("format") not in ("table", "pretty", None):
-        return ended
+        return done
     output.emit(words)
     return None
 
@@ -185,6 +185,7 @@ class Meter:
 
     what: str
     size_bytes: int
+    """0: that is not known."""
     clock: Clock = field(default_factory=SystemClock)
     began: float = 0.0
     began_bytes: int = 0
@@ -199,10 +200,12 @@ class Meter:
             return
         self.told = now
         rate = (done - self.began_bytes) / max(now - self.began, 0.001)
-        left = f", {(self.size_bytes - done) / rate:.0f} s left" if rate else ""
-        percent = done * 100 // max(self.size_bytes, 1)
-        of = f"{sizes.show(done)} of {sizes.show(self.size_bytes)}"
-        output.progress(f"{self.what}: {percent} %, {of}, {sizes.show(rate)}/s{left}")
+        percent, of, left = "", sizes.show(done), ""
+        if self.size_bytes:
+            percent = f"{done * 100 // self.size_bytes} %, "
+            of += f" of {sizes.show(self.size_bytes)}"
+            left = f", {(self.size_bytes - done) / rate:.0f} s left" if rate else ""
+        output.progress(f"{self.what}: {percent}{of}, {sizes.show(rate)}/s{left}")
 
 
 # Sending
@@ -341,12 +344,19 @@ def _target(file: str, format: Format, force: bool) -> Iterator[Sink]:
     if file == "-":
         yield Pipe()
         return
+    with part_of(file, force) as target:
+        yield _sink(format, target)
+
+
+@contextmanager
+def part_of(file: str, force: bool) -> Iterator[BinaryIO]:
+    """What is to be the file: it gets its name at the end of this, and goes when that fails."""
     if os.path.exists(file) and not force:
         raise Conflict(f"{file} is there already", hint="another name, or --force")
     part = file + PART
     try:
-        with open(part, "wb") as target:
-            yield _sink(format, target)
+        with open(part, "w+b") as target:
+            yield target
             target.flush()
             os.fsync(target.fileno())
         os.replace(part, file)

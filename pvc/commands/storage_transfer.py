@@ -151,12 +151,12 @@ def upload_piece(
     piece: Annotated[bytes, Arg("up to 4 MiB of the file; none asks which is wanted next")] = b"",
 ) -> Taken:
     """Bring a piece of a file, in order. One that is there already, or comes too early, changes nothing."""
-    found = _going_on(ctx, task, UPLOAD)
+    found = going_on(ctx, task, UPLOAD)
     if ctx.planning:
         ctx.say(f"{found.spec.node} takes {len(piece)} bytes")
         return Taken(offset + len(piece), found.spec.arguments["size_bytes"])
     query = {"offset": offset} | ({"sha256": sha256} if sha256 else {})
-    return Taken(**json.loads(_carry(ctx, found, "piece", query, piece)))
+    return Taken(**json.loads(carry(ctx, found, "piece", query, piece)))
 
 
 @operation(
@@ -182,7 +182,7 @@ def download_begin(ctx: Context, pool: PoolName, volume: VolumeName) -> TaskInfo
 )
 def download_map(ctx: Context, task: TaskName, *, offset: Offset = 0) -> Stretch:
     """Where from an offset on there is something to fetch: what is left out is zeros."""
-    answer = json.loads(_carry(ctx, _going_on(ctx, task, DOWNLOAD), "map", {"offset": offset}))
+    answer = json.loads(carry(ctx, going_on(ctx, task, DOWNLOAD), "map", {"offset": offset}))
     extents = tuple((first, count) for first, count in answer["extents"])
     return Stretch(extents, answer["until"], answer["size_bytes"])
 
@@ -198,8 +198,8 @@ def download_piece(
     ] = PIECE_BYTES,
 ) -> bytes:
     """Fetch content of the volume."""
-    found = _going_on(ctx, task, DOWNLOAD)
-    return _carry(ctx, found, "piece", {"offset": offset, "length": length})
+    found = going_on(ctx, task, DOWNLOAD)
+    return carry(ctx, found, "piece", {"offset": offset, "length": length})
 
 
 @operation(
@@ -212,13 +212,13 @@ def download_piece(
 )
 def download_end(ctx: Context, task: TaskName) -> None:
     """End a download that is done, and let go of the volume."""
-    found = _going_on(ctx, task, DOWNLOAD)
+    found = going_on(ctx, task, DOWNLOAD)
     ctx.say(f"{found.spec.node} lets go of the volume")
     if not ctx.planning:
-        _carry(ctx, found, "end", {}, b"")
+        carry(ctx, found, "end", {}, b"")
 
 
-def _going_on(ctx: Context, task: str, kind: str) -> Task:
+def going_on(ctx: Context, task: str, kind: str) -> Task:
     """Raises Conflict, or the error that the task has ended with."""
     found = ctx.view.task(task)
     if found.spec.kind != kind:
@@ -230,7 +230,7 @@ def _going_on(ctx: Context, task: str, kind: str) -> Task:
     return found
 
 
-def _carry(
+def carry(
     ctx: Context, task: Task, what: str, query: Mapping[str, object], piece: bytes | None = None
 ) -> bytes:
     node = ctx.view.node(task.spec.node)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
@@ -11,13 +13,16 @@ from pvc.cluster.store import Check, Op
 from pvc.commands import task
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
+from pvc.commands.storage_transfer import Offset, carry, going_on
 from pvc.commands.task import TaskInfo
-from pvc.commands.types import NewName, NodeName, PoolName, SnapshotName, VMName
+from pvc.commands.types import NewName, NodeName, PoolName, SnapshotName, TaskName, VMName
 from pvc.commands.vm_snapshot import document
 from pvc.errors import Conflict, Unavailable
 
 if TYPE_CHECKING:
     from pvc.cluster.view import VM
+
+DOWNLOAD = "vm.snapshot-download"
 
 Place = Annotated[
     str,
@@ -51,8 +56,14 @@ def export(
     """Write a snapshot of a VM into a directory of a node: definition, disks, and checksums of them.
 
     Disks are in the format of `rbd export-diff`. All of it is read again before the new directory gets its
-    name: one that failed leaves nothing.
+    name: one that failed leaves nothing. `snapshot download` writes the same into a file where you are.
     """
+    return _begin(ctx, "vm.snapshot-export", vm, snapshot, parent, node, path)
+
+
+def _begin(
+    ctx: Context, kind: str, vm: str, snapshot: str, parent: str | None, node: str | None, path: str = ""
+) -> TaskInfo:
     found = ctx.view.vm(vm)
     name = found.spec.name
     kept = document(ctx, found.spec, snapshot)
@@ -63,21 +74,74 @@ def export(
     pools = {disk.pool for disk in kept.disks}
     on = _node(ctx, found, pools, node)
     only = f", what differs from {parent}" if parent else ""
+    about = f"exporting snapshot {snapshot} of {name}{only} to {path} on {on}"
+    if kind == DOWNLOAD:
+        about = f"handing out snapshot {snapshot} of {name}{only}"
+    arguments = {"vm": found.spec.uuid, "name": name, "snapshot": snapshot, "parent": parent or ""}
     return task.begin(
         ctx,
-        "vm.snapshot-export",
-        f"exporting snapshot {snapshot} of {name}{only} to {path} on {on}",
+        kind,
+        about,
         on,
-        arguments={
-            "vm": found.spec.uuid,
-            "name": name,
-            "snapshot": snapshot,
-            "path": path,
-            "parent": parent or "",
-        },
+        arguments=arguments | ({"path": path} if path else {}),
         claims=[paths.pool_claim(disk.pool, disk.volume) for disk in kept.disks],
         ops=_same(ctx, pools),
     )
+
+
+@operation(
+    "POST",
+    "/vm/{vm}/snapshot/{snapshot}/download",
+    noun="vm",
+    verb="snapshot download-begin",
+    role=Role.OPERATE,
+    waits="task.info",
+    done="snapshot {snapshot} of {vm} was handed out",
+)
+def download_begin(
+    ctx: Context,
+    vm: VMName,
+    snapshot: SnapshotName,
+    *,
+    parent: Annotated[SnapshotName, Arg("only what differs from that snapshot", short="-i")] | None = None,
+) -> TaskInfo:
+    """Begin a task that makes an export, as a zip file, while it is fetched; people: `snapshot download`."""
+    return _begin(ctx, DOWNLOAD, vm, snapshot, parent, None)
+
+
+@operation("GET", "/task/{task}/export", noun="vm", verb="snapshot download-piece", role=Role.OPERATE)
+def download_piece(ctx: Context, task: TaskName, *, offset: Offset) -> bytes:
+    """Fetch what comes at an offset: in order, the last piece again if need be.
+
+    Nothing: nothing more has been made yet, or that was all. Ending it tells which.
+    """
+    return carry(ctx, going_on(ctx, task, DOWNLOAD), "piece", {"offset": offset})
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    is_whole: bool
+    """Else there is more to fetch, and the task goes on."""
+
+
+@operation(
+    "POST",
+    "/task/{task}/export/end",
+    noun="vm",
+    verb="snapshot download-end",
+    role=Role.OPERATE,
+    done="whether task {task} has handed out all of it: {is_whole}",
+)
+def download_end(ctx: Context, task: TaskName, *, offset: Offset) -> Handed:
+    """End a download of which all up to an offset has come, if that is all of it.
+
+    The result of the task says how large it is, and its SHA-256.
+    """
+    found = going_on(ctx, task, DOWNLOAD)
+    ctx.say(f"{found.spec.node} lets go of the snapshot when that was all")
+    if ctx.planning:
+        return Handed(is_whole=True)
+    return Handed(**json.loads(carry(ctx, found, "end", {"offset": offset}, b"")))
 
 
 @operation(

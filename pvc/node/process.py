@@ -168,6 +168,7 @@ LATER = (
     "pvc.peerclient",
     "pvc.secretbox",
     "pvc.node.vm_disks",
+    "pvc.node.vm_download",
     "pvc.node.vm_export",
 )
 """What a daemon needs beside this module; some of it only when something has gone wrong."""
@@ -572,7 +573,16 @@ class Working:
         hypervisor: Snapshotter,
         connect: Callable[[], Ceph] | None = None,
     ) -> None:
-        from pvc.node import benchmark, locks, storage, transfer, vm_disks, vm_export, vm_snapshots
+        from pvc.node import (
+            benchmark,
+            locks,
+            storage,
+            transfer,
+            vm_disks,
+            vm_download,
+            vm_export,
+            vm_snapshots,
+        )
         from pvc.node.blocked import Blocked
         from pvc.node.storage import Pools
         from pvc.node.storage import connect as to_ceph
@@ -612,6 +622,7 @@ class Working:
             **transfer.works(self.pools, self.transfers),
             **benchmark.works(self.pools),
             **vm_export.works(self.pools),
+            **vm_download.works(self.pools, self.transfers),
             **locks.works(held),
             **self.disks.works,
             **vm_snapshots.works(self.pools, hypervisor, Path(daemon.config.paths.state), clock),

@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ class Cluster:
         return str(made)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@contextmanager
+def a_cluster(tmp_path: Path) -> Iterator[Cluster]:
     with one_node(tmp_path) as node:
         config = node.config
         ways = (
@@ -104,6 +105,12 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
             assert made.pvc("storage", "pool", "add", "vms", "--path", str(made.where)) == 0
             yield made
             node.working.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with a_cluster(tmp_path) as made:
+        yield made
 
 
 @pytest.mark.parametrize("format", ["raw", "qcow2", "vmdk"])

@@ -148,7 +148,10 @@ def test_no_two_operations_share_a_route() -> None:
     assert not [names for names in routes.values() if len(names) > 1]
 
 
-SECRETS = ("vm.user-data-get", "storage.volume-download-map", "storage.volume-download-piece")
+SECRETS = (
+    *("vm.user-data-get", "vm.snapshot-download-piece"),
+    *("storage.volume-download-map", "storage.volume-download-piece"),
+)
 """What not every reader may read."""
 
 

@@ -285,6 +285,7 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "vm.user-data-remove": (with_user_data, {"vm": "web1"}),
     "vm.network-add": (networked, {"vm": "web1", "network": "102", "mac": "52:54:00:00:00:07"}),
     "vm.network-remove": (networked, {"vm": "web1", "network": "net101"}),
+    "vm.snapshot-download-begin": (snapshotted, DAILY),
     "vm.snapshot-export": (snapshotted, {**DAILY, "path": "/srv/backup", "parent": None}),
     "vm.snapshot-import": (stored, {"name": "web2", "path": "/srv/backup/web1-daily", "pool": "vms"}),
     "vm.snapshot-create": (snapshotted, {"vm": "web1", "snapshot": "weekly"}),
@@ -296,8 +297,8 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
 """Each changing operation: where it works, and arguments with which it changes something."""
 
 
-OF_A_NODE = {"storage.volume-upload-piece", "storage.volume-download-end"}
-"""They change something there and nothing in the store; tests/integration/test_images.py has them."""
+OF_A_NODE = {"storage.volume-upload-piece", "storage.volume-download-end", "vm.snapshot-download-end"}
+"""They change something there and nothing in the store; tests/integration has them."""
 
 
 def test_every_changing_operation_is_in_the_table() -> None:
@@ -382,6 +383,18 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
         "not older than",
     ),
     ("vm.snapshot-export", snapshotted, {**DAILY, "path": "/x", "node": "n9"}, NotFound, "no node named n9"),
+    (
+        "vm.snapshot-download",
+        snapshotted,
+        {**DAILY, "file": "x", "parent": "a b"},
+        Invalid,
+        "snapshot's name",
+    ),
+    ("vm.snapshot-download-begin", with_vm, DAILY, NotFound, "web1 has no snapshot daily"),
+    ("vm.snapshot-download-begin", snapshotted, {**DAILY, "parent": "daily"}, Conflict, "not older than"),
+    ("vm.snapshot-download-piece", with_task, PIECE, Conflict, "0000000a is another one: making it"),
+    ("vm.snapshot-download-piece", with_task, {**PIECE, "offset": -1}, Invalid, "at least 0"),
+    ("vm.snapshot-download-end", a_world, {"task": "0000000a", "offset": 0}, NotFound, "no task 0000000a"),
     ("vm.snapshot-import", a_world, {"name": "-a", "path": "/x"}, Invalid, "is not a VM's name"),
     ("vm.snapshot-import", a_world, {"name": "a", "path": "x"}, Invalid, "is not an absolute path"),
     ("vm.snapshot-import", with_vm, {"name": "web1", "path": "/x"}, Conflict, "a VM named web1 already"),
