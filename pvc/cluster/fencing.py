@@ -51,8 +51,21 @@ class Note:
     """When its BMC last did not switch it on again."""
     block_try: float | None = None
     block_failed: str = ""
-    blocking: tuple[int, int] | None = None
-    """Version of the block's document, and an epoch of Ceph's map in which its addresses are listed."""
+    blocking: Blocking | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """A map of Ceph that lists a node's addresses: it is proven when every OSD that is up in it knows it.
+
+    Not an older one that lists them as well: where an OSD of the node is down since, those that do not know
+    that yet would still carry out for it what it takes from a QEMU beside it.
+    """
+
+    version: int
+    """Of the block's document."""
+    epoch: int
+    up: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pvc.cluster.cluster import FencePolicy
 from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.cluster.fencing import (
     Amend,
+    Blocking,
     Duties,
     Duty,
     Excuse,
@@ -34,7 +35,7 @@ from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import Owner, index_nodes, index_ops
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
 from pvc.node.drivers import DriverError
-from pvc.node.drivers.blocklist import Blocklist
+from pvc.node.drivers.blocklist import Blocklist, OSDMap
 from pvc.node.drivers.power import BMCAccess, Power, PowerState
 from pvc.node.lanes import Lanes
 from pvc.node.role import Role
@@ -417,38 +418,44 @@ class Judge:
         look = self._look(fence)
         if look is None or not is_gone(look.node.status, look.node.alive):
             return "it is back"
-        block, version, epoch = self._listed(self.blocklist, fence, look.node)
+        block, blocking = self._listed(self.blocklist, fence, look.node)
         known = self.blocklist.map()
         if not known.listed.issuperset(block.addresses):
             self._note(fence, lambda note: replace(note, blocking=None))
             return "somebody has taken it off the block list"
-        for osd in sorted(known.up):
-            if self.blocklist.epoch_of(osd) < epoch:
+        if not blocking.up <= known.up:
+            # Not for every new map: where they come often some OSD is always behind.
+            blocking = self._blocking(fence, blocking.version, known)
+        for osd in sorted(blocking.up):
+            if self.blocklist.epoch_of(osd) < blocking.epoch:
                 return f"osd.{osd} does not know it yet"
-        proven = Put(paths.block(fence.node), dumps(replace(block, epoch=epoch)), version)
+        proven = Put(paths.block(fence.node), dumps(replace(block, epoch=blocking.epoch)), blocking.version)
         self.role.commit(proven, _not_returned(look.node))
-        log.warning("%s is shut out of Ceph: every OSD knows epoch %d", fence.node, epoch)
+        log.warning("%s is shut out of Ceph: every OSD knows epoch %d", fence.node, blocking.epoch)
         return ""
 
-    def _listed(self, blocklist: Blocklist, fence: Fence, node: Node) -> tuple[Block, int, int]:
-        """Its block, the version of that, and an epoch with its addresses: announced before it is done."""
+    def _blocking(self, fence: Fence, version: int, known: OSDMap) -> Blocking:
+        blocking = Blocking(version, known.epoch, known.up)
+        self._note(fence, lambda note: replace(note, blocking=blocking))
+        return blocking
+
+    def _listed(self, blocklist: Blocklist, fence: Fence, node: Node) -> tuple[Block, Blocking]:
+        """Its block, and a map with its addresses: announced before it is done."""
         addresses = tuple(sorted({*node.status.ceph_addresses, *_addresses(node)}))
         wanted = Block(fence.node, fence.incarnation, addresses, since=self.clock.wall())
         path = paths.block(fence.node)
         stored = self.store.get(path)
         blocking = self._noted(node).blocking
-        if stored is not None and blocking is not None and blocking[0] == stored.version:
+        if stored is not None and blocking is not None and blocking.version == stored.version:
             known = loads(Block, stored.data, path)
             if set(addresses) <= set(known.addresses):
-                return known, *blocking
+                return known, blocking
         data = dumps(wanted)
         self.role.commit(Create(path, data) if stored is None else Put(path, data, stored.version))
         version = 0 if stored is None else stored.version + 1
         for address in addresses:
             blocklist.add(address)
-        epoch = blocklist.map().epoch
-        self._note(fence, lambda note: replace(note, blocking=(version, epoch)))
-        return wanted, version, epoch
+        return wanted, self._blocking(fence, version, blocklist.map())
 
     def _release(self, duty: Release) -> None:
         """Owner, spec and index of a VM in one transaction that holds only with the receipt."""

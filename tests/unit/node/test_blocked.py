@@ -98,6 +98,32 @@ def test_osd_that_is_down_need_not_know() -> None:
     assert block(bench.store).proves(1)
 
 
+def test_others_must_know_that_an_osd_is_down() -> None:
+    """It may go on with its node: they would carry out what it takes from the QEMU there."""
+    bench = on_ceph()
+    bench.ceph.osds[1] = FakeOSD(1, frozenset(), is_silent=True)
+    isolate(bench)
+    bench.ceph.down.add(1)
+    bench.ceph.epoch += 1
+    isolate(bench)
+    assert not block(bench.store).proves(1)
+    bench.ceph.tell(bench.ceph.osds[0])
+    isolate(bench)
+    assert block(bench.store).proves(1)
+    assert block(bench.store).epoch == bench.ceph.epoch
+
+
+def test_maps_that_change_all_the_time_hold_nothing_up() -> None:
+    bench = on_ceph()
+    slow = bench.ceph.osds[1] = FakeOSD(1, frozenset(), is_silent=True)
+    isolate(bench)
+    slow.is_silent = False
+    bench.ceph.tell(slow)
+    bench.ceph.epoch += 1
+    isolate(bench)
+    assert block(bench.store).proves(1)
+
+
 def test_who_returns_meanwhile_is_not_shut_out() -> None:
     """Also unseen: its return is a new version of its status."""
     bench = on_ceph()
