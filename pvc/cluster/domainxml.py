@@ -36,6 +36,11 @@ MARKED = ("mac", "network", "model", "bridge", "digest")
 MARKED_DRIVE = ("target", "source", "digest")
 BUSES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd"}
 """How names of disks begin on each."""
+ELSEWHERE = (
+    *("devices/filesystem", "devices/hostdev", "devices/shmem"),
+    *("devices/memory/source/path", "devices/tpm/backend/source"),
+)
+"""Where a VM may write besides its disks."""
 SPARE_PORTS = 6
 """Devices that a q35 machine can be given while it runs."""
 ON_PORTS = ("disk", "interface", "controller", "channel", "rng", "memballoon", "input", "video", "hostdev")
@@ -281,8 +286,8 @@ def is_all_in_ceph(xml: str) -> bool:
     """It has a disk, and writes nowhere else than to the Ceph of the cluster. Raises Invalid."""
     root = _read(xml)
     disks = [one for one in root.findall("devices/disk") if not _is_empty_drive(one)]
-    shares = [*root.findall("devices/filesystem"), *root.findall("devices/hostdev")]
-    return bool(disks) and not shares and all(map(_is_in_ceph, disks))
+    is_elsewhere = _is_beyond_libvirt(root) or any(root.find(one) is not None for one in ELSEWHERE)
+    return bool(disks) and not is_elsewhere and not _has_state(root) and all(map(_is_in_ceph, disks))
 
 
 def mark(of: Shape) -> str:
@@ -816,6 +821,20 @@ def _is_in_ceph(disk: ET.Element) -> bool:
     source = disk.find("source")
     is_rbd = disk.get("type") == "network" and source is not None and source.get("protocol") == "rbd"
     return is_rbd and source is not None and source.find("host") is None
+
+
+def _is_beyond_libvirt(root: ET.Element) -> bool:
+    """It passes something to QEMU that libvirt does not look at: a disk, for all that we know."""
+    return any(str(one.tag).rpartition(":")[2] in ("commandline", "override") for one in root)
+
+
+def _has_state(root: ET.Element) -> bool:
+    """Its firmware keeps variables in a file that the definition names: it may be on what nodes share."""
+    nvram = root.find("os/nvram")
+    if nvram is not None and ((nvram.text or "").strip() or nvram.find("source") is not None):
+        return True
+    loader = root.find("os/loader[@type='pflash']")
+    return loader is not None and loader.get("readonly") != "yes"
 
 
 def _is_empty_drive(disk: ET.Element) -> bool:

@@ -496,13 +496,48 @@ SHARE = '<filesystem><source dir="/srv"/><target dir="x"/></filesystem>'
 SLICE = "<hostdev mode='subsystem' type='scsi'/>"
 
 
-@pytest.mark.parametrize("more", [FILE, OTHER_CEPH, SHARE, SLICE])
+MEMORY = '<memory model="nvdimm"><source><path>/shared/x</path></source></memory>'
+RAM = '<memory model="dimm"><target><size unit="MiB">512</size></target></memory>'
+SHARED_RAM = '<shmem name="x"/>'
+TPM = '<tpm model="tpm-crb"><backend type="emulator"><source type="dir" path="/shared"/></backend></tpm>'
+OWN_TPM = '<tpm model="tpm-crb"><backend type="emulator"/></tpm>'
+
+
+@pytest.mark.parametrize("more", [FILE, OTHER_CEPH, SHARE, SLICE, MEMORY, SHARED_RAM, TPM])
 def test_vm_that_writes_elsewhere_too_waits_for_a_receipt(more: str) -> None:
     other = on_ceph(1, more)
     (release,) = released(duties(with_ceph(on_ceph(), other, block=BLOCK)))
     assert release.vm.spec.name == "vm0"
     everything = released(duties(with_ceph(on_ceph(), other, block=BLOCK, fence=RECEIPT)))
     assert [(one.vm.spec.name, one.block) for one in everything] == [("vm0", None), ("vm1", None)]
+
+
+COMMAND = '<{0}commandline><{0}arg value="-drive"/><{0}arg value="file=/shared/x"/></{0}commandline>'
+OVERRIDE = '<qemu:override><qemu:device alias="x"/></qemu:override>'
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+
+
+@pytest.mark.parametrize(
+    ("is_all", "beside", "of_os"),
+    [
+        (False, COMMAND.format("qemu:"), ""),
+        (False, COMMAND.format("q:"), ""),
+        (False, OVERRIDE, ""),
+        (False, "", "<nvram>/shared/nv.fd</nvram>"),
+        (False, "", '<nvram type="file"><source file="/shared/nv.fd"/></nvram>'),
+        (False, "", '<loader type="pflash">/shared/code.fd</loader>'),
+        (True, "<!-- commandline -->", '<loader readonly="yes" type="pflash">/usr/code.fd</loader>'),
+        (True, "", '<nvram template="/usr/vars.fd"/>'),
+    ],
+)
+def test_what_qemu_has_besides_disks_is_not_in_ceph(is_all: bool, beside: str, of_os: str) -> None:
+    definition = (
+        IN_CEPH.format(more=RAM + OWN_TPM)
+        .replace('type="kvm"', f'type="kvm" xmlns:qemu="{QEMU}" xmlns:q="{QEMU}"')
+        .replace("<os>", f"<os>{of_os}")
+        .replace("</domain>", f"{beside}</domain>")
+    )
+    assert domainxml.is_all_in_ceph(definition) is is_all
 
 
 def test_vm_without_disks_or_that_runs_otherwise_than_defined_waits() -> None:
