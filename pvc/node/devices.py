@@ -156,6 +156,11 @@ def in_use(device: Device) -> list[str]:
     ]
 
 
+def tree(device: Device) -> Iterator[Device]:
+    """The device, and all that is made of it."""
+    return _all([device])
+
+
 def leaves(device: Device) -> Iterator[Device]:
     """What nothing else is made of: LVM holds a disk by itself, whether anybody uses it or not."""
     return (one for one in _all([device]) if not one.holders)

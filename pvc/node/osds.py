@@ -153,12 +153,12 @@ class OSDs:
     def free(self, wanted: str, *, force: bool) -> str:
         """The path of a device that may become an OSD. Raises Conflict naming what is on it."""
         device = self.choose(wanted)
-        known = {one["uuid"] for one in self.known().values()}
-        for one in self.disks.prepared(device.path):
-            if one.uuid in known:
-                raise Conflict(
-                    f"{device.path} is the disk of OSD {one.osd}", hint=f"pvc storage osd remove {one.osd}"
-                )
+        there = self.disks.identities(device)
+        if osds := sorted(osd for osd, one in self.known().items() if one["uuid"] in there):
+            raise Conflict(
+                f"{device.path} has data or the database of {_named(osds)}",
+                hint=f"pvc storage osd remove {osds[0]}",
+            )
         self.disks.check_free(device, force=force)
         return device.path
 

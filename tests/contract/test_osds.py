@@ -213,7 +213,7 @@ def test_an_osd_is_added_and_removed(real: Bench, cluster: Ceph) -> None:
     assert {one.id: one.state for one in found.osds} == {0: "up,in", osd: "up,in"}
     assert [one.tier for one in found.osds] == ["hdd", "hdd"]
     assert not [one for one in problems(found) if "OSD" in one]
-    with pytest.raises(Conflict, match=f"{path} is the disk of OSD {osd}"):
+    with pytest.raises(Conflict, match=f"{path} has data or the database of OSD {osd}"):
         kinds["storage.osd-add"].do(task("add", **{**MAKING, "wipe": True}, device=path), telling([]))
     kinds["storage.osd-remove"].do(task("remove", osd=osd, here=True, force=False), telling([]))
     assert sorted(real.osds().known()) == [0]

@@ -74,6 +74,8 @@ class FakeDisks:
     ceph: FakeCeph
     there: dict[str, Device] = field(default_factory=dict)
     osds: dict[str, list[Prepared]] = field(default_factory=dict)
+    databases: dict[str, set[str]] = field(default_factory=dict)
+    """Of OSDs on other devices: their identities."""
     running: set[int] = field(default_factory=set)
     key: str = ""
     broken: set[str] = field(default_factory=set)
@@ -101,6 +103,10 @@ class FakeDisks:
 
     def prepared(self, device: str = "") -> tuple[Prepared, ...]:
         return tuple(one for path, found in self.osds.items() if device in ("", path) for one in found)
+
+    def identities(self, device: Device) -> frozenset[str]:
+        data = {one.uuid for one in self.prepared(device.path)}
+        return frozenset(data | self.databases.get(device.path, set()))
 
     def start(self, one: Prepared) -> None:
         self.before_start()

@@ -42,7 +42,7 @@ def test_a_disk_of_a_node_becomes_an_osd_and_goes_again(lab: RunningLab, disk: s
     before = {0: "n1 up,in", 1: "n2 up,in", 2: "n3 up,in"}
     assert states(cluster) == {**before, 3: "n2 up,in"}
     refused = cluster.pvc("storage", "osd", "add", "n2", disk, "--yes", "--force", check=False)
-    assert (refused.code, f"{disk} is the disk of OSD 3" in refused.stderr) == (4, True)
+    assert (refused.code, f"{disk} has data or the database of OSD 3" in refused.stderr) == (4, True)
     assert cluster.json("storage", "util")["size_bytes"] > 3 * 32 * 1024**3
     eventually(lambda: cluster.pvc("storage", "osd", "out", "3", check=False).code == 0, within=60)
     assert states(cluster)[3] == "n2 up,out"

@@ -67,6 +67,10 @@ class OSDDisks(Protocol):
         """On that device, or on all."""
         ...
 
+    def identities(self, device: Device) -> frozenset[str]:
+        """Of all OSDs that have something on the device, also if it is no more than their database."""
+        ...
+
     def start(self, one: Prepared) -> None:
         """Its daemon, now and whenever the machine starts."""
         ...
@@ -138,6 +142,24 @@ class CephVolume:
             for disk in volume["devices"]
             if device in ("", disk)
         ]
+
+    def identities(self, device: Device) -> frozenset[str]:
+        there = list(devices.tree(device))
+        raw = [one.path for one in there if one.kind in (*devices.WHOLE, "part")]
+        found = self._volume("raw", "list", *raw, "--format", "json") if raw else ""
+        paths = {os.path.realpath(one.path) for one in there}
+        on_lvm = self._with_volumes_on(paths) if self.has_lvm() else ()
+        return frozenset(json.loads(found or "{}")).union(on_lvm)
+
+    def _with_volumes_on(self, paths: set[str]) -> Iterator[str]:
+        """A database that is no logical volume is told without its OSD's identity, beside what has it."""
+        found = json.loads(self._volume("lvm", "list", "--format", "json") or "{}")
+        for volumes in found.values():
+            for volume in volumes:
+                on = (volume["path"], *volume.get("devices", ()))
+                if not paths.isdisjoint(map(os.path.realpath, on)):
+                    tags = [volume["tags"], *(one["tags"] for one in volumes)]
+                    yield next((one["ceph.osd_fsid"] for one in tags if "ceph.osd_fsid" in one), "")
 
     # Making
 

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pvc.errors import Conflict
+from pvc.node.devices import Device
 from pvc.node.drivers import DriverError
 from pvc.node.drivers.ceph_volume import CephVolume, Prepared, _said
 from pvc.proc import CommandFailed, Completed
+from tests.fakes.osds import disk
 
 LVM_LIST = {
     "3": [
         {
             "type": "block",
+            "path": "/dev/vg/data",
             "devices": ["/dev/sdb"],
             "tags": {"ceph.osd_fsid": "u3", "ceph.cluster_fsid": "f"},
         },
         {
             "type": "db",
+            "path": "/dev/osd-db/db-3",
             "devices": ["/dev/nvme0n1"],
             "tags": {"ceph.osd_fsid": "u3", "ceph.cluster_fsid": "f"},
         },
+        {"type": "wal", "path": "/dev/sdc1", "tags": {"PARTUUID": "a partition"}},
     ]
 }
 FAILED = """\
@@ -39,6 +45,7 @@ Running command: /usr/bin/ceph-authtool --gen-print-key
 class Machine:
     def __init__(self, tmp_path: Path, *, lvm: bool = True) -> None:
         self.said: list[str] = []
+        self.raw: dict[str, dict[str, str]] = {}
         self.codes = {"vgs osd-db": 5, "systemctl is-active --quiet ceph-osd@3.service": 3}
         if lvm:
             (tmp_path / "dev/mapper").mkdir(parents=True)
@@ -52,6 +59,8 @@ class Machine:
         out = ""
         if argv[1:3] == ["lvm", "list"]:
             out = json.dumps(LVM_LIST)
+        if argv[1:3] == ["raw", "list"]:
+            out = json.dumps(self.raw)
         found = Completed(self.codes.get(line, 0), out, FAILED)
         if check and found.code:
             raise CommandFailed(argv, found)
@@ -100,6 +109,33 @@ def test_osds_on_logical_volumes_are_found_by_their_disk(tmp_path: Path) -> None
     assert disks.prepared() == (Prepared(3, "u3", "f", "/dev/sdb", is_lvm=True),)
     assert disks.prepared("/dev/sdb") == disks.prepared()
     assert disks.prepared("/dev/nvme0n1") == ()
+
+
+def device(path: str, *holders: Device, kind: str = "disk") -> Device:
+    return replace(disk(path), kind=kind, holders=holders)
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        device("/dev/sdb"),
+        device("/dev/nvme0n1"),
+        device("/dev/nvme0n1", device("/dev/mapper/osd--db-db--3", kind="lvm")),
+        device("/dev/osd-db/db-3", kind="lvm"),
+        device("/dev/sdc", device("/dev/sdc1", kind="part")),
+    ],
+)
+def test_a_device_with_the_database_of_an_osd_is_no_free_one(tmp_path: Path, there: Device) -> None:
+    machine = Machine(tmp_path)
+    assert machine.disks.identities(there) == {"u3"}
+    assert machine.disks.identities(device("/dev/sdd")) == frozenset()
+
+
+def test_a_database_without_lvm_is_found_as_well(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, lvm=False)
+    machine.raw = {"u4": {"osd_uuid": "u4", "device_db": "/dev/sdc1"}}
+    assert machine.disks.identities(device("/dev/sdc", device("/dev/sdc1", kind="part"))) == {"u4"}
+    assert machine.said == ["ceph-volume raw list /dev/sdc /dev/sdc1 --format json"]
 
 
 def test_an_osd_on_a_logical_volume_is_started_stopped_and_zapped(tmp_path: Path) -> None:

@@ -98,10 +98,20 @@ def test_a_disk_that_holds_data_is_left_alone(node: Node) -> None:
 
 
 def test_the_disk_of_an_osd_is_not_wiped_whatever_is_forced(with_osd: Node) -> None:
-    with pytest.raises(Conflict, match="/dev/sdb is the disk of OSD 0"):
+    with pytest.raises(Conflict, match="/dev/sdb has data or the database of OSD 0"):
         with_osd.do("add", {**ADD, "wipe": True})
     with_osd.undo("add", {**ADD, "wipe": True})
     assert with_osd.picture == ({"/dev/sdb": [0]}, [0], [0])
+
+
+@pytest.mark.parametrize("kind", ["add", "create-db-vg"])
+def test_the_databases_of_osds_are_not_wiped_whatever_is_forced(with_osd: Node, kind: str) -> None:
+    with_osd.disks.databases["/dev/sdc"] = {with_osd.ceph.osds[0]["uuid"], "of another Ceph"}
+    with_osd.disks.there["/dev/sdc"] = disk("/dev/sdc", filesystem="LVM2_member")
+    with pytest.raises(Conflict, match="/dev/sdc has data or the database of OSD 0"):
+        with_osd.do(kind, {**ADD, "device": "/dev/sdc", "wipe": True})
+    with_osd.undo(kind, {**ADD, "device": "/dev/sdc"})
+    assert with_osd.disks.there["/dev/sdc"].filesystem == "LVM2_member"
 
 
 @pytest.mark.parametrize("broken", ["prepare", "start"])
