@@ -257,7 +257,8 @@ class CephVolume:
         if self.has_lvm():
             for one in osds:
                 if one.is_lvm:
-                    self._volume("lvm", "zap", "--destroy", "--osd-id", str(one.osd))
+                    # By its number alone it also takes one of another Ceph, or of an earlier life.
+                    self._volume("lvm", "zap", "--destroy", "--osd-id", str(one.osd), "--osd-fsid", one.uuid)
             if not osds:
                 self._volume("lvm", "zap", "--destroy", device)
         for one in osds:

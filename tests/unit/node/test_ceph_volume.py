@@ -149,7 +149,7 @@ def test_an_osd_on_a_logical_volume_is_started_stopped_and_zapped(tmp_path: Path
         "ceph-volume lvm activate --bluestore 3 u3",
         "systemctl disable --quiet --now ceph-osd@3.service",
         "systemctl is-active --quiet ceph-osd@3.service",
-        "ceph-volume lvm zap --destroy --osd-id 3",
+        "ceph-volume lvm zap --destroy --osd-id 3 --osd-fsid u3",
         "umount --quiet /var/lib/ceph/osd/ceph-3",
         "rm -rf --one-file-system /var/lib/ceph/osd/ceph-3",
     ]
