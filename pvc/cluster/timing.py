@@ -29,9 +29,10 @@ A. Nothing of a life of a node runs any more when a judge says `watchdog`
  3. The judge read version v of the node's status, then that there was no ephemeral, at g, and saw nothing
     else since (Judge._count; in this order: a status that is newer would hide a return). A join writes
     the status in the transaction that makes the ephemeral, and the receipt is a compare-and-set of v: so
-    no join lay between. By 1. the last contact x was before g. The node had published Q = (L + 2W)·(1 +
-    D) + 1 for this incarnation, in version v, so its watchdog was armed. At g + Q by the judge's clock, x
-    + L + 2W has passed by the node's.
+    no join lay between. Nor does one where this judge itself wrote v as it was, by such a compare-and-set
+    (the proof that Ceph shuts the node out): its count goes on for v + 1. By 1. the last contact x was
+    before g. The node had published Q = (L + 2W)·(1 + D) + 1 for this incarnation, in version v, so its
+    watchdog was armed. At g + Q by the judge's clock, x + L + 2W has passed by the node's.
  4. A node that was cut off may go on feeding once nothing of it runs: it must have joined in this life
     (so a start that an earlier life had left to libvirt is L old or more; libvirt does not take so long),
     no lane is busy (each of them could start QEMU), libvirt was asked after that and listed none of our

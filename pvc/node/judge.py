@@ -152,6 +152,8 @@ class Judge:
         at = self.clock.monotonic()
         for node in found.values():
             counts = is_gone(node.status, node.alive)
+            if counts and fencing.is_counting(self._noted(node), node, self.connected_since):
+                continue  # the mirror did not have the version that this judge has written
             begun = partial(replace, unseen_since=at if counts else None, unseen_version=node.status_version)
             self._note(Fence(node.spec.name, node.status.incarnation), begun)
 
@@ -430,7 +432,9 @@ class Judge:
             if self.blocklist.epoch_of(osd) < blocking.epoch:
                 return f"osd.{osd} does not know it yet"
         proven = Put(paths.block(fence.node), dumps(replace(block, epoch=blocking.epoch)), blocking.version)
+        before = self._noted(look.node)
         self.role.commit(proven, _not_returned(look.node))
+        self._note(fence, partial(_counted_on, before, look.node.status_version or 0))
         log.warning("%s is shut out of Ceph: every OSD knows epoch %d", fence.node, blocking.epoch)
         return ""
 
@@ -507,6 +511,16 @@ def _is_over(node: Node | None, incarnation: int) -> bool:
 def _addresses(node: Node) -> set[str]:
     """By which it may be known to Ceph though it has not said so."""
     return {node.spec.address, node.spec.storage_address} - {""}
+
+
+def _counted_on(before: Note, version: int, note: Note) -> Note:
+    """When its status has been written as it was, at that version: no join lay between, so what was counted
+    up to then counts, also where it has been begun anew meanwhile."""
+    if before.unseen_version != version or note.unseen_version not in (version, version + 1):
+        return note
+    if before.unseen_since is None or note.unseen_since is None:
+        return note
+    return replace(note, unseen_since=before.unseen_since, unseen_version=version + 1)
 
 
 def _not_returned(node: Node) -> Op:

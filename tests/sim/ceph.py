@@ -98,18 +98,22 @@ class SimCeph(FakeCeph):
             elif number not in self.down and self.world.now > self.heard[number] + DOWN_S:
                 self.world.trace(f"osd.{number} is marked down")
                 self.down.add(number)
-                self.epoch += 1
+                self._new_map()
         self.world.later(TICK_S, self._tick)
 
     def _comes_up(self, number: int, osd: FakeOSD) -> None:
         """With the newest map, before it serves anybody."""
         self.down.discard(number)
-        self.epoch += 1
+        self._new_map()
         self._tell(number, osd)
 
     def change(self, listed: frozenset[str]) -> None:
         self.world.trace(f"Ceph takes nothing from {' '.join(sorted(listed)) or 'nobody'}")
-        self.epoch, self.listed = self.epoch + 1, listed
+        self.listed = listed
+        self._new_map()
+
+    def _new_map(self) -> None:
+        self.epoch += 1
         for number in self.osds:
             self.world.later(self.world.rng.choice((0.0, 0.05, 1.0, 5.0)), partial(self._spread, number))
 

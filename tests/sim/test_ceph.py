@@ -17,19 +17,19 @@ from pvc.node.blocked import Blocked
 from tests.sim.ceph import FILE
 from tests.sim.hosts import BMCFault
 from tests.sim.test_liveness import Stage
-from tests.sim.test_promise import PROMISED_S, VICTIM, lose, runs_elsewhere
+from tests.sim.test_promise import PROMISED_S, VICTIM, has_promised, lose, runs_elsewhere
 from tests.sim.world import Mutant, Violation, World
 
 SEEDS = range(4)
 
 
 @contextmanager
-def staged(seed: int, mutant: Mutant) -> Iterator[Stage]:
-    """No watchdog: what is known of it Ceph alone knows."""
-    world = World(seed, mutant, keep_log=True, nodes=3, vms=1, has_ceph=True)
+def staged(seed: int, mutant: Mutant, vms: int = 1, *, has_watchdog: bool = False) -> Iterator[Stage]:
+    """Without a watchdog: what is known of it Ceph alone knows."""
+    world = World(seed, mutant, keep_log=True, nodes=3, vms=vms, has_ceph=True)
     world.faulty = False
     for host in world.hosts.values():
-        host.has_watchdog = False
+        host.has_watchdog = has_watchdog
     stage = Stage(world)
     try:
         stage.start(VICTIM)
@@ -117,12 +117,43 @@ def test_simulation_notices(mutant: Mutant) -> None:
             stands_still_and_goes_on(stage)
 
 
+def has_file(world: World, uuid: str) -> None:
+    vm = world.found()[uuid]
+    more = vm.spec.definition.replace("<devices>", "<devices>" + FILE.format(name="x"), 1)
+    world.truth.commit(Put(paths.vm(uuid), dumps(replace(vm.spec, definition=more)), vm.spec_version))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vm_that_writes_elsewhere_too_has_its_watchdog_in_time(seed: int) -> None:
+    """Of a node that Ceph shuts out meanwhile, for a VM beside it."""
+    with staged(seed, Mutant(), 2, has_watchdog=True) as stage:
+        world = stage.world
+        other = next(uuid for uuid in world.expected if uuid != stage.uuid)
+        assert world.ceph is not None
+        world.ceph.in_ceph.discard(other)
+        has_file(world, other)
+        world.until(lambda: has_promised(world))
+        world.command("start", other)
+        world.until(lambda: bool(world.where(other)) and not stage.unrest())
+        if world.where(other) != [VICTIM]:
+            world.command("move", other, target=VICTIM)
+            world.until(lambda: world.where(other) == [VICTIM] and not stage.unrest())
+        began = world.now
+        lose(world)
+        world.power_cut(VICTIM)
+        world.until(lambda: runs_elsewhere(stage))
+        assert is_open(world)
+        world.until(lambda: bool(world.where(other)))
+        assert world.now - began < PROMISED_S
+        world.network.heal_all()
+        world.power_on(VICTIM)
+        stage.at_rest()
+
+
 def test_vm_that_writes_elsewhere_too_waits(stage: Stage) -> None:
     """As soon as its definition has another disk, whatever QEMU has."""
     world = stage.world
-    vm = stage.vm()
-    more = vm.spec.definition.replace("<devices>", "<devices>" + FILE.format(name="x"), 1)
-    world.truth.commit(Put(paths.vm(stage.uuid), dumps(replace(vm.spec, definition=more)), vm.spec_version))
+    has_file(world, stage.uuid)
     lose(world)
     world.power_cut(VICTIM)
     until = world.now + 60.0

@@ -9,11 +9,11 @@ import pytest
 
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.fencing import Isolate, Release
-from pvc.cluster.membership import Block, FenceState
+from pvc.cluster.fencing import Isolate, Release, Shoot
+from pvc.cluster.membership import Block, Evidence, FenceState
 from pvc.cluster.node import Alive, DaemonState, NodeSpec, NodeStatus
 from pvc.cluster.storage import Driver, PoolSpec
-from pvc.cluster.store import Create, Delete, Put, Store
+from pvc.cluster.store import Create, Delete, Op, Put, Store
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner
 from pvc.errors import Conflict
@@ -122,6 +122,33 @@ def test_maps_that_change_all_the_time_hold_nothing_up() -> None:
     bench.ceph.epoch += 1
     isolate(bench)
     assert block(bench.store).proves(1)
+
+
+@pytest.mark.parametrize("looks_at_once", [False, True])
+def test_promise_of_the_watchdog_counts_on_when_it_is_proven(looks_at_once: bool) -> None:
+    bench = on_ceph()
+    node = View(bench.store).node("n3")
+    promised = replace(node.status, quiet_after_s=40.0)
+    bench.store.commit(Put(paths.node_status("n3"), dumps(promised), node.status_version or 0))
+    (duty,) = [one for one in next_duties(bench) if isinstance(one, Isolate)]
+    began = bench.now
+    commit = bench.one.judge.role.commit
+
+    def commits(*ops: Op) -> None:
+        commit(*ops)
+        bench.now += 1.0
+        if looks_at_once:
+            bench.one.step()
+
+    bench.one.judge.role.commit = commits  # type: ignore[method-assign]
+    bench.one.judge.carry_out(duty)
+    assert block(bench.store).proves(1)
+    while bench.fence().state is not FenceState.FENCED:
+        for one in next_duties(bench):
+            if isinstance(one, Shoot):
+                bench.one.judge.carry_out(one)
+    assert bench.fence().evidence is Evidence.WATCHDOG
+    assert bench.now <= began + 40.0 + 3.0
 
 
 def test_who_returns_meanwhile_is_not_shut_out() -> None:
