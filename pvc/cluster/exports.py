@@ -15,6 +15,7 @@ from typing import Any
 from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.cluster.snapshots import VMSnapshot
 from pvc.errors import Conflict, Invalid
+from pvc.names import POOL, VOLUME
 
 MANIFEST = "manifest.json"
 KIND, VERSION = "pvc vm snapshot", 1
@@ -99,6 +100,14 @@ def read(data: bytes, where: str) -> Manifest:
     for name in names:
         if not re.fullmatch(FILE, name):
             raise Invalid(f"{where} names a file {name!r}")
+    for one in found.disks:
+        for what, name, pattern in (
+            ("target", one.target, FILE),
+            ("pool", one.pool, POOL),
+            ("volume", one.volume, VOLUME),
+        ):
+            if not re.fullmatch(pattern, name):
+                raise Invalid(f"{where} names a {what} {name!r}")
     if len({*files}) != len(files) or len({one.target for one in found.disks}) != len(files):
         raise Invalid(f"{where} names a disk twice")
     return found
