@@ -405,7 +405,7 @@ def add_disk(xml: str, disk: NewDisk, target: str) -> str:
 def remove_disk(xml: str, target: str) -> str:
     root = _read(xml)
     devices = _devices(root)
-    for element in devices.findall(f"disk/target[@dev='{target}']/.."):
+    for element in _disks_at(devices, target):
         devices.remove(element)
     return _write(root)
 
@@ -424,7 +424,7 @@ def replace_disk(xml: str, disk: NewDisk, target: str) -> str:
     """Another volume in the place of a disk, of which all stays that is not about where it is kept."""
     root, made = _read(xml), ET.Element("devices")
     _add_disk(made, disk, target)
-    for element in root.findall(f"devices/disk/target[@dev='{target}']/.."):
+    for element in _disks_at(_devices(root), target):
         kind = made[-1].get("type", "")
         is_kept = element.get("type") == kind
         element.set("type", kind)
@@ -439,6 +439,15 @@ def replace_disk(xml: str, disk: NewDisk, target: str) -> str:
             if new is not None:
                 element.insert(place, new)
     return _write(root)
+
+
+def _disks_at(devices: ET.Element, target: str) -> list[ET.Element]:
+    """Whatever is in the name, which XPath could not say."""
+    return [
+        disk
+        for disk in devices.findall("disk")
+        if (found := disk.find("target")) is not None and found.get("dev") == target
+    ]
 
 
 def free_target(xml: str, bus: str, taken: Iterable[str] = ()) -> str:

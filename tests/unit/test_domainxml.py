@@ -3,6 +3,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
+from xml.sax.saxutils import quoteattr
 
 import pytest
 
@@ -584,6 +585,15 @@ def test_a_disk_that_comes_later_is_behind_the_one_it_boots_from() -> None:
     assert [disk.target for disk in domainxml.parse(new).disks] == ["vdb", "vde"]
     many = created(disks=[NewDisk(f"/{n}") for n in range(26)])
     assert domainxml.free_target(many, "virtio") == "vdaa"
+
+
+def test_a_disk_with_quotes_in_its_target_is_as_any_other() -> None:
+    plain = created(disks=[NewDisk("/srv/a.raw", "raw"), NewDisk("/srv/b.raw", "raw")])
+    for target in ("v'da", 'v"da', "v'd\"a"):
+        xml = plain.replace('dev="vda"', f"dev={quoteattr(target)}")
+        new = domainxml.replace_disk(xml, NewDisk("/srv/c.raw", "raw"), target)
+        assert [disk.source for disk in domainxml.parse(new).disks] == ["/srv/c.raw", "/srv/b.raw"]
+        assert [disk.target for disk in domainxml.parse(domainxml.remove_disk(xml, target)).disks] == ["vdb"]
 
 
 def test_a_scsi_disk_brings_the_controller_that_guests_know() -> None:
