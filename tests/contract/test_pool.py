@@ -965,6 +965,17 @@ def test_a_copy_where_blocks_cannot_be_shared_tells_how_far_it_is(directory: Dir
     eventually(lambda: not directory.is_open("golden"), within=5)
 
 
+def test_what_is_measured_is_in_the_pool_whatever_its_path(tmp_path: Path) -> None:
+    where = tmp_path / "a:b"
+    where.mkdir()
+    prepare(str(where), "p1")
+    with Directory(str(where), "p1").scratch(MIB, "t1") as scratch:
+        fio = ["fio", "--name=x", "--thread", "--rw=write", "--bs=1M", "--size=1M", *scratch.options]
+        subprocess.run(fio, capture_output=True, check=True, cwd=tmp_path)
+        assert (where / ".task-t1" / "scratch").stat().st_size == MIB
+    assert [one.name for one in tmp_path.iterdir()] == ["a:b"]
+
+
 def test_a_reader_is_no_reason_not_to_copy_and_one_not_to_remove(directory: Directory) -> None:
     directory.add("golden", SIZE, Format.QCOW2, "t1")
     reader = subprocess.Popen(

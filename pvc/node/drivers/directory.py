@@ -279,7 +279,8 @@ class Directory:
             half.mkdir(mode=0o755)
         except OSError as error:
             raise DriverError(f"{half} cannot be made: {error.strerror}") from None
-        yield Scratch((f"--filename={half / 'scratch'}", "--ioengine=libaio", "--direct=1"), {})
+        file = str(half / "scratch").replace(":", r"\:")  # of several files, to fio
+        yield Scratch((f"--filename={file}", "--ioengine=libaio", "--direct=1"), {})
         self.discard(token)
 
     # Snapshots
