@@ -10,7 +10,7 @@ import pytest
 
 from pvc.cluster.ceph_pools import CephPlan, Tier
 from pvc.cluster.storage import Monitor
-from pvc.errors import PVCError
+from pvc.errors import PVCError, Unavailable
 from pvc.node.drivers import DriverError, ceph
 from pvc.node.drivers.ceph_pools import CephPools
 from tests.ceph import Ceph
@@ -88,6 +88,19 @@ def test_what_one_leaves_who_dies_is_taken_away(client: ceph.Ceph, cluster: Ceph
     assert names(cluster) == []
     assert cluster.command("config dump") == []
     assert cluster.command("config-key dump", key="pvc/") == {}
+
+
+def test_a_pool_that_is_kept_stays_also_when_it_is_empty(client: ceph.Ceph, cluster: Ceph) -> None:
+    pools = CephPools(client)
+    pools.prepare("vms", "id6", CephPlan(8, Tier.DEFAULT, 1, 1), nothing, force=True)
+    pools.retire("vms", "id6", keep=True)
+    pools.retire("vms", "id6")  # which it is not any more
+    assert names(cluster) == ["vms"]
+    with pytest.raises(Unavailable, match="not that of this cluster"):
+        pools.facts("vms", "id6")
+    cluster.command("osd pool application set", pool="vms", app="rbd", key="pvc", value="id6")
+    pools.retire("vms", "id6")
+    assert names(cluster) == []
 
 
 def test_one_of_several_who_make_a_pool_has_it(client: ceph.Ceph, cluster: Ceph) -> None:

@@ -139,22 +139,21 @@ class CephPools:
                     )
 
     def retire(self, name: str, identity: str, *, keep: bool = False) -> None:
-        """It is no pool of ours any more, and gone where nothing is in it. Done already for one of others.
+        """It is no pool of ours any more, and gone: Conflict where anything is in it. Done already for one of
+        others.
 
-        `keep`: what is in it stays, with the pool.
+        `keep`: it stays, with what is in it.
         """
-        for mine in (HALF_MADE + identity, name):
+        half = HALF_MADE + identity
+        for mine in (half, name):
             self._give_back(mine)
             if self._ours(mine, identity) is None:
                 continue
-            try:
-                self.check_empty(mine)
-            except Conflict:
-                if not keep:
-                    raise
+            if keep and mine != half:
                 self.ceph.command("osd pool application rm", pool=mine, app=APPLICATION, key="pvc")
-            else:
-                self._delete(mine)
+                continue
+            self.check_empty(mine)
+            self._delete(mine)
 
     def _delete(self, name: str) -> None:
         arguments: dict[str, Any] = {"pool": name, "pool2": name, "yes_i_really_really_mean_it": True}
