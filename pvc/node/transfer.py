@@ -292,7 +292,7 @@ class Download:
             return {"pool": asked["pool"], "size_bytes": reading.size_bytes}
 
     def undo(self, task: TaskSpec) -> None:
-        self.pools.open(task.arguments["pool"]).discard(task.id)
+        self.pools.open(task.arguments["pool"]).discard(task.id, task.arguments["volume"])
 
 
 def works(pools: Pools, transfers: Transfers) -> dict[str, Work]:

@@ -10,18 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import rbd
 
 from pvc.cluster.images import ImageFormat
 from pvc.cluster.storage import Format
+from pvc.cluster.tasks import TaskSpec
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
 from pvc.node.drivers import DriverError
 from pvc.node.drivers import ceph as client
 from pvc.node.drivers.directory import Directory, prepare, retire
 from pvc.node.drivers.rbd import RBDPool
 from pvc.node.drivers.storage import Image, Pool
+from pvc.node.storage import Pools
+from pvc.node.transfer import Download, Transfers
 from pvc.proc import run
 from tests.ceph import Ceph, ceph
 from tests.fakes.pool import FakePool
@@ -854,6 +859,31 @@ def test_what_somebody_died_over_before_there_was_a_clone_goes(images: Bench, cl
         images.pool.discard("t2", "golden")  # which is done: its clone stays
         assert [one["name"] for one in image.list_snaps()] == [".clone-t2"]
     assert images.pool.volume("web1").used_bytes == 0
+
+
+def test_a_reading_that_fails_before_there_was_a_clone_leaves_nothing(images: Bench, cluster: Ceph) -> None:
+    pool = images.pool
+    pool.add("golden", SIZE, Format.RAW, "t1")
+    io = cluster.connect().open_ioctx("vms")
+    rbd.RBD().create(io, ".task-t2", SIZE)  # in the way of the clone
+    with pytest.raises(DriverError), pool.reading("golden", "t2"):
+        pass
+    with rbd.Image(io, "golden", read_only=True) as image:
+        assert list(image.list_snaps()) == []
+    assert images.leftovers() == []
+
+
+def test_what_a_download_died_over_goes(images: Bench, cluster: Ceph) -> None:
+    images.pool.add("golden", SIZE, Format.RAW, "t1")
+    io = cluster.connect().open_ioctx("vms")
+    with rbd.Image(io, "golden") as image:
+        image.create_snap(".clone-t2")
+        image.protect_snap(".clone-t2")
+        pools = cast(Pools, SimpleNamespace(open=lambda name: images.pool))
+        arguments = {"pool": "vms", "volume": "golden"}
+        task = TaskSpec("t2", "storage.volume-download", "", "n1", "root", 0.0, arguments)
+        Download(pools, Transfers()).undo(task)
+        assert list(image.list_snaps()) == []
 
 
 def test_a_damaged_volume_is_in_the_list_beside_the_others(images: Bench, cluster: Ceph) -> None:

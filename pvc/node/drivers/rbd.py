@@ -278,7 +278,7 @@ class RBDPool:
                 with rbd.Image(io, HALF_DONE + token, read_only=True) as image:
                     yield _Reading(image)
         finally:
-            self.discard(token)
+            self.discard(token, name)
 
     @contextmanager
     def scratch(self, size_bytes: int, token: str) -> Iterator[Scratch]:
