@@ -189,15 +189,14 @@ def resize(
     volume: VolumeName,
     size: VolumeSize,
     *,
-    force: Annotated[
-        bool, Arg("also smaller, which cuts off what is at its end, or when the pool gets too full")
-    ] = False,
+    shrink: Annotated[bool, Arg("also smaller: what is at its end is lost")] = False,
+    force: Annotated[bool, Arg("also when the pool gets fuller than it should")] = False,
 ) -> TaskInfo:
-    """Make a volume larger, also while its VM runs: the guest sees it. With --force also smaller, while
+    """Make a volume larger, also while its VM runs: the guest sees it. With --shrink also smaller, while
     nobody has it open."""
     size_bytes = types.volume_bytes(size)
     about = f"resizing volume {volume} of pool {pool} to {sizes.show(size_bytes)}"
-    asked: dict[str, Any] = {"size_bytes": size_bytes, "force": force}
+    asked: dict[str, Any] = {"size_bytes": size_bytes, "shrink": shrink, "force": force}
     vm = user_of(ctx, pool, volume)
     if vm is None or vm.status.owner is None:
         return _begin(ctx, "resize", about, pool, volume, asked, ops=_check_rests(ctx, pool, volume))

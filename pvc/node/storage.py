@@ -419,13 +419,6 @@ def _remove(pool: Pool, task: TaskSpec, progress: Progress) -> None:
     pool.remove(task.arguments["volume"], task.id)
 
 
-def _resize(pool: Pool, task: TaskSpec, progress: Progress) -> None:
-    asked = task.arguments
-    before = pool.volume(asked["volume"])
-    _guard(pool, task, asked["size_bytes"] - before.size_bytes)
-    pool.resize(asked["volume"], asked["size_bytes"], shrink=asked["force"])
-
-
 def _rename(pool: Pool, task: TaskSpec, progress: Progress) -> None:
     pool.rename(task.arguments["volume"], task.arguments["new_volume"])
 
@@ -469,7 +462,6 @@ def _protect(pool: Pool, task: TaskSpec, progress: Progress) -> None:
 VOLUME: dict[str, Do] = {
     "add": _add,
     "remove": _remove,
-    "resize": _resize,
     "rename": _rename,
     "clone": _clone,
     "snapshot-add": _add_snapshot,

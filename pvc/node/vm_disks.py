@@ -300,7 +300,7 @@ class Resize(_Disks):
         vm = self.existing(asked["vm"]) if asked.get("vm") else None
         target = self._target(vm, Volume(name, volume)) if vm is not None else ""
         if vm is None or not target:
-            pool.resize(volume, size, shrink=asked["force"])
+            pool.resize(volume, size, shrink=asked["shrink"])
         else:
             self._while_it_runs(vm, target, volume, size, more)
         found = pool.volume(volume).size_bytes

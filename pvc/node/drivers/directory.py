@@ -207,7 +207,7 @@ class Directory:
             lost = before.size_bytes - size_bytes
             raise Conflict(
                 f"volume {name} has {before.size_bytes} bytes: the last {lost} would be cut off",
-                hint="--force, when nothing uses them any more",
+                hint="--shrink, when nothing uses them any more",
             )
         cut = ["--shrink"] if size_bytes < before.size_bytes else []
         self._change(name, "resize", "-q", "-f", before.format, *cut, then=[str(size_bytes)])

@@ -189,7 +189,7 @@ class RBDPool:
         if not shrink:
             raise Conflict(
                 f"volume {name} has {before} bytes: the last {before - size_bytes} would be cut off",
-                hint="--force, when nothing uses them any more",
+                hint="--shrink, when nothing uses them any more",
             )
         with self._alone(name) as image:
             image.resize(size_bytes, True)

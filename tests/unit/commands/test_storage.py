@@ -274,8 +274,10 @@ def test_nothing_is_cut_off_unless_told_so() -> None:
     cluster = storing()
     found = cluster.done("storage.volume-resize", pool="vms", volume="golden", size="9G")
     assert "would be cut off" in found["reason"]
-    cluster.pool.used_bytes = 99 * GIB
     found = cluster.done("storage.volume-resize", pool="vms", volume="golden", size="9G", force=True)
+    assert "would be cut off" in found["reason"], "that is about how full the pool gets"
+    cluster.pool.used_bytes = 99 * GIB
+    found = cluster.done("storage.volume-resize", pool="vms", volume="golden", size="9G", shrink=True)
     assert found["result"]["volume"]["size_bytes"] == 9 * GIB
 
 
@@ -294,7 +296,7 @@ def test_what_a_vm_has_is_neither_removed_nor_renamed() -> None:
     with pytest.raises(Conflict, match="is a disk of web1, which runs or is to run"):
         cluster.call("storage.volume-snapshot-rollback", **rollback)
     with pytest.raises(Conflict, match="which runs or is to run"):
-        cluster.call("storage.volume-resize", pool="vms", volume="golden", size="5G", force=True)
+        cluster.call("storage.volume-resize", pool="vms", volume="golden", size="5G", shrink=True)
 
 
 def test_what_is_open_is_left_alone_whatever_definitions_say() -> None:

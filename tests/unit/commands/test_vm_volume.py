@@ -247,7 +247,7 @@ def test_a_volume_of_a_vm_that_runs_is_resized_by_its_qemu() -> None:
     done = cluster.done("storage.volume-resize", **asked, size="3500000256")
     assert (done["reason"], done["node"]) == ("", "n2")
     assert cluster.host.sizes == {(uuid, "vdb"): 3500000256}
-    smaller = cluster.done("storage.volume-resize", **asked, size="1G", force=True)
+    smaller = cluster.done("storage.volume-resize", **asked, size="1G", shrink=True)
     assert "which runs: it cannot be made smaller" in smaller["reason"]
 
 
