@@ -69,6 +69,10 @@ class Cluster:
             Tick(int(number), float(uptime)) for number, uptime in TICK.findall(self._console(uuid, node))
         ]
 
+    def console(self, name: str, node: str) -> str:
+        """What the guest has said on that node, in every run."""
+        return self._console(self.info(name)["uuid"], node)
+
     def _console(self, uuid: str, node: str) -> str:
         """From the node's disk, which needs no program to run in it."""
         layout = self.lab.layout
@@ -98,7 +102,7 @@ class Cluster:
 
     def wrote(self, name: str, node: str) -> int:
         """The last number that the guest was told is on its disk (pvc.write=…), on that node."""
-        return max(map(int, WROTE.findall(self._console(self.info(name)["uuid"], node))), default=0)
+        return max(map(int, WROTE.findall(self.console(name, node))), default=0)
 
     def writing(self, name: str, node: str, *, more_than: int = 0, within: float = 90) -> int:
         """Wait until the guest has written a higher number on that node."""
@@ -108,11 +112,11 @@ class Cluster:
 
     def kept(self, name: str, node: str) -> list[int]:
         """What was on the disk each time that the guest booted on that node."""
-        return list(map(int, KEPT.findall(self._console(self.info(name)["uuid"], node))))
+        return list(map(int, KEPT.findall(self.console(name, node))))
 
     def disks(self, name: str, node: str) -> dict[str, int]:
         """Disks that the guest sees, with their size in bytes, in its own words."""
-        said = DISKS.findall(self._console(self.info(name)["uuid"], node))
+        said = DISKS.findall(self.console(name, node))
         pairs = (word.split("=") for word in (said[-1].split() if said else []))
         return {disk: int(size) for disk, size in pairs}
 
