@@ -19,6 +19,7 @@ from pvc.errors import Conflict, NotFound
 from pvc.node import devices
 from pvc.node.ceph_watch import look
 from pvc.node.drivers import DriverError
+from pvc.node.drivers.ceph import ASK_TIMES
 from pvc.node.drivers.ceph import Ceph as Client
 from pvc.node.drivers.ceph_volume import CephVolume, OSDDisks
 from pvc.node.monitors import Monitors
@@ -205,6 +206,19 @@ def telling(said: list[str]) -> Progress:
     return progress
 
 
+def test_a_disk_that_gets_full_is_a_problem(real: Bench, cluster: Ceph) -> None:
+    """Before any OSD goes by force: with it go PGs, of which there is one copy here, and who writes waits."""
+    with Client(cluster.conf, "admin").opened("vms", ASK_TIMES) as io:
+        io.write_full("large", bytes(64 * 1024**2))
+    real.monitors.command("osd set-nearfull-ratio", ratio=0.005)
+    try:
+        eventually(lambda: [one for one in problems(look(real.monitors)) if "nearfull" in one], within=60)
+    finally:
+        real.monitors.command("osd set-nearfull-ratio", ratio=0.85)
+        with Client(cluster.conf, "admin").opened("vms", ASK_TIMES) as io:
+            io.remove_object("large")
+
+
 def test_an_osd_is_added_and_removed(real: Bench, cluster: Ceph) -> None:
     path, kinds = real.add_disk(), works(real.osds())
     added = kinds["storage.osd-add"].do(task("add", **MAKING, device=path), telling([]))
@@ -266,18 +280,6 @@ def test_an_osd_gets_another_disk_and_keeps_its_number(real: Bench) -> None:
     assert {one.id: one.state for one in look(real.monitors).osds}[osd] == "up,in"
     kinds["storage.osd-remove"].do(task("remove", osd=osd, here=True, force=True), telling([]))
     assert sorted(real.osds().known()) == [0]
-
-
-def test_a_disk_that_gets_full_is_a_problem(real: Bench, cluster: Ceph) -> None:
-    with Client(cluster.conf, "admin").opened("vms") as io:
-        io.write_full("large", bytes(64 * 1024**2))
-    real.monitors.command("osd set-nearfull-ratio", ratio=0.005)
-    try:
-        eventually(lambda: [one for one in problems(look(real.monitors)) if "nearfull" in one], within=60)
-    finally:
-        real.monitors.command("osd set-nearfull-ratio", ratio=0.85)
-        with Client(cluster.conf, "admin").opened("vms") as io:
-            io.remove_object("large")
 
 
 def test_flags_of_all_osds_are_set_and_taken_back(real: Bench) -> None:
