@@ -317,7 +317,7 @@ def _steer_one(ctx: Context, verb: str, osd: int, about: str) -> TaskInfo:
     "/storage/osd-flags/{flag}",
     noun="storage",
     verb="osd set",
-    role=Role.OPERATE,
+    role=Role.ADMIN,
     waits="task.info",
     done="{flag} is set",
 )
@@ -331,7 +331,7 @@ def set_(ctx: Context, flag: Annotated[Flag, Arg("the flag", metavar="FLAG")]) -
     "/storage/osd-flags/{flag}",
     noun="storage",
     verb="osd unset",
-    role=Role.OPERATE,
+    role=Role.ADMIN,
     waits="task.info",
     done="{flag} is not set",
 )

@@ -10,7 +10,7 @@ from pvc.cluster import ceph, paths
 from pvc.cluster.ceph import ALL, Growth
 from pvc.cluster.codec import to_json
 from pvc.commands.context import invoke
-from pvc.commands.registry import find
+from pvc.commands.registry import Role, find
 from pvc.errors import Conflict, Unavailable
 from tests.unit.commands.test_every_operation import with_ceph
 from tests.unit.commands.world import World
@@ -151,3 +151,8 @@ def test_what_a_disk_is_to_be_goes_with_the_task() -> None:
         "wipe": False,
         "split": 1,
     }
+
+
+@pytest.mark.parametrize("verb", ["set", "unset"])
+def test_flags_are_for_administrators_as_one_of_them_stops_all_guests(verb: str) -> None:
+    assert find(f"storage.osd-{verb}").role is Role.ADMIN
