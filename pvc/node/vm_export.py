@@ -25,7 +25,7 @@ from pvc.cluster.store import Check, Create, Delete, Op, Put, Store, Stored
 from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import View
 from pvc.cluster.vm import VMSpec
-from pvc.errors import Conflict, Failed, Invalid, NotFound
+from pvc.errors import Conflict, Failed, Invalid, NotFound, PVCError
 from pvc.node import diffs
 from pvc.node.drivers import DriverError
 from pvc.node.storage import Pools, Result, guard
@@ -96,12 +96,12 @@ def _check_size(file: Path, expected: int) -> None:
 
 
 @contextmanager
-def _on_disk(where: Path) -> Iterator[None]:
+def _on_disk(node: str, where: Path) -> Iterator[None]:
     """What the file system says, in our words."""
     try:
         yield
     except OSError as error:
-        raise Failed(f"{error.filename or where}: {error.strerror or error}") from None
+        raise Failed(f"{error.filename or where} on {node}: {error.strerror or error}") from None
 
 
 def _sync(where: Path) -> None:
@@ -193,7 +193,7 @@ class Export:
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         asked, target = task.arguments, Path(task.arguments["path"])
         place = target / exports.directory_of(asked["name"], asked["snapshot"])
-        with _on_disk(target):
+        with _on_disk(self.pools.node, target):
             if not target.is_dir():
                 raise NotFound(f"{self.pools.node} has no directory {target}", hint="make it, or mount it")
             if place.exists():
@@ -290,10 +290,8 @@ class Import:
 
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         asked, where = task.arguments, Path(task.arguments["path"])
-        with _on_disk(where):
-            if not where.is_dir():
-                raise NotFound(f"{self.pools.node} has no directory {where}")
-            chain = chain_to(where)
+        with _on_disk(self.pools.node, where):
+            chain = self._chain(where)
             last = chain[-1].manifest
             volumes = self._volumes(asked, last)
             spec = self._spec(asked, last, volumes)
@@ -315,6 +313,16 @@ class Import:
         return {"vm": spec.name, "uuid": spec.uuid, "snapshot": last.snapshot if asked["retain"] else ""}
 
     # Deciding
+
+    def _chain(self, where: Path) -> tuple[Found, ...]:
+        """What is wrong with it is told with whose directory it is: nobody may have said which is meant."""
+        node = self.pools.node
+        if not where.is_dir():
+            raise NotFound(f"{node} has no directory {where}", hint="--node says which node has it")
+        try:
+            return chain_to(where)
+        except PVCError as error:
+            raise type(error)(f"on {node}, {error.message}", hint=error.hint) from None
 
     def _volumes(self, asked: Mapping[str, Any], manifest: Manifest) -> list[NewVolume]:
         pools = View(self.store).pools()

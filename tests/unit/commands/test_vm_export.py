@@ -270,9 +270,12 @@ def test_an_export_is_not_written_over(made: Exporting) -> None:
 def test_a_directory_that_is_not_there_is_said(made: Exporting) -> None:
     made.where.rmdir()
     assert made.export("mon.1")["reason"] == f"n1 has no directory {made.where}"
-    assert made.imported("web1-mon.1")["error"]["code"] == "not-found"
-    made.where.mkdir()
-    assert "is no export" in made.imported(".")["reason"]
+    there = made.where / "web1-mon.1"
+    missing = made.imported("web1-mon.1")
+    assert missing["reason"] == f"n1 has no directory {there}"
+    assert missing["error"]["hint"] == "--node says which node has it"
+    there.mkdir(parents=True)
+    assert made.imported("web1-mon.1")["reason"].startswith(f"on n1, {there} is no export")
 
 
 def test_what_is_being_removed_is_not_exported(made: Exporting) -> None:
