@@ -965,6 +965,36 @@ def test_a_copy_that_fails_says_why_and_leaves_nothing(directory: Directory) -> 
     assert [one.name for one in directory.volumes()] == ["web1"]
 
 
+def _with_backing_file(disk: Path, other: Path) -> None:
+    rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", str(other), str(disk)]
+    subprocess.run(rebase, check=True)
+
+
+def _with_data_file(disk: Path, other: Path) -> None:
+    with disk.open("rb+") as file:
+        file.seek(79)
+        file.write(b"\x04")  # of the features that one must know
+
+
+@pytest.mark.parametrize("rewrite", [_with_backing_file, _with_data_file])
+def test_a_file_that_names_others_is_not_read(
+    directory: Directory, tmp_path: Path, rewrite: Callable[[Path, Path], None]
+) -> None:
+    """A QEMU that its guest has taken over could write the name of any file of the node into it."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"of the node".ljust(MIB, b"\0"))
+    directory.add("web1", MIB, Format.QCOW2, "t1")
+    rewrite(Path(directory.location("web1")), secret)
+    for flatten in (False, True):
+        with pytest.raises(DriverError, match="backing file, or its data in another"):
+            directory.clone("web1", "web2", "t2", nothing, flatten=flatten)
+    names_others = pytest.raises(DriverError, match="backing file, or its data in another")
+    with names_others, directory.reading("web1", "t3"):
+        pass
+    assert [one.name for one in directory.volumes()] == ["web1"]
+    directory.remove("web1", "t4")
+
+
 def test_qemu_waits_for_nobody_while_a_volume_is_taken_away(directory: Directory) -> None:
     """A VM that begins while it is being removed does not get the disk."""
     directory.add("web1", SIZE, Format.RAW, "t1")

@@ -221,6 +221,7 @@ class Directory:
     def clone(self, name: str, new: str, token: str, progress: Progress, *, flatten: bool = False) -> None:
         self.check()
         source, format = self._disk(name)
+        _check_alone(source, format)
         with self._made(new, token) as half:
             copy = half / source.name
             if flatten or not self._shared(name, source, copy):
@@ -269,6 +270,7 @@ class Directory:
     def reading(self, name: str, token: str) -> Iterator[Reading]:
         found = self.volume(name)
         with self._held(name) as file:
+            _check_alone(*self._disk(name))
             yield _Reading(file, self._disk(name)[0], found)
 
     @contextmanager
@@ -602,6 +604,22 @@ def _goes_on(process: subprocess.Popen[bytes]) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return False
+
+
+def _check_alone(file: Path, format: Format) -> None:
+    """Whoever can write to a file could have qemu-img, which is root here, read any other one for it."""
+    if format is not Format.QCOW2:
+        return
+    try:
+        with file.open("rb") as disk:
+            names_others = qcow2.names_others(disk)
+    except OSError as error:
+        raise DriverError(f"{file} cannot be read: {error.strerror}") from None
+    if names_others:
+        raise DriverError(
+            f"{file} has a backing file, or its data in another file",
+            hint="qemu-img convert -O qcow2 makes one file of all",
+        )
 
 
 def _shown(tag: str, kept: dict[str, dict[str, Any]]) -> str:

@@ -27,6 +27,8 @@ SNAPSHOT = struct.Struct(">QIHHIIQII")
 """L1 table and its entries, length of identity and name, seconds, nanoseconds, clock, state, more."""
 BEARABLE = 0b1
 """Of the features that one must know: it was not closed, which concerns who counts references."""
+ELSEWHERE = 0b100
+"""Of these: its data is in another file."""
 COPIED, COMPRESSED, ZERO = 1 << 63, 1 << 62, 1
 PLACE = 0x00FF_FFFF_FFFF_FE00
 """Where a table or a cluster is in the file."""
@@ -52,6 +54,8 @@ class _Header:
     size_bytes: int
     snapshots: int
     table: int
+    names_others: bool
+    """Files that have the rest."""
     is_whole: bool
     """All of it is in this file, in ways that we know."""
 
@@ -59,6 +63,11 @@ class _Header:
 def size(disk: BinaryIO) -> int:
     """Of the disk that a guest sees. Raises DriverError."""
     return _header(disk).size_bytes
+
+
+def names_others(disk: BinaryIO) -> bool:
+    """Files that have the rest of it. Raises DriverError."""
+    return _header(disk).names_others
 
 
 def tags(disk: BinaryIO) -> list[Tag]:
@@ -87,8 +96,12 @@ def _header(disk: BinaryIO) -> _Header:
     _, version, backing, _, bits, size_bytes, encryption, *_, count, table, features = HEADER.unpack(
         read.ljust(HEADER.size, b"\0")
     )
-    unknown = features & ~BEARABLE if version > 2 else 0
-    return _Header(bits, size_bytes, count, table, is_whole=not (backing or encryption or unknown))
+    features = features if version > 2 else 0
+    return _Header(
+        *(bits, size_bytes, count, table),
+        names_others=bool(backing or features & ELSEWHERE),
+        is_whole=not (backing or encryption or features & ~BEARABLE),
+    )
 
 
 class Content:
