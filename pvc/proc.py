@@ -22,6 +22,10 @@ WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 has open is in use any more."""
 
 
+def _name(argv: Sequence[str]) -> str:
+    return argv[len(WITH_US)] if tuple(argv[: len(WITH_US)]) == WITH_US else argv[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     code: int
@@ -34,7 +38,7 @@ class CommandFailed(Failed):
 
     def __init__(self, argv: Sequence[str], result: Completed) -> None:
         said = (result.stderr or result.stdout).strip().splitlines()
-        super().__init__(f"{argv[0]} ended with code {result.code}: {said[-1] if said else 'no output'}")
+        super().__init__(f"{_name(argv)} ended with code {result.code}: {said[-1] if said else 'no output'}")
         self.result = result
 
 
@@ -77,7 +81,7 @@ def run(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise TimedOut(f"{argv[0]} did not end within {timeout_s:g} s") from None
+        raise TimedOut(f"{_name(argv)} did not end within {timeout_s:g} s") from None
     except FileNotFoundError:
         raise Unavailable(
             f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}"

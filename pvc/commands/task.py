@@ -136,6 +136,7 @@ def describe(task: Task, node: Node | None) -> TaskInfo:
     reason = e.message if e else ""
     if state is TaskState.LOST and not reason:
         reason = f"the daemon of {spec.node} ended while it was at it; what it had begun is not undone yet"
+        reason += f" ({status.words})" if status.words.startswith("undoing: ") else ""
     return TaskInfo(
         name=spec.id,
         kind=spec.kind,

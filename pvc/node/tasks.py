@@ -18,7 +18,8 @@ from pvc.cluster.store import Create, Op, Put, SessionState, Store
 from pvc.cluster.tasks import TaskError, TaskSpec, TaskState, TaskStatus, forget_ops, outdated, release_ops
 from pvc.cluster.view import Task, View, expand_tasks, tasks_of
 from pvc.cluster.vm import Owner
-from pvc.errors import Bug, Conflict, Failed, PVCError, Unavailable
+from pvc.errors import Bug, Conflict, Failed, PVCError, TimedOut, Unavailable
+from pvc.node.drivers import DriverError, NoAnswer
 from pvc.node.lanes import Lanes, ThreadLanes
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ LOOK_S = 60.0
 UNAVAILABLE_S = 1.0
 PROGRESS_S = 1.0
 """Between two writes of how far a task is."""
+AGAIN_S = 5.0
+"""Between two tries to undo."""
 
 
 class Stopped(PVCError):
@@ -83,6 +86,16 @@ class Job:
         return self.task.spec.id
 
 
+@dataclass(frozen=True, slots=True)
+class Undoing:
+    """What a task ends as when what it had begun is taken away, which could not be done yet."""
+
+    state: TaskState
+    error: PVCError | None
+    next: float
+    """By the clock of this daemon, when it is tried again."""
+
+
 class Tasks:
     """`step` looks what is to be done and begins it; each task ends on its own thread."""
 
@@ -104,6 +117,7 @@ class Tasks:
         self.lanes = lanes(self._carry_out, wake, lane_of=lambda job: job.id, workers=WORKERS)
         self.outcomes: dict[str, TaskStatus] = {}
         """Of tasks that ended, as long as that is not written."""
+        self.undoing: dict[str, Undoing] = {}
         self.is_known = False
         self.is_ending = threading.Event()
 
@@ -121,7 +135,7 @@ class Tasks:
             self._see_to(task, busy)
         self._forget([task for task in tasks if task.status.state.is_over])
         self.view.forget_missing()
-        return LOOK_S
+        return AGAIN_S if self.undoing else LOOK_S
 
     def _be_known(self) -> None:
         """By its index: operations give no tasks to a daemon that is too old for any."""
@@ -146,9 +160,13 @@ class Tasks:
         if job := busy.get(task.spec.id):
             if task.spec.cancel and job.progress.stopped is None:
                 job.progress.stopped = TaskState.CANCELLED
-        elif not self.is_ending.is_set():
+        elif not self.is_ending.is_set() and self._is_due(task.spec.id):
             publish = partial(self._publish_progress, task.spec)
             self.lanes.submit(Job(task, Progress(publish, self.clock)))
+
+    def _is_due(self, identity: str) -> bool:
+        undoing = self.undoing.get(identity)
+        return undoing is None or self.clock.monotonic() >= undoing.next
 
     def _forget(self, ended: list[Task]) -> None:
         by_id = {task.spec.id: task for task in ended}
@@ -170,17 +188,24 @@ class Tasks:
         task = View(self.store).tasks([job.id]).get(job.id)
         if task is None or task.status.state.is_over:
             self.outcomes.pop(job.id, None)
+            self.undoing.pop(job.id, None)
             return
         spec = task.spec
         if spec.id not in self.outcomes:
-            self.outcomes[spec.id] = self._outcome(task, job.progress)
+            outcome = self._outcome(task, job.progress)
+            if outcome is None:
+                return
+            self.outcomes[spec.id] = outcome
         ended = self.outcomes[spec.id]
         self._write(spec, ended, *release_ops(spec, self.store))
         del self.outcomes[spec.id]
         log.info("task %s, %s: %s", spec.id, spec.about, ended.error.message if ended.error else ended.state)
 
-    def _outcome(self, task: Task, progress: Progress) -> TaskStatus:
+    def _outcome(self, task: Task, progress: Progress) -> TaskStatus | None:
+        """None: it is still to be undone."""
         spec, before = task.spec, task.status
+        if undoing := self.undoing.get(spec.id):
+            return self._undone(spec, before, undoing.state, undoing.error)
         if before.state is TaskState.RUNNING and before.incarnation != self.me.incarnation:
             return self._undone(spec, before, TaskState.LOST)
         if spec.cancel:
@@ -207,18 +232,36 @@ class Tasks:
 
     def _undone(
         self, spec: TaskSpec, status: TaskStatus, state: TaskState, error: PVCError | None = None
-    ) -> TaskStatus:
+    ) -> TaskStatus | None:
+        """None where that is to be tried again: until then it keeps what it has claimed."""
         if error is None and state is TaskState.LOST:
             error = Failed(f"the daemon of {self.me.node} ended while it was at it", hint="try again")
         try:
             if work := self.works.get(spec.kind):
                 work.undo(spec)
         except Exception as problem:  # whatever it is: the end of the task must be told
+            if isinstance(problem, PVCError) and _passes(problem):
+                self._undo_later(spec, status, Undoing(state, error, self._again()), problem.message)
+                return None
             left = problem.message if isinstance(problem, PVCError) else "a bug in pvc"
             log.warning("task %s left something behind: %s", spec.id, left, exc_info=problem)
             said = error.message if error else state
             error = Failed(f"{said}; what it had begun could not be taken away: {left}")
+        self.undoing.pop(spec.id, None)
         return self._ended(status, state, error)
+
+    def _again(self) -> float:
+        return self.clock.monotonic() + AGAIN_S
+
+    def _undo_later(self, spec: TaskSpec, status: TaskStatus, undoing: Undoing, why: str) -> None:
+        self.undoing[spec.id] = undoing
+        words = f"undoing: {why}"
+        if words != status.words:
+            log.warning(
+                "task %s, %s: what it had begun cannot be taken away yet: %s", spec.id, spec.about, why
+            )
+            with suppress(Unavailable):
+                self._write(spec, replace(status, words=words))
 
     def _ended(self, status: TaskStatus, state: TaskState, error: PVCError | None = None) -> TaskStatus:
         told = TaskError(error.code, error.message, error.hint) if error else None
@@ -245,3 +288,10 @@ class Tasks:
         self.store.commit(Put(path, dumps(status), stored.version), *ops)
         with suppress(Unavailable):
             self.mirror.refresh([path])
+
+
+def _passes(problem: PVCError) -> bool:
+    """What was not there, or in use, may be there and free the next time."""
+    if isinstance(problem, DriverError):
+        return problem.retryable or isinstance(problem, NoAnswer)
+    return isinstance(problem, Unavailable | Conflict | TimedOut)

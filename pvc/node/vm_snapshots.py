@@ -26,7 +26,7 @@ from pvc.cluster.store import Check, Op, Put
 from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import State, VMSpec
-from pvc.errors import Conflict, Failed, NotFound, PVCError
+from pvc.errors import Conflict, NotFound, PVCError
 from pvc.node.drivers import Domain, DomainState, DriverError, NoAnswer, NoSuchDomain, Snapshotter
 from pvc.node.drivers.storage import Pool
 from pvc.node.storage import Pools, Result
@@ -95,7 +95,9 @@ class Stillness:
             log.info("%s has ended while it stood still", uuid)
         except DriverError as error:
             if how != ASKING or isinstance(error, NoAnswer):  # else there was no agent to freeze anything
-                raise Failed(f"its guest does not go on: {error.message}", hint="pvc vm restart") from error
+                raise DriverError(
+                    f"its guest does not go on: {error.message}", hint="pvc vm restart", retryable=True
+                ) from error
         self._file(uuid).unlink(missing_ok=True)
 
     def _stands_still(self, uuid: str) -> bool:

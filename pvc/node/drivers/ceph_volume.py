@@ -287,7 +287,7 @@ class CephVolume:
 
     def _volume(self, *words: str) -> str:
         try:
-            return self.run(["ceph-volume", *words], timeout_s=LONG_S).stdout
+            return self.run([*proc.WITH_US, "ceph-volume", *words], timeout_s=LONG_S).stdout
         except proc.CommandFailed as error:
             raise DriverError(f"ceph-volume {words[0]} {words[1]}: {_said(error.result.stderr)}") from None
 

@@ -487,7 +487,7 @@ class Directory:
         return _in_use(name) if self.is_open(name) else DriverError(words)
 
     def _image(self, *words: str) -> Completed:
-        done = self.call(["qemu-img", *words], timeout_s=LONG_S, check=False)
+        done = self.call([*WITH_US, "qemu-img", *words], timeout_s=LONG_S, check=False)
         if done.code != 0:
             said = (done.stderr or done.stdout).strip().splitlines() or [f"code {done.code}"]
             raise DriverError(said[-1].removeprefix("qemu-img: "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,6 +97,12 @@ class Storing:
             tasks.step()
             assert isinstance(tasks.lanes, Lanes)
             tasks.lanes.run()
+
+    def again(self) -> None:
+        """Somewhat later: what could not be undone is tried once more."""
+        for tasks in self.tasks.values():
+            tasks.undoing = {task: replace(one, next=0.0) for task, one in tasks.undoing.items()}
+        self.work()
 
     def vms(self) -> list[VM]:
         return list(View(self.world.store).vms().values())

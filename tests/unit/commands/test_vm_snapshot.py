@@ -13,7 +13,6 @@ from pvc.cluster.storage import Driver, PoolSpec
 from pvc.cluster.view import View
 from pvc.errors import Conflict, Invalid
 from pvc.node.drivers import DomainState, DriverError
-from pvc.node.vm_snapshots import Stillness
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.unit.commands.storing import Storing, runs, stops, with_disks
 
@@ -257,9 +256,13 @@ def test_an_agent_that_hangs_is_told_until_it_answers() -> None:
     made.hosts.guest(uuid_of(made)).has_agent = True
     refuse(host, "thaw")
     found = made.done("vm.snapshot-create", **DAILY)
-    assert "its guest does not go on: it does not want to" in found["reason"]
+    assert "undoing: its guest does not go on: it does not want to" in found["activity"]
+    assert made.hosts.guest(uuid_of(made)).is_frozen
     host.refuses.clear()
-    Stillness(host, Path(made.notes.name, "n1")).end(uuid_of(made))
+    made.again()
+    found = made.call("task.info", task=found["name"])
+    assert (found["state"], found["settled"]) == ("failed", True)
+    assert "its guest does not go on: it does not want to" in found["reason"]
     assert not made.hosts.guest(uuid_of(made)).is_frozen
     assert on_volumes(made) == {"root": [], "data": []}
 
@@ -486,6 +489,30 @@ def test_when_one_disk_cannot_be_brought_back_none_is(dies: bool) -> None:
     assert (found["state"], contents(made)) == ("lost" if dies else "failed", [b"root 2", b"data 2"])
     assert made.world.spec("web1").definition == there
     assert [len(names) for names in on_volumes(made).values()] == [1, 1], "nothing is left behind"
+
+
+def test_a_pool_that_goes_away_half_way_leaves_no_vm_of_two_moments() -> None:
+    made = two()
+    made.done("vm.snapshot-create", **DAILY)
+    changed(made)
+    roll_back = made.pool.roll_back
+
+    def go_away(name: str, snapshot: str) -> None:
+        roll_back(name, snapshot)
+        made.pool.is_mounted = False
+
+    made.pool.roll_back = go_away  # type: ignore[method-assign]
+    found = made.done("vm.snapshot-rollback", **DAILY)
+    assert (found["state"], contents(made)) == ("running", [b"root 1", b"data 2"])
+    assert "undoing: the pool is not here" in found["activity"]
+    with pytest.raises(Conflict, match=f"task {found['name']} is at web1"):
+        made.call("vm.start", vm="web1")
+    made.pool.roll_back, made.pool.is_mounted = roll_back, True  # type: ignore[method-assign]
+    made.again()
+    assert made.call("task.info", task=found["name"])["state"] == "failed"
+    assert contents(made) == [b"root 2", b"data 2"]
+    assert [len(names) for names in on_volumes(made).values()] == [1, 1], "nothing is left behind"
+    made.call("vm.start", vm="web1")
 
 
 def test_killed_when_all_is_brought_back_it_stays_so() -> None:

@@ -12,7 +12,7 @@ from pvc.errors import Conflict
 from pvc.node.devices import Device
 from pvc.node.drivers import DriverError
 from pvc.node.drivers.ceph_volume import CephVolume, Prepared, _said
-from pvc.proc import CommandFailed, Completed
+from pvc.proc import WITH_US, CommandFailed, Completed
 from tests.fakes.osds import disk
 
 LVM_LIST = {
@@ -53,6 +53,9 @@ class Machine:
         self.disks = CephVolume(self.run, str(tmp_path))
 
     def run(self, argv: list[str], /, *, check: bool = True, timeout_s: float = 60.0) -> Completed:
+        if "ceph-volume" in argv:
+            assert (*argv[: len(WITH_US)],) == WITH_US, "it would outlive the daemon, beside its undoing"
+            argv = argv[len(WITH_US) :]
         line = " ".join(argv)
         if line != "lvm version":
             self.said.append(line)

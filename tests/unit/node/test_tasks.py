@@ -14,8 +14,9 @@ from pvc.cluster.store import Create, Put
 from pvc.cluster.tasks import KEEP_COUNT, KEEP_S, TaskSpec, TaskState, TaskStatus, begin_ops, outdated
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner
-from pvc.errors import Conflict, PVCError
-from pvc.node.tasks import LOOK_S, UNAVAILABLE_S, Progress, Tasks
+from pvc.errors import Conflict, Failed, PVCError, TimedOut, Unavailable
+from pvc.node.drivers import DriverError, NoAnswer
+from pvc.node.tasks import AGAIN_S, LOOK_S, UNAVAILABLE_S, Progress, Tasks
 from tests.fakes.lanes import Lanes
 from tests.unit.commands.world import World, a_world
 from tests.unit.thing import FakeClock
@@ -130,7 +131,7 @@ def test_what_fails_is_undone_and_says_why(bench: Bench, error: Exception, code:
 
 def test_what_cannot_be_undone_is_said(bench: Bench) -> None:
     def fail(*_: Progress) -> Mapping[str, Any]:
-        raise Conflict("the disk is gone")
+        raise Failed("the disk is gone")
 
     bench.work.doing, bench.work.undoing = fail, fail
     bench.ask()
@@ -138,6 +139,71 @@ def test_what_cannot_be_undone_is_said(bench: Bench) -> None:
     error = bench.status().error
     assert error is not None
     assert error.message == "the disk is gone; what it had begun could not be taken away: the disk is gone"
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Unavailable("it is not mounted"),
+        Conflict("it is in use"),
+        TimedOut("it is slow"),
+        DriverError("it is busy", retryable=True),
+        NoAnswer("it is silent"),
+    ],
+)
+def test_what_cannot_be_undone_yet_keeps_its_claims_until_it_can(bench: Bench, problem: PVCError) -> None:
+    def fail(*_: Progress) -> Mapping[str, Any]:
+        raise Failed("the disk is full")
+
+    def not_yet() -> None:
+        raise problem
+
+    bench.work.doing, bench.work.undoing = fail, not_yet
+    bench.ask(claims=(CLAIM,))
+    bench.round()
+    bench.cancel()
+    for _ in range(3):
+        bench.round()
+        assert bench.work.calls == ["do a", "undo a"], "not at once again"
+    shown = bench.world.call("task.info", task="0000000a")
+    assert (shown["state"], shown["settled"]) == ("running", False)
+    assert f"undoing: {problem.message}" in shown["activity"]
+    assert bench.world.store.get(CLAIM) is not None
+    assert bench.tasks.step() == AGAIN_S
+    bench.clock.now += AGAIN_S
+    bench.round()
+    assert bench.work.calls == ["do a", "undo a", "undo a"]
+    bench.work.undoing = lambda: None
+    bench.clock.now += AGAIN_S
+    bench.round()
+    found = bench.status()
+    assert found.error is not None
+    assert (found.state, found.error.message) == (TaskState.FAILED, "the disk is full")
+    assert bench.world.store.get(CLAIM) is None
+    assert bench.tasks.step() == LOOK_S
+
+
+def test_the_next_life_goes_on_undoing_what_was_lost(bench: Bench) -> None:
+    def not_yet() -> None:
+        raise Unavailable("it is not mounted")
+
+    bench.work.undoing = not_yet
+    bench.ask(claims=(CLAIM,))
+    bench.store.commit(
+        Create(paths.task_status("0000000a"), dumps(TaskStatus(TaskState.RUNNING, incarnation=1)))
+    )
+    for life in (2, 3):
+        bench.life(life)
+        bench.round()
+        shown = bench.world.call("task.info", task="0000000a")
+        assert (shown["state"], shown["settled"]) == ("lost", True)
+        assert "is not undone yet (undoing: it is not mounted)" in shown["reason"]
+        assert bench.world.store.get(CLAIM) is not None
+    bench.work.undoing = lambda: None
+    bench.clock.now += AGAIN_S
+    bench.round()
+    assert bench.status().state is TaskState.LOST
+    assert bench.world.store.get(CLAIM) is None
 
 
 def test_a_kind_nobody_knows_fails(bench: Bench) -> None:
