@@ -20,7 +20,7 @@ from pvc.cluster.view import View
 from pvc.cluster.vm import Owner
 from pvc.errors import Invalid, PVCError
 from pvc.node.drivers import Domain
-from pvc.node.drivers.blocklist import Blocklist
+from pvc.node.drivers.blocklist import Blocklist, as_listed
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Blocked:
     def _own(self, block: Block | None) -> set[str]:
         """What it has now, and what whoever listed it took for its own."""
         node = View(self.store).node(self.me.node)
-        now = {*node.status.ceph_addresses, node.spec.address, node.spec.storage_address}
+        now = {*node.status.ceph_addresses, *map(as_listed, (node.spec.address, node.spec.storage_address))}
         return now if block is None or block.lifted else now | set(block.addresses)
 
     def _is_free(self) -> bool:

@@ -35,7 +35,7 @@ from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import Owner, index_nodes, index_ops
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
 from pvc.node.drivers import DriverError
-from pvc.node.drivers.blocklist import Blocklist, OSDMap
+from pvc.node.drivers.blocklist import Blocklist, OSDMap, as_listed
 from pvc.node.drivers.power import BMCAccess, Power, PowerState
 from pvc.node.lanes import Lanes
 from pvc.node.role import Role
@@ -510,7 +510,7 @@ def _is_over(node: Node | None, incarnation: int) -> bool:
 
 def _addresses(node: Node) -> set[str]:
     """By which it may be known to Ceph though it has not said so."""
-    return {node.spec.address, node.spec.storage_address} - {""}
+    return {as_listed(one) for one in (node.spec.address, node.spec.storage_address) if one}
 
 
 def _counted_on(before: Note, version: int, note: Note) -> Note:

@@ -206,8 +206,8 @@ def test_a_new_client_of_that_address_writes_nothing_until_it_is_off_the_list(be
 
 def test_it_may_be_said_more_than_once(bench: Bench) -> None:
     before = bench.blocklist.map()
-    for _ in range(2):
-        bench.blocklist.add("fd00::7")
+    for address in ("fd00::7", "FD00::0007"):
+        bench.blocklist.add(address)
         bench.blocklist.add("10.0.0.7")
     after = bench.blocklist.map()
     assert after.listed == before.listed | {"fd00::7", "10.0.0.7"}

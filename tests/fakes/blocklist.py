@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pvc.node.drivers import DriverError
-from pvc.node.drivers.blocklist import OSDMap
+from pvc.node.drivers.blocklist import OSDMap, as_listed
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class FakeBlocklist:
 
     def add(self, address: str) -> None:
         self._reach()
-        self.ceph.change(self.ceph.listed | {address})
+        self.ceph.change(self.ceph.listed | {as_listed(address)})
 
     def remove(self, address: str) -> None:
         self._reach()

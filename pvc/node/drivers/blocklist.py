@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Protocol
 
 
@@ -38,3 +39,11 @@ class Blocklist(Protocol):
     def epoch_of(self, osd: int) -> int:
         """The newest map that it knows, from itself."""
         ...
+
+
+def as_listed(address: str) -> str:
+    """As Ceph writes it: FD00::0005 is fd00::5."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return address

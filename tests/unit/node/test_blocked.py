@@ -89,6 +89,16 @@ def test_all_addresses_of_a_node_are_listed() -> None:
     assert bench.ceph.listed == {ADDRESS, spec.address, spec.storage_address}
 
 
+def test_address_is_listed_as_ceph_writes_it() -> None:
+    bench = on_ceph()
+    node = View(bench.store).node("n3")
+    told = replace(node.spec, storage_address="FD00::0005")
+    bench.store.commit(Put(paths.node("n3"), dumps(told), node.spec_version))
+    isolate(bench)
+    assert block(bench.store).proves(1)
+    assert "fd00::5" in bench.ceph.listed
+
+
 def test_osd_that_is_down_need_not_know() -> None:
     """It learns of it before it serves again."""
     bench = on_ceph()
@@ -284,6 +294,17 @@ def test_all_that_was_listed_comes_off_the_list() -> None:
     here.ceph.change(frozenset({*every, "10.0.0.4"}))
     here.blocked.step()
     assert here.ceph.listed == {"10.0.0.4"}, "of another node"
+
+
+def test_address_that_it_writes_otherwise_than_ceph_comes_off_the_list() -> None:
+    here = Here()
+    node = View(here.store).node("n3")
+    told = replace(node.spec, storage_address="FD00::0005")
+    here.store.commit(Put(paths.node("n3"), dumps(told), node.spec_version))
+    here.store.commit(Create(paths.block("n3"), dumps(replace(PROVEN, addresses=()))))
+    here.ceph.change(frozenset({"fd00::5"}))
+    here.blocked.step()
+    assert not here.ceph.listed
 
 
 @pytest.mark.parametrize("definition", [ON_CEPH, ON_BOTH])
