@@ -149,6 +149,19 @@ class Host:
         is_open = self.pools.open(disk.pool).is_open(disk.volume)
         return is_open and uuid in self.hypervisor.domains()
 
+    def check_unprotected(self, disks: Iterable[SnapshotDisk], snapshot: str) -> None:
+        """Before any part goes: QEMU would not mind. Nobody protects one meanwhile. Raises Conflict."""
+        each(disks, lambda disk: self._check_unprotected(disk, snapshot))
+
+    def _check_unprotected(self, disk: SnapshotDisk, snapshot: str) -> None:
+        for one in self.pools.open(disk.pool).snapshots(disk.volume):
+            if one.name == snapshot and one.is_protected:
+                where = f"{disk.pool} {disk.volume} {snapshot}"
+                raise Conflict(
+                    f"its part of volume {disk.volume} of pool {disk.pool} is protected",
+                    hint=f"pvc storage volume snapshot protect {where} --off",
+                )
+
     def drop(self, uuid: str, disks: Iterable[SnapshotDisk], snapshot: str) -> None:
         """Of all volumes that have it."""
         each(disks, lambda disk: self._drop(uuid, disk, snapshot))
@@ -278,6 +291,7 @@ class Remove:
         uuid, name = task.arguments["vm"], task.arguments["snapshot"]
         vm, (document, version) = self.host.vm(uuid), self._found(uuid, name)
         self.host.domain(vm)
+        self.host.check_unprotected(document.disks, on_volumes(uuid, name))
         leaving = dumps(replace(document, leaving=True))
         self.host.pools.store.commit(Put(paths.vm_snapshot(uuid, name), leaving, version))
         self.host.drop(uuid, document.disks, on_volumes(uuid, name))

@@ -377,6 +377,26 @@ def test_one_that_is_gone_in_part_is_not_rolled_back_to_and_can_be_removed_once_
     leaves_nothing(made)
 
 
+@pytest.mark.parametrize("is_running", [False, True], ids=["stopped", "running"])
+def test_one_of_which_a_part_is_protected_stays_whole(is_running: bool) -> None:
+    made = two()
+    made.done("vm.snapshot-create", **DAILY)
+    kept = on_volumes(made)
+    if is_running:
+        host = runs(made)
+        host.world.snapshots = {made.pool.location(one): [f"@{kept[one][0]}"] for one in kept}
+    data = {"pool": "vms", "volume": "data", "snapshot": kept["data"][0]}
+    assert made.done("storage.volume-snapshot-protect", **data)["reason"] == ""
+    found = made.done("vm.snapshot-remove", **DAILY)
+    assert found["reason"] == "its part of volume data of pool vms is protected"
+    assert found["error"]["hint"] == f"pvc storage volume snapshot protect vms data {kept['data'][0]} --off"
+    assert on_volumes(made) == kept
+    assert not made.call("vm.snapshot-list", vm="web1")[0]["leaving"]
+    assert made.done("storage.volume-snapshot-protect", **data, off=True)["reason"] == ""
+    assert made.done("vm.snapshot-remove", **DAILY)["reason"] == ""
+    leaves_nothing(made)
+
+
 def test_the_verbs_of_volumes_leave_its_parts_alone() -> None:
     made = two()
     made.done("vm.snapshot-create", **DAILY)
