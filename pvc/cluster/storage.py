@@ -93,7 +93,18 @@ def check_fill(pool: str, *, total_bytes: int, used_bytes: int, new_bytes: int) 
         return
     if total_bytes <= 0:
         raise Conflict(
-            f"nobody knows how much pool {pool} can hold", hint="pvc storage pool info, or --force"
+            f"pool {pool} has no space that anybody knows of", hint="pvc storage pool info, or --force"
+        )
+    used, total = sizes.show(used_bytes), sizes.show(total_bytes)
+    if used_bytes >= limit:
+        raise Conflict(
+            f"pool {pool} is full: {used} of its {total} are used, and its limit is {FILL_PERCENT} %",
+            hint="remove what nobody needs, or --force",
+        )
+    if used_bytes + new_bytes > total_bytes:
+        raise Conflict(
+            f"{sizes.show(new_bytes)} more do not fit into pool {pool}: {used} of its {total} are used",
+            hint="a smaller one, or --force",
         )
     percent = (used_bytes + new_bytes) * 100 // total_bytes
     raise Conflict(

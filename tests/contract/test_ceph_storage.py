@@ -168,7 +168,7 @@ def test_volumes_from_beginning_to_end(node: OneNode) -> None:
     with pytest.raises(Invalid, match="volumes in Ceph are raw, not qcow2"):
         node.call("storage.volume-add", pool="vms", volume="web1", size="8M", format="qcow2")
     found = node.done("storage.volume-add", pool="vms", volume="web1", size="1T")
-    assert "above its limit of 80 %" in found["reason"]
+    assert "more do not fit into pool vms" in found["reason"]
     smaller = node.done("storage.volume-resize", pool="vms", volume="web2", size="8M")
     assert "would be cut off" in smaller["reason"]
     assert node.done("storage.volume-remove", pool="vms", volume="web9")["error"]["code"] == "not-found"

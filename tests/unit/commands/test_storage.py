@@ -241,7 +241,21 @@ def test_a_pool_of_which_nobody_knows_how_much_it_holds_is_not_filled() -> None:
     cluster = storing()
     cluster.pool.total_bytes = 0
     found = cluster.done("storage.volume-add", pool="vms", volume="web1", size="1G")
-    assert found["reason"] == "nobody knows how much pool vms can hold"
+    assert found["reason"] == "pool vms has no space that anybody knows of"
+
+
+@pytest.mark.parametrize(
+    ("total", "used", "said"),
+    [
+        (4096, 0, "1 GiB more do not fit into pool vms: 0 B of its 4 KiB are used"),
+        (10 * GIB, 9.5 * GIB, "pool vms is full: 9.5 GiB of its 10 GiB are used, and its limit is 80 %"),
+        (GIB, GIB, "pool vms is full: 1 GiB of its 1 GiB are used, and its limit is 80 %"),
+    ],
+)
+def test_a_pool_that_is_full_or_too_small_is_called_that(total: int, used: float, said: str) -> None:
+    cluster = storing()
+    cluster.pool.total_bytes, cluster.pool.used_bytes = total, int(used)
+    assert cluster.done("storage.volume-add", pool="vms", volume="web1", size="1G")["reason"] == said
 
 
 def test_who_has_a_volume_open_is_told() -> None:

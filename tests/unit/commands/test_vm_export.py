@@ -347,7 +347,7 @@ def test_what_somebody_else_has_is_left_to_them(made: Exporting) -> None:
 def test_a_pool_is_not_filled_by_it(made: Exporting) -> None:
     made.export("mon.1")
     made.storing.pool.total_bytes = SIZE
-    assert "would fill pool vms" in made.imported("web1-mon.1")["reason"]
+    assert "more do not fit into pool vms" in made.imported("web1-mon.1")["reason"]
     assert made.untouched()
     assert made.imported("web1-mon.1", force=True)["state"] == "done"
 
