@@ -47,7 +47,9 @@ class Blocked:
         is_ours: Callable[[Domain], bool],
         end: Callable[[Domain], None],
         changed: Callable[[], None] = lambda: None,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
+        store.on_session(lambda _: wake())  # while it was away somebody may have listed it
         self.me = me
         self.store = store
         self.domains = domains
@@ -112,23 +114,34 @@ class Blocked:
         """What it has now, and what whoever listed it took for its own."""
         node = View(self.store).node(self.me.node)
         now = {*node.status.ceph_addresses, *map(as_listed, (node.spec.address, node.spec.storage_address))}
-        return now if block is None or block.lifted else now | set(block.addresses)
+        if block is None:
+            return now
+        before = set(block.addresses) - now
+        if block.lifted and before:  # a late order may list them again, and another node may have them by now
+            before -= self._of_others()
+        return now | before
+
+    def _of_others(self) -> set[str]:
+        nodes = [node for name, node in View(self.store).nodes().items() if name != self.me.node]
+        specs = {as_listed(one) for node in nodes for one in (node.spec.address, node.spec.storage_address)}
+        return specs.union(*(node.status.ceph_addresses for node in nodes))
 
     def _is_free(self) -> bool:
         """No QEMU here uses Ceph, and none begins to: in this order, after `problem` was said. Those that it
         has can read and write nothing, now or ever: they are ended, and start anew where they belong."""
         is_idle = self.is_idle()
-        using = [one for one in self.domains().values() if self.is_ours(one) and self._uses(one)]
+        using = [one for one in self.domains().values() if self._uses(one)]
         for domain in using:
             log.error("ending %s: Ceph takes nothing from it any more", domain.name)
             self.end(domain)
         return is_idle and not using
 
     def _uses(self, domain: Domain) -> bool:
-        """Believed to, unless it runs as a definition says that does not."""
+        """Believed to, unless it runs as a definition says that does not, or is no VM of the cluster: what
+        has the UUID of one is, also when that was released, and the metadata is gone."""
         vm = View(self.store).vms([domain.uuid]).get(domain.uuid)
         if vm is None:
-            return True
+            return self.is_ours(domain)
         try:
             defined = domainxml.shape(vm.spec.definition)
             is_as_defined = domain.digest == defined.digest and set(domain.drives) <= set(defined.drives)

@@ -608,6 +608,7 @@ class Working:
             is_ours=daemon.guard.is_ours,
             end=daemon.guard.end_one,
             changed=self._shut_out_changed,
+            wake=self.shut_out.wake,
         )
         self.pools.blocked = daemon.ceph_problem = lambda: self.blocked.problem
         self.wake_vms = daemon.wake

@@ -224,7 +224,8 @@ class Here:
     """n3, in its second life."""
 
     def __init__(self, *, definition: str = ON_CEPH) -> None:
-        self.store = MemoryCluster().connect()
+        self.cluster = MemoryCluster()
+        self.store = self.cluster.connect()
         self.store.commit(*(Create(path) for path in paths.LAYOUT))
         pool = PoolSpec("vms", "1", Driver.RBD, ceph_pool="vms")
         self.store.commit(
@@ -236,7 +237,8 @@ class Here:
         )
         self.ceph = FakeCeph()
         self.domains: dict[str, Domain] = {}
-        self.is_idle = True
+        self.is_idle = self.is_ours = True
+        self.woken = 0
         self.ended: list[str] = []
         self.blocked = Blocked(
             Owner("n3", 2),
@@ -245,9 +247,13 @@ class Here:
             FakeBlocklist(self.ceph, ADDRESS),
             publish=self.publish,
             is_idle=lambda: self.is_idle,
-            is_ours=lambda domain: True,
+            is_ours=lambda domain: self.is_ours,
             end=lambda domain: self.ended.append(domain.uuid),
+            wake=self.wake,
         )
+
+    def wake(self) -> None:
+        self.woken += 1
 
     def publish(self, addresses: Iterable[str]) -> None:
         stored = self.store.get(paths.node_status("n3"))
@@ -338,6 +344,49 @@ def test_vm_that_runs_otherwise_than_defined_may_use_ceph(unknown: bool) -> None
         here.store.commit(Delete(paths.vm(UUID)))
     here.blocked.step()
     assert (here.ended, set(here.ceph.listed)) == ([UUID], {ADDRESS})
+
+
+def test_vm_of_the_cluster_without_metadata_may_use_ceph() -> None:
+    """It was released, and somebody has removed what says that it is ours."""
+    here = Here()
+    here.listed(PROVEN)
+    here.runs("")
+    here.is_ours = False
+    here.blocked.step()
+    assert (here.ended, set(here.ceph.listed)) == ([UUID], {ADDRESS})
+
+
+def test_vm_of_somebody_else_runs_on() -> None:
+    here = Here()
+    here.listed(PROVEN)
+    here.runs("")
+    here.is_ours = False
+    here.store.commit(Delete(paths.vm(UUID)))
+    here.blocked.step()
+    assert (here.ended, here.ceph.listed) == ([], frozenset())
+
+
+def test_it_looks_as_soon_as_the_node_is_back() -> None:
+    here = Here()
+    here.cluster.expire(here.store)
+    here.woken = 0
+    here.cluster.resume(here.store)
+    assert here.woken
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_late_order_of_an_address_that_it_had(is_taken: bool) -> None:
+    here = Here()
+    before = "10.0.9.9"
+    lifted = replace(PROVEN, addresses=(ADDRESS, before), lifted=True)
+    here.store.commit(
+        Create(paths.block("n3"), dumps(lifted)),
+        Create(paths.node("n2"), dumps(NodeSpec("n2", "10.0.1.2", before if is_taken else "10.0.1.2"))),
+        Create(paths.node_status("n2"), dumps(NodeStatus(1, DaemonState.RUN))),
+    )
+    here.ceph.change(frozenset({before}))
+    here.blocked.step()
+    assert here.ceph.listed == ({before} if is_taken else set())
 
 
 def test_not_while_something_may_begin() -> None:
