@@ -125,8 +125,9 @@ class RBDPool:
 
     def holders(self, name: str) -> tuple[Holder, ...]:
         with self._image(name) as image:
-            there = {one["addr"] for one in image.watchers_list()}
+            # As it was opened: whoever comes after that has no lock here, and is not taken for dead.
             found = image.list_lockers() or {"lockers": []}
+            there = {one["addr"] for one in image.watchers_list()}
             return tuple(
                 Holder(client, cookie, address, address in there)
                 for client, cookie, address in found["lockers"]
