@@ -17,9 +17,11 @@ from pvc.cluster.membership import Fence, FenceState
 from pvc.cluster.store import Store
 from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import VM, View
-from pvc.errors import Conflict, NotFound, PVCError
+from pvc.errors import Conflict, NotFound, PVCError, Unavailable
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.blocklist import Blocklist
 from pvc.node.drivers.storage import Holder, Locked
+from pvc.node.lease import cut_off
 from pvc.node.tasks import Progress, Work
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,17 @@ def works(locks: Locks) -> dict[str, Work]:
     return {"vm.flush-locks": Flush(locks)}
 
 
+class Held(DriverError):
+    """By a client that is alive, or that Ceph takes for alive still: after an outage it counts anew."""
+
+    def __init__(self, vm: VM, image: str, holder: Holder) -> None:
+        super().__init__(
+            f"{image} is held by a client at {holder.address}, which is alive",
+            hint=f"end it there; pvc vm flush-locks {vm.spec.name} --force shuts it out",
+            retryable=True,
+        )
+
+
 class Locks:
     def __init__(
         self,
@@ -42,28 +55,30 @@ class Locks:
         blocklist: Blocklist | None,
         clock: Clock,
         pause: Callable[[float], object],
+        may_start: Callable[[], bool],
     ) -> None:
         self.store = store
         self.pool = pool
         self.blocklist = blocklist
         self.clock = clock
         self.pause = pause
+        self.may_start = may_start
 
     def free(self, vm: VM) -> None:
-        """Break the locks of the dead. Raises Conflict naming a holder that lives.
+        """Break the locks of the dead. Raises Held; cut_off, as soon as this node may start nothing any more.
 
         Where Ceph cannot be asked QEMU will find out.
         """
-        if not domainxml.uses_ceph(vm.spec.definition):
+        if self.blocklist is None or not domainxml.uses_ceph(vm.spec.definition):
             return
         until = self.clock.monotonic() + DIES_S
-        while alive := self._alive(vm):
+        while why := self._not_free(vm):
+            if not self.may_start():
+                raise cut_off()
             if self.clock.monotonic() > until:
-                image, holder = alive[0]
-                raise Conflict(
-                    f"{image} is held by a client at {holder.address}, which is alive",
-                    hint=f"end it there; pvc vm flush-locks {vm.spec.name} --force shuts it out",
-                )
+                if isinstance(why, Held):
+                    raise why
+                return
             self.pause(AGAIN_S)
 
     def flush(self, vm: VM, *, force: bool) -> list[str]:
@@ -79,19 +94,21 @@ class Locks:
             self._break(image, holder)
         return [f"{image}: {holder.address}" for image, holder in found]
 
-    def _alive(self, vm: VM) -> list[tuple[str, Holder]]:
-        """Who holds a disk and may be alive; the locks of all others are broken."""
-        left: list[tuple[str, Holder]] = []
+    def _not_free(self, vm: VM) -> PVCError | None:
+        """Why to ask once more: who holds a disk and may be alive, or nobody can say yet. The locks of all
+        others are broken."""
+        held: Held | None = None
         try:
             for image, holder in self._holders(vm):
                 if self._is_dead(vm, holder):
                     self._break(image, holder)
                 else:
-                    left.append((image, holder))
+                    held = held or Held(vm, image, holder)
         except PVCError as error:
             log.warning("who holds the disks of %s: %s", vm.spec.name, error.message)
-            return []
-        return left
+            is_soon = isinstance(error, DriverError | Unavailable) and getattr(error, "retryable", True)
+            return error if is_soon else None
+        return held
 
     def _break(self, image: str, holder: Holder) -> None:
         pool, _, name = image.partition("/")

@@ -612,7 +612,14 @@ class Working:
         )
         self.pools.blocked = daemon.ceph_problem = lambda: self.blocked.problem
         self.wake_vms = daemon.wake
-        held = locks.Locks(store, images(connect or to_ceph), blocklist(connect), clock, time.sleep)
+        held = locks.Locks(
+            store,
+            images(connect or to_ceph),
+            blocklist(connect),
+            clock,
+            time.sleep,
+            daemon.guard.may_start,
+        )
         daemon.executor.free_disks = held.free
         self.disks = Disks(daemon, store, clock)
         self.transfers = transfer.Transfers(clock)

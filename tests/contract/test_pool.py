@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from pvc.node.drivers import DriverError
 from pvc.node.drivers import ceph as client
 from pvc.node.drivers.directory import Directory, prepare, retire
 from pvc.node.drivers.rbd import RBDPool
-from pvc.node.drivers.storage import Image, Pool
+from pvc.node.drivers.storage import Holder, Image, Pool
 from pvc.node.storage import Pools
 from pvc.node.transfer import Download, Transfers
 from pvc.proc import run
@@ -82,6 +83,29 @@ def _fake() -> Bench:
         return pool.kept[name].content[:count]
 
     return Bench(pool, write, read, opened, gone, lambda: sorted(pool.half_done))
+
+
+def test_an_osd_that_is_silent_holds_up_whoever_frees_an_image_for_a_while_only(
+    images: Bench, cluster: Ceph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = images.pool
+    assert isinstance(pool, RBDPool)
+    pool.add("web1", SIZE, Format.RAW, "t1")
+    holder = Holder("client.1", "auto 1", "127.0.0.1:0/1", is_there=False)
+    asked: tuple[Callable[[], object], ...] = (
+        lambda: pool.holders("web1"),
+        lambda: pool.break_lock("web1", holder),
+    )
+    monkeypatch.setitem(client.ASK_TIMES, "rados_osd_op_timeout", "1")
+    osd = cluster.processes[-1]
+    osd.send_signal(signal.SIGSTOP)
+    try:
+        for ask in asked:
+            with pytest.raises(DriverError) as found:
+                ask()
+            assert found.value.retryable
+    finally:
+        osd.send_signal(signal.SIGCONT)
 
 
 def qemu_io(file: str, format: str, *commands: str) -> str:

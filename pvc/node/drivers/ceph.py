@@ -191,7 +191,7 @@ def told() -> Iterator[None]:
     except PVCError:
         raise
     except rados.Error as error:
-        raise DriverError(f"Ceph: {words(error)}") from None
+        raise DriverError(f"Ceph: {words(error)}", retryable=isinstance(error, rados.TimedOut)) from None
 
 
 def words(error: Exception) -> str:

@@ -136,7 +136,8 @@ class RBDPool:
     def break_lock(self, name: str, holder: Holder) -> None:
         _check_name(name, names.VOLUME, "volume")
         gone = suppress(rbd.ImageNotFound)  # it has let go
-        with self._opened() as io, _named(name), rbd.Image(io, name) as image, gone:
+        asking = self._opened(ASK_TIMES)  # what is dead stays so: it may come true after it was given up
+        with asking as io, _named(name), rbd.Image(io, name, read_only=True) as image, gone:
             image.break_lock(holder.client, holder.cookie)
 
     # Volumes
@@ -614,7 +615,7 @@ def _told() -> Iterator[None]:
     except rbd.ImageBusy as error:
         raise Conflict(f"the volume is in use: {words(error)}") from None
     except rbd.Error as error:
-        raise DriverError(f"Ceph: {words(error)}") from None
+        raise DriverError(f"Ceph: {words(error)}", retryable=isinstance(error, rbd.Timeout)) from None
 
 
 def _check_name(name: str, pattern: str, what: str) -> None:

@@ -13,7 +13,7 @@ from pvc.cluster.node import NodeSpec, NodeStatus
 from pvc.cluster.store import Create
 from pvc.cluster.view import VM
 from pvc.cluster.vm import Recovery
-from pvc.errors import Conflict
+from pvc.errors import Conflict, Unavailable
 from pvc.node.drivers import DriverError
 from pvc.node.drivers.storage import Holder
 from pvc.node.locks import DIES_S, Locks
@@ -36,11 +36,13 @@ class Bench:
     now: float = 0.0
     dies_at: float = float("inf")
     is_away: bool = False
+    answers_from: float = 0.0
+    cut_off_at: float = float("inf")
 
     def __post_init__(self) -> None:
         self.store = MemoryCluster().connect()
         self.store.commit(*(Create(path) for path in paths.LAYOUT))
-        self.locks = Locks(self.store, self.pool, FakeBlocklist(self.ceph), self, self.pause)
+        self.locks = Locks(self.store, self.pool, FakeBlocklist(self.ceph), self, self.pause, self.may_start)
 
     def monotonic(self) -> float:
         return self.now
@@ -51,13 +53,18 @@ class Bench:
     def pause(self, seconds: float) -> None:
         self.now += seconds
 
+    def may_start(self) -> bool:
+        return self.now < self.cut_off_at
+
     def pool(self, name: str) -> Bench:
         self.asked = name
         return self
 
     def holders(self, name: str) -> tuple[Holder, ...]:
         if self.is_away:
-            raise DriverError("Ceph is away", retryable=True)
+            raise DriverError("Ceph is away")
+        if self.now < self.answers_from:
+            raise DriverError("Ceph: timed out", retryable=True)
         return tuple(replace(one, is_there=self.now < self.dies_at) for one in self.holders_of)
 
     def break_lock(self, name: str, holder: Holder) -> None:
@@ -105,8 +112,9 @@ def test_lock_of_whom_ceph_does_not_hear_is_broken() -> None:
 )
 def test_holder_that_lives_refuses_the_start_and_is_named(fence: Fence, incarnation: int) -> None:
     bench = Bench([THERE])
-    with pytest.raises(Conflict, match=r"vms/a is held by a client at 10\.0\.0\.3:0/123"):
+    with pytest.raises(DriverError, match=r"vms/a is held by a client at 10\.0\.0\.3:0/123") as found:
         bench.locks.free(bench.fenced(fence, incarnation=incarnation))
+    assert found.value.retryable, "after an outage Ceph takes the dead for alive for a while"
     assert not bench.broken
     assert bench.now > DIES_S
 
@@ -140,4 +148,25 @@ def test_vm_that_does_not_use_ceph_asks_nobody() -> None:
 def test_without_an_answer_qemu_finds_out() -> None:
     bench = Bench([THERE], is_away=True)
     bench.locks.free(vm(FILE))
+    assert (bench.broken, bench.now) == ([], 0.0)
+
+
+def test_who_does_not_answer_in_time_is_asked_again() -> None:
+    bench = Bench([THERE], answers_from=20.0)
+    bench.locks.free(bench.fenced(RECEIPT))
+    assert (len(bench.broken), bench.now) == (1, 20.0)
+
+
+def test_who_never_answers_in_time_is_left_to_qemu() -> None:
+    bench = Bench([THERE], answers_from=float("inf"))
+    bench.locks.free(vm())
     assert not bench.broken
+    assert bench.now > DIES_S
+
+
+@pytest.mark.parametrize("answers_from", [0.0, float("inf")])
+def test_node_that_is_cut_off_waits_for_nobody(answers_from: float) -> None:
+    bench = Bench([THERE], answers_from=answers_from, cut_off_at=5.0)
+    with pytest.raises(Unavailable, match="lost contact"):
+        bench.locks.free(vm())
+    assert bench.now == 5.0
