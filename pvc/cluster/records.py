@@ -18,6 +18,7 @@ from pvc.errors import Conflict, Invalid, NotFound
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pvc.cluster.store import Store
     from pvc.cluster.view import VM, Pool, View
 
 
@@ -149,7 +150,7 @@ def volume_ops(
     """The index of whose disk a volume is: of one VM at most, so that it is known without looking at all.
 
     `task` is the one that has claimed them; no other may be at one that the VM gets, nor come to it in the
-    same moment. Raises Conflict.
+    same moment, nor may what it has made be touched meanwhile: it is being undone then. Raises Conflict.
     """
     if before is not None and after is not None and before.definition == after.definition:
         return ()
@@ -167,6 +168,7 @@ def volume_ops(
             ops += [Delete(user.path, user.version)] if user is not None and is_mine else []
             continue
         if is_mine:
+            ops += [Check(user.path, user.version)] if task and user is not None else []
             continue
         if user is not None:
             raise Conflict(f"volume {volume} is a disk of {name_of(view, user.data.decode())}")
@@ -179,9 +181,20 @@ def volume_ops(
         ops += [
             Create(paths.pool_vm(volume.pool, volume.name), uuid.encode()),
             Check(paths.pool(volume.pool), pool.spec_version),
-            *(() if claim is not None else absent(paths.pool_claim(volume.pool, volume.name))),
+            *(
+                (Check(claim.path, claim.version),)
+                if claim is not None
+                else absent(paths.pool_claim(volume.pool, volume.name))
+            ),
         ]
     return tuple(ops)
+
+
+def touch(store: Store, *wanted: str) -> None:
+    """By who undoes a task, before he looks: what it sent may come true late, and finds another version."""
+    found = [one for one in store.get_many(wanted) if one is not None]
+    if found:
+        store.commit(*(Put(one.path, one.data, one.version) for one in found))
 
 
 def name_of(view: View, uuid: str) -> str:

@@ -240,7 +240,7 @@ class Tasks:
             if work := self.works.get(spec.kind):
                 work.undo(spec)
         except Exception as problem:  # whatever it is: the end of the task must be told
-            if isinstance(problem, PVCError) and _passes(problem):
+            if isinstance(problem, PVCError) and passes(problem):
                 self._undo_later(spec, status, Undoing(state, error, self._again()), problem.message)
                 return None
             left = problem.message if isinstance(problem, PVCError) else "a bug in pvc"
@@ -290,8 +290,8 @@ class Tasks:
             self.mirror.refresh([path])
 
 
-def _passes(problem: PVCError) -> bool:
-    """What was not there, or in use, may be there and free the next time."""
+def passes(problem: PVCError) -> bool:
+    """What was not there, or in use, may be there and free the next time: it is undone again then."""
     if isinstance(problem, DriverError):
         return problem.retryable or isinstance(problem, NoAnswer)
     return isinstance(problem, Unavailable | Conflict | TimedOut)

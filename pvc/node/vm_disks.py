@@ -103,9 +103,11 @@ class _Disks:
 
     def take_away(self, task: TaskSpec, uuid: str, wanted: tuple[Wanted, ...]) -> None:
         """What was made for a VM that does not have it."""
+        new = [one for one in wanted if one.pool and one.size_bytes]
+        records.touch(self.store, paths.vm(uuid), *(paths.pool_vm(one.pool, one.volume) for one in new))
         vm = self.vm(uuid)
         has = {*records.volumes(View(self.store), vm.spec).values()} if vm is not None else set()
-        for number, one in enumerate(one for one in wanted if one.pool and one.size_bytes):
+        for number, one in enumerate(new):
             index = self.store.get(paths.pool_vm(one.pool, one.volume))
             if index is None or index.data.decode() != uuid or Volume(one.pool, one.volume) in has:
                 continue
@@ -226,6 +228,7 @@ class Remove(_Disks):
                 self.pools.open(volume.pool).discard(_aside(task, number))
 
     def undo(self, task: TaskSpec) -> None:
+        records.touch(self.store, paths.vm(task.arguments["vm"]))
         if self.vm(task.arguments["vm"]) is None:
             self._discard(task)
             return
@@ -275,6 +278,7 @@ class Rename(_Disks):
 
     def undo(self, task: TaskSpec) -> None:
         """Unless the VM has its new name. A volume's is of our making only where its old one is free."""
+        records.touch(self.store, paths.vm(task.arguments["vm"]))
         vm = self.vm(task.arguments["vm"])
         if vm is None or vm.spec.name == task.arguments["new"]:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from pvc.errors import Conflict, Failed, Invalid, NotFound, PVCError
 from pvc.node import diffs
 from pvc.node.drivers import DriverError
 from pvc.node.storage import Pools, Result, guard
-from pvc.node.tasks import Progress, Work
+from pvc.node.tasks import Progress, Work, passes
 
 WRITING = 0.8
 """How much of an export that is; the rest is reading it again."""
@@ -442,8 +442,14 @@ class Import:
         try:
             for pool, claim in mine:
                 self._take_away(task, pool, claim.path.rpartition("/")[2])
-        finally:
-            self.store.commit(*(Delete(claim.path) for _, claim in mine))
+        except PVCError as error:
+            if not passes(error):
+                self._release(mine)
+            raise
+        self._release(mine)
+
+    def _release(self, mine: Iterable[tuple[str, Stored]]) -> None:
+        self.store.commit(*(Delete(claim.path) for _, claim in mine))
 
     def _claims(self) -> list[tuple[str, Stored]]:
         found = []

@@ -127,6 +127,10 @@ class Host:
     def vm(self, uuid: str) -> VM:
         return View(self.pools.store).vm(uuid)
 
+    def touch(self, uuid: str) -> None:
+        """Then what is to be undone cannot come true any more."""
+        records.touch(self.pools.store, paths.vm(uuid))
+
     def document(self, uuid: str, name: str) -> tuple[VMSnapshot, int] | None:
         """With its version."""
         stored = self.pools.store.get(paths.vm_snapshot(uuid, name))
@@ -277,6 +281,7 @@ class Take:
         try:
             self.host.stillness.end(uuid)
         finally:
+            self.host.touch(uuid)
             if self.host.document(uuid, name) is None:
                 self.host.drop(uuid, _disks(task), on_volumes(uuid, name))
 
@@ -353,6 +358,7 @@ class RollBack:
 
     def undo(self, task: TaskSpec) -> None:
         uuid, name = task.arguments["vm"], task.arguments["snapshot"]
+        self.host.touch(uuid)
         found = self.host.document(uuid, name)
         if found is None or found[0].restored_by != task.id:
             each(_disks(task), lambda disk: self._bring_back(disk, _before(task)))

@@ -434,6 +434,26 @@ def test_half_a_vm_is_none(made: Exporting, ending: str, at: str, monkeypatch: p
     assert made.imported("web1-mon.1")["state"] == "done"
 
 
+def test_half_a_vm_in_a_pool_that_goes_away_is_none_when_it_is_back(
+    made: Exporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.export("mon.1")
+    pool = made.storing.pool
+
+    def write(filling: FakeFilling, offset: int, data: bytes) -> None:
+        pool.is_mounted = False
+        pool.check()
+
+    monkeypatch.setattr(FakeFilling, "write", write)
+    found = made.imported("web1-mon.1")
+    assert (found["state"], "undoing: the pool is not here" in found["activity"]) == ("running", True)
+    monkeypatch.undo()
+    pool.is_mounted = True
+    made.storing.again()
+    assert made.storing.call("task.info", task=found["name"])["state"] == "failed"
+    assert made.untouched()
+
+
 def test_a_vm_that_is_there_is_not_undone(made: Exporting) -> None:
     """The commit that made it was not answered, and the task is undone as if it had failed."""
     made.export("mon.1")

@@ -10,10 +10,10 @@ import pytest
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.storage import Driver, Format, PoolSpec, Volume
-from pvc.cluster.store import Create, Put
+from pvc.cluster.store import Create, Delete, Op, Put
 from pvc.cluster.view import View
 from pvc.cluster.vm import Change
-from pvc.errors import Conflict
+from pvc.errors import Conflict, NotFound, Unavailable
 from pvc.node.drivers import DriverError
 from pvc.node.storage import new_pool_ops
 from tests.unit.commands.storing import Storing, storing
@@ -451,3 +451,51 @@ def test_a_daemon_that_dies_after_all_is_done_has_nothing_undone(
     assert cluster.world.documents() == documents
     assert cluster.pool.kept == kept
     assert not cluster.pool.half_done
+
+
+@pytest.mark.parametrize(
+    ("operation", "given"),
+    [
+        ("vm.create", {"name": "web2", "disk": ["2G", "vms/golden"]}),
+        ("vm.create", {"name": "web2", "disk": ["vms/golden"]}),
+        ("vm.volume-add", {"vm": "web1", "volume": "vms/4G"}),
+        ("vm.volume-add", {"vm": "web1", "volume": "vms/golden"}),
+        ("vm.rename", {"vm": "web1", "new": "shop"}),
+        ("vm.remove", {"vm": "web1"}),
+        ("vm.snapshot-create", {"vm": "web1", "snapshot": "daily"}),
+        ("vm.snapshot-rollback", {"vm": "web1", "snapshot": "old"}),
+    ],
+)
+def test_a_commit_that_arrives_after_its_task_was_undone_is_too_late(
+    operation: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = with_disks()
+    cluster.done("vm.snapshot-create", vm="web1", snapshot="old")
+    cluster.world.call("vm.memory-set", vm="web1", memory="2G")
+    begun = cluster.call(operation, **given)
+    there = cluster.world.documents().keys()
+    store, late = cluster.world.store, list[tuple[Op, ...]]()
+    commit = store.commit
+
+    def hold_back(*ops: Op) -> None:
+        if not late and any(isinstance(op, Put | Create | Delete) and is_vm(op.path) for op in ops):
+            late.append(ops)
+            raise Unavailable("no answer")
+        commit(*ops)
+
+    monkeypatch.setattr(store, "commit", hold_back)
+    cluster.work()
+    monkeypatch.undo()
+    assert cluster.call("task.info", task=begun["name"])["state"] == "failed"
+    kept = dict(cluster.pool.kept)
+    with pytest.raises((Conflict, NotFound)):
+        commit(*late[0])
+    assert cluster.pool.kept == kept
+    left = cluster.world.documents().keys() - there
+    assert not {path for path in left if not path.startswith(paths.TASKS)}
+    cluster.world.check_invariants()
+
+
+def is_vm(path: str) -> bool:
+    """What a VM is to be."""
+    return path.startswith(f"{paths.VMS}/") and path.count("/") == paths.VMS.count("/") + 1
