@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from pvc.cluster import paths
-from pvc.cluster.codec import dumps
+from pvc.cluster.codec import dumps, loads
+from pvc.cluster.membership import Block
 from pvc.cluster.node import DaemonState, NodeRole, Stray, Wanted
 from pvc.cluster.placement import explained
 from pvc.cluster.readiness import Fencing, fencing_of
@@ -270,15 +271,27 @@ def _want(ctx: Context, node: Node, wanted: Wanted) -> Node:
     return replace(node, spec=spec, spec_version=node.spec_version + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    name: str
+    blocklisted: tuple[str, ...]
+    """Addresses of which Ceph takes no writes until somebody takes them off its block list."""
+    told: str
+
+
 @operation(
     "DELETE",
     "/node/{node}",
     role=Role.ADMIN,
     confirm="Remove node {node} from the cluster, with all that is known of it?",
-    done="{node} is forgotten",
+    done="{told}",
 )
-def remove(ctx: Context, node: NodeName) -> None:
-    """Forget a node whose daemon does not run and that has no VMs."""
+def remove(ctx: Context, node: NodeName) -> Removed:
+    """Forget a node whose daemon does not run and that has no VMs.
+
+    Where Ceph was told to take no writes from it, the addresses are named: only the node itself takes
+    them off Ceph's block list, when it comes back.
+    """
     found = ctx.view.node(node)
     if found.alive is not None:
         raise Conflict(
@@ -304,10 +317,31 @@ def remove(ctx: Context, node: NodeName) -> None:
     if verified := ctx.reader.get(paths.verified(node)):
         ops.append(Delete(verified.path, verified.version))
     ops += _tasks_of(ctx, node)
+    listed, forget = _block_of(ctx, node)
+    ops += forget
     if cluster.primary == node:
         ops.append(Put(paths.CLUSTER, dumps(replace(cluster, primary="")), version))
     ctx.say(f"{node} is forgotten; a daemon that starts there makes it known again")
+    told = f"{node} is forgotten"
+    if listed:
+        entries = ", ".join(f"[{one}]:0/0" if ":" in one else f"{one}:0/0" for one in listed)
+        told += f", and on Ceph's block list as {entries}: if it never returns, ceph osd blocklist rm each"
+        ctx.say(told)
     ctx.commit(Check(paths.node(node), found.spec_version), *ops, Delete(paths.node(node)))
+    return Removed(node, listed, told)
+
+
+def _block_of(ctx: Context, node: str) -> tuple[tuple[str, ...], list[Op]]:
+    """What may be on Ceph's block list. It stays known, for a node of that name to take it off, and proves
+    nothing any more: lives are counted anew."""
+    path = paths.block(node)
+    stored = ctx.store.get(path)
+    if stored is None:
+        return (), []
+    block = loads(Block, stored.data, path)
+    if block.lifted:
+        return (), [Delete(path, stored.version)]
+    return block.addresses, [Put(path, dumps(replace(block, epoch=0)), stored.version)]
 
 
 def _tasks_of(ctx: Context, node: str) -> list[Op]:

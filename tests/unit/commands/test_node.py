@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
+from pvc.cluster.membership import Block
 from pvc.cluster.node import Alive, Wanted
 from pvc.cluster.store import Create
+from pvc.cluster.view import View
 from pvc.commands.context import LocalContext
 from pvc.commands.registry import find
 from pvc.errors import Conflict, Unavailable
@@ -126,6 +129,28 @@ def test_remove_leaves_nothing() -> None:
     world.kill_node("n3")
     world.call("node.remove", node="n3")
     assert world.documents() == before
+
+
+def test_remove_names_what_is_on_cephs_block_list() -> None:
+    """Nobody else knows; and a node that comes with that name takes it off."""
+    world = a_world()
+    world.kill_node("n3")
+    block = Block("n3", 1, ("10.0.0.3", "fd00::3"), epoch=7)
+    world.store.commit(Create(paths.block("n3"), dumps(block)))
+    removed = world.call("node.remove", node="n3")
+    assert removed["blocklisted"] == ["10.0.0.3", "fd00::3"]
+    assert "10.0.0.3:0/0, [fd00::3]:0/0" in removed["told"]
+    left, _ = View(world.store).blocks()["n3"]
+    assert left == replace(block, epoch=0)
+
+
+def test_remove_forgets_a_block_that_is_over() -> None:
+    world = a_world()
+    world.kill_node("n3")
+    block = Block("n3", 1, ("10.0.0.3",), epoch=7, lifted=True)
+    world.store.commit(Create(paths.block("n3"), dumps(block)))
+    assert world.call("node.remove", node="n3")["blocklisted"] == []
+    assert world.store.get(paths.block("n3")) is None
 
 
 @pytest.mark.parametrize("place", ["assigned", "at home"])
