@@ -6,7 +6,9 @@ import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -83,13 +85,58 @@ def run(
     except subprocess.TimeoutExpired:
         raise TimedOut(f"{_name(argv)} did not end within {timeout_s:g} s") from None
     except FileNotFoundError:
-        raise Unavailable(
-            f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}"
-        ) from None
+        raise _missing(argv) from None
     result = Completed(done.returncode, done.stdout, done.stderr)
     if check and result.code != 0:
         raise CommandFailed(argv, result)
     return result
+
+
+def lines(
+    argv: Sequence[str], *, timeout_s: float = 60.0, with_errors: bool = False
+) -> Generator[str, None, None]:
+    """What a command says (also on its other output), while it says it: however much that is, none is kept.
+
+    Ends as `run` does; `close` ends the command.
+    """
+    log.debug("run %s", shlex.join(argv))
+    late = threading.Event()
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        try:
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if with_errors else errors,
+                text=True,
+                errors="replace",
+                env=environment(),
+            )
+        except FileNotFoundError:
+            raise _missing(argv) from None
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        watch = threading.Timer(timeout_s, end)
+        watch.start()
+        last = ""
+        try:
+            assert process.stdout is not None
+            for last in process.stdout:
+                yield last
+            process.wait()
+        finally:
+            watch.cancel()
+            process.kill()
+            process.communicate()
+        errors.seek(0)
+        result = Completed(process.returncode, last, errors.read())
+    if late.is_set():
+        raise TimedOut(f"{argv[0]} did not end within {timeout_s:g} s")
+    if result.code != 0:
+        raise CommandFailed(argv, result)
 
 
 def start(
@@ -114,9 +161,11 @@ def start(
                 preexec_fn=before_exec,
             )
     except FileNotFoundError:
-        raise Unavailable(
-            f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}"
-        ) from None
+        raise _missing(argv) from None
+
+
+def _missing(argv: Sequence[str]) -> Unavailable:
+    return Unavailable(f"the command {argv[0]} is missing", hint=f"install the Debian package with {argv[0]}")
 
 
 def attach(argv: Sequence[str]) -> None:

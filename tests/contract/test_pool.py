@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,6 +24,7 @@ from pvc.cluster.tasks import TaskSpec
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
 from pvc.node.drivers import DriverError
 from pvc.node.drivers import ceph as client
+from pvc.node.drivers import images as disk_files
 from pvc.node.drivers.directory import Directory, prepare, retire
 from pvc.node.drivers.rbd import RBDPool
 from pvc.node.drivers.storage import Holder, Image, Pool
@@ -528,6 +530,68 @@ def test_an_image_is_what_it_is_said_to_be(bench: Bench, tmp_path: Path) -> None
     pool.discard("t-web1")
     assert pool.volumes() == ()
     assert bench.leftovers() == []
+
+
+def test_its_size_is_asked_about_before_a_large_image_is_looked_at(bench: Bench, tmp_path: Path) -> None:
+    def too_large(size_bytes: int) -> None:
+        raise Conflict(f"{size_bytes} are too many")
+
+    content = an_image(tmp_path, ImageFormat.VDI, CONTENT)[:-MIB]  # which a look at all of it would find
+    with pytest.raises(Conflict, match="are too many"):
+        take(bench, "web1", content, ImageFormat.VDI, Format.RAW, too_large)
+    bench.pool.discard("t-web1")
+
+
+def scattered_vdi(where: Path, blocks: int) -> int:
+    """Of which every other block is there."""
+    made = ["qemu-img", "create", "-q", "-f", "vdi", str(where), f"{blocks}M"]
+    subprocess.run(made, check=True)
+    with where.open("rb+") as file:
+        file.seek(0x184)
+        file.write((1).to_bytes(4, "little"))
+        file.seek(512)
+        file.write((b"\0\0\0\0" + b"\xff" * 4) * (blocks // 2))
+        file.seek(0x158)
+        data = int.from_bytes(file.read(4), "little")
+        file.truncate(data + MIB)
+        return data + MIB
+
+
+def test_a_small_file_of_a_large_disk_takes_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = scattered_vdi(file := tmp_path / "disk.vdi", 100_000)
+    where = disk_files.of_file(file)
+    tracemalloc.start()
+    try:
+        assert disk_files.look(where, ImageFormat.VDI, size, anything) == 100_000 * MIB
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * MIB
+    with pytest.raises(Invalid, match="its end is missing"):
+        disk_files.look(where, ImageFormat.VDI, size - 1, anything)
+    monkeypatch.setattr(disk_files, "MOST_PARTS", 99_000)
+    with pytest.raises(Invalid, match="more than 99000 parts"):
+        disk_files.look(where, ImageFormat.VDI, size, anything)
+
+
+def test_a_raw_file_is_whole_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "disk.raw"
+    file.write_bytes(b"content".ljust(MIB))
+    monkeypatch.setattr(disk_files, "_check_parts", None)
+    assert disk_files.look(disk_files.of_file(file), ImageFormat.RAW, MIB, anything) == MIB
+
+
+def test_a_file_with_many_snapshots_does_not_say_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), "1M"], check=True)
+    assert disk_files.look(disk_files.of_file(file), ImageFormat.QCOW2, 0, anything) == MIB
+    monkeypatch.setattr(disk_files, "MOST_WORDS", 100)
+    with pytest.raises(Invalid, match="says more of itself"):
+        disk_files.look(disk_files.of_file(file), ImageFormat.QCOW2, 0, anything)
 
 
 def test_an_image_that_names_other_files_opens_none(bench: Bench, tmp_path: Path) -> None:

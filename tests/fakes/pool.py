@@ -302,12 +302,12 @@ class FakeIncoming:
         with tempfile.TemporaryDirectory() as where:
             came, made = Path(where, "came"), Path(where, "made")
             came.write_bytes(self.came)
-            size = images.look(images.of_file(came), self.image.format, self.image.size_bytes)
-            check(size)
+            named = images.of_file(came)
+            size = images.look(named, self.image.format, self.image.size_bytes, check)
             with made.open("wb") as file:
                 file.truncate(size)
             images.convert(
-                *(images.of_file(came), self.image.format, images.of_file(made), Format.RAW),
+                *(named, self.image.format, images.of_file(made), Format.RAW),
                 progress,
                 lambda: 0.5,
             )

@@ -532,8 +532,7 @@ class _Incoming:
 
     def _convert(self, check: Callable[[int], None], progress: Progress) -> None:
         came = images.of_file(self.came)
-        size = images.look(came, self.image.format, self.image.size_bytes)
-        check(size)
+        size = images.look(came, self.image.format, self.image.size_bytes, check)
         run(["qemu-img", "create", "-q", "-f", self.format, str(self.disk), str(size)])
         whole = max(os.fstat(self.file).st_blocks, 1)
 

@@ -535,8 +535,7 @@ class _Incoming:
     def _convert(self, check: Callable[[int], None], progress: Progress) -> None:
         self.file.close()  # what waits to be written is there for others now
         came, to = self.pool.options(self.came), self.pool.options(self.made)
-        size = images.look(came, self.image.format, self.image.size_bytes)
-        check(size)
+        size = images.look(came, self.image.format, self.image.size_bytes, check)
         self.pool.rbd.create(self.io, self.made, size, old_format=False, features=FEATURES)
         images.convert(came, self.image.format, to, Format.RAW, progress, lambda: 0.5)
 
