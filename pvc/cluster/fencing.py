@@ -32,6 +32,8 @@ LOOK_STOPPED_S = 30.0
 """Between two looks at the power of a node that left cleanly."""
 BLOCK_AGAIN_S = 1.0
 """While some OSD that is up does not know the block list yet, or does not answer."""
+VERIFY_S = 30.0
+"""Between two looks whether who is shut out still is."""
 ASKED_TRIES = 3
 """Of a fence that somebody asked for, while the node lives."""
 
@@ -89,6 +91,16 @@ class Isolate:
 
 
 @dataclass(frozen=True, slots=True)
+class Verify:
+    """Look whether its addresses are on Ceph's block list still."""
+
+    node: str
+    fence: Fence
+    version: int
+    """Of the block that says so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Write what becomes of a VM of a node that is fenced, with the receipt checked."""
 
@@ -138,7 +150,7 @@ class Forget:
     version: int
 
 
-Duty = Shoot | Isolate | Release | Finish | Excuse | Amend | Forget
+Duty = Shoot | Isolate | Verify | Release | Finish | Excuse | Amend | Forget
 
 
 def lane(duty: Duty) -> str:
@@ -146,7 +158,7 @@ def lane(duty: Duty) -> str:
     match duty:
         case Release():
             return duty.vm.spec.uuid
-        case Isolate():
+        case Isolate() | Verify():
             return f"block {duty.node}"  # not behind a BMC that is silent, nor the other way round
         case _:
             return f"fence {duty.fence.node}"
@@ -250,6 +262,7 @@ def duties(scene: Scene) -> Duties:
             receipts.append(Receipt(node, fence, version))
         elif block is not None and block[0].proves(fence.incarnation):
             receipts.append(Receipt(node, fence, version, block[1]))
+            _begin(scene, _verified(scene, fence, block[1], result), result)
         else:
             _begin(scene, _isolated(scene, node, fence, result), result)
     if receipts:
@@ -311,6 +324,17 @@ def _isolated(scene: Scene, node: Node, fence: Fence, result: Duties) -> Isolate
         result.wake(due)
         return None
     return Isolate(node.spec.name, fence)
+
+
+def _verified(scene: Scene, fence: Fence, version: int, result: Duties) -> Verify | None:
+    """While VMs may go by it, or come to where they may."""
+    if not any(_is_owned_by(vm, fence) for vm in scene.vms.values()):
+        return None
+    tried = scene.note(fence.node, fence.incarnation).block_try
+    if tried is not None and scene.now < tried + VERIFY_S:
+        result.wake(tried + VERIFY_S)
+        return None
+    return Verify(fence.node, fence, version)
 
 
 def _begin(scene: Scene, duty: Duty | None, result: Duties) -> None:

@@ -25,6 +25,7 @@ from pvc.cluster.fencing import (
     Release,
     Scene,
     Shoot,
+    Verify,
     name_of,
 )
 from pvc.cluster.membership import Block, Evidence, Fence, FenceState, StepKind, is_gone
@@ -199,6 +200,8 @@ class Judge:
                 self._shoot(duty)
             case Isolate():
                 self._isolate(duty.fence)
+            case Verify():
+                self._verify(duty)
             case Release():
                 self._release(duty)
             case Finish():
@@ -412,6 +415,24 @@ class Judge:
         if why:
             log.info("%s is not shut out of Ceph yet: %s", fence.node, why)
         self._note(fence, lambda note: replace(note, block_failed=why))
+
+    def _verify(self, duty: Verify) -> None:
+        """Somebody may have taken it off by hand: then it is to be proven anew."""
+        try:
+            listed = self.blocklist.map().listed if self.blocklist is not None else None
+        except DriverError as error:
+            log.info("cannot look whether %s is shut out of Ceph: %s", duty.node, error.message)
+            return
+        finally:
+            ended = self.clock.monotonic()
+            self._note(duty.fence, lambda note: replace(note, block_try=ended))
+        stored = self.store.get(paths.block(duty.node))
+        if listed is None or stored is None or stored.version != duty.version:
+            return
+        block = loads(Block, stored.data, stored.path)
+        if not listed.issuperset(block.addresses):
+            self.role.commit(Put(stored.path, dumps(replace(block, epoch=0)), stored.version))
+            log.error("somebody has taken %s off Ceph's block list", duty.node)
 
     def _isolate_or_why_not(self, fence: Fence) -> str:
         """Raises DriverError."""

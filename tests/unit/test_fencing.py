@@ -21,6 +21,7 @@ from pvc.cluster.fencing import (
     Release,
     Scene,
     Shoot,
+    Verify,
     duties,
     remember,
 )
@@ -487,6 +488,19 @@ def test_block_of_an_earlier_life_or_one_not_proven_is_made_anew() -> None:
 def test_block_releases_a_vm_in_ceph() -> None:
     (release,) = released(duties(with_ceph(on_ceph(), block=BLOCK)))
     assert (release.block, release.spec.node, release.status.owner) == (6, "n1", None)
+
+
+def test_block_is_looked_at_again_while_vms_are_there() -> None:
+    def is_looked_at(*vms: VM, ago: float | None) -> bool:
+        note = Note(gone_since=NOW - 60, block_try=None if ago is None else NOW - ago)
+        found = duties(with_ceph(*vms, block=BLOCK, notes={"n3-4": note}))
+        return any(isinstance(duty, Verify) for duty in found.todo)
+
+    on_both = on_ceph(0, FILE)
+    assert is_looked_at(on_both, ago=None)
+    assert is_looked_at(on_both, ago=30.0)
+    assert not is_looked_at(on_both, ago=29.0)
+    assert not is_looked_at(on_ceph(owner=Owner("n2", 4)), ago=None)
 
 
 FILE = '<disk type="file"><source file="/x"/><target dev="vdb"/></disk>'

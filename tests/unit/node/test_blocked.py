@@ -9,7 +9,7 @@ import pytest
 
 from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.fencing import Isolate, Release, Shoot
+from pvc.cluster.fencing import Isolate, Release, Shoot, Verify
 from pvc.cluster.membership import Block, Evidence, FenceState
 from pvc.cluster.node import Alive, DaemonState, NodeSpec, NodeStatus
 from pvc.cluster.storage import Driver, PoolSpec
@@ -204,6 +204,30 @@ def test_somebody_takes_it_off_the_list_before_it_is_proven() -> None:
     assert not block(bench.store).proves(1)
     isolate(bench)
     assert block(bench.store).proves(1), "listed once more"
+
+
+def test_somebody_takes_it_off_the_list_after_it_was_proven() -> None:
+    bench = on_ceph()
+    isolate(bench)
+    bench.now += 30.0
+    verify(bench)
+    assert block(bench.store).proves(1)
+    bench.ceph.change(frozenset())
+    bench.now += 30.0
+    bench.ceph.is_reachable = False
+    verify(bench)
+    assert block(bench.store).proves(1), "nobody knows"
+    bench.ceph.is_reachable = True
+    bench.now += 30.0
+    verify(bench)
+    assert not block(bench.store).proves(1)
+    isolate(bench)
+    assert block(bench.store).proves(1), "listed once more"
+
+
+def verify(bench: Bench) -> None:
+    (duty,) = [one for one in next_duties(bench) if isinstance(one, Verify)]
+    bench.one.judge.carry_out(duty)
 
 
 def test_ceph_that_does_not_answer_is_no_evidence_and_the_bmc_is_asked_on() -> None:
