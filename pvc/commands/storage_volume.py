@@ -245,9 +245,10 @@ def clone(
     btrfs), so that it is there at once; else it is copied. In a directory nobody may have it open.
     """
     about = f"cloning volume {volume} of pool {pool} to {new}"
-    # Others may clone the same one: only the new one is claimed.
+    # Others may clone the same one: only the new one is claimed, unless what is copied has to stay there.
+    claims = [volume, new] if flatten else [new]
     asked = {"new_volume": new, "flatten": flatten, "force": force}
-    return _begin(ctx, "clone", about, pool, volume, asked, claims=[new])
+    return _begin(ctx, "clone", about, pool, volume, asked, claims=claims)
 
 
 # Their snapshots

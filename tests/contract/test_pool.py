@@ -936,6 +936,24 @@ def test_a_copy_that_is_ended_leaves_nothing_on_its_source(
     assert images.leftovers() == []
 
 
+def test_a_copy_of_what_goes_meanwhile_is_none(images: Bench, cluster: Ceph) -> None:
+    """By other means than ours: Ceph does not mind whoever only reads."""
+    images.pool.add("golden", SIZE, Format.RAW, "t1")
+    images.write("golden", b"content")
+    io = cluster.connect().open_ioctx("vms")
+
+    def goes(fraction: float) -> None:
+        with suppress(NotFound), rbd.Image(io, "golden") as image:
+            image.remove_snap(".clone-t2")
+        images.pool.rename("golden", "gone")
+
+    with pytest.raises(Conflict, match="golden was removed or renamed while"):
+        images.pool.clone("golden", "web1", "t2", goes, flatten=True)
+    images.pool.discard("t2", "golden")
+    assert [one.name for one in images.pool.volumes()] == ["gone"]
+    assert images.leftovers() == []
+
+
 def test_what_somebody_died_over_before_there_was_a_clone_goes(images: Bench, cluster: Ceph) -> None:
     images.pool.add("golden", SIZE, Format.RAW, "t1")
     images.pool.clone("golden", "web1", "t2", nothing)

@@ -233,6 +233,7 @@ class RBDPool:
                         progress(offset / source.size_bytes)
                         length = min(PIECE, extent.offset + extent.length - offset)
                         copy.write(offset, source.read(offset, length))
+                _check_still(io, name, PARENT + token)
         _release(io, name, PARENT + token)
 
     def _part(self, io: Any, name: str) -> None:
@@ -570,6 +571,14 @@ def _parent(image: rbd.Image) -> tuple[str, str] | None:
     except rbd.ImageNotFound:
         return None
     return (name, snapshot) if snapshot.startswith(PARENT) else None
+
+
+def _check_still(io: Any, name: str, snapshot: str) -> None:
+    """Ceph gives zeros for what is gone. Raises Conflict."""
+    with suppress(rbd.ImageNotFound), rbd.Image(io, name, read_only=True) as image:
+        if any(one["name"] == snapshot for one in image.list_snaps()):
+            return
+    raise Conflict(f"volume {name} was removed or renamed while it was copied", hint="begin again")
 
 
 def _release(io: Any, name: str, snapshot: str) -> None:

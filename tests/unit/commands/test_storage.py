@@ -237,6 +237,23 @@ def test_a_clone_counts_with_all_that_it_may_become() -> None:
     assert cluster.done("storage.volume-clone", **clone, force=True, flatten=True)["reason"] == ""
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_what_is_copied_is_claimed_and_what_is_shared_is_not(*, flatten: bool) -> None:
+    cluster = storing()
+    clone = {"pool": "vms", "volume": "golden", "flatten": flatten}
+    cluster.call("storage.volume-clone", **clone, new="web1")
+    if not flatten:
+        cluster.call("storage.volume-clone", **clone, new="web2")
+        return
+    for verb, more in (("remove", {}), ("rename", {"new": "other"}), ("clone", {"new": "web2"})):
+        with pytest.raises(Conflict, match="golden"):
+            cluster.call(
+                f"storage.volume-{verb}",
+                **(clone if verb == "clone" else {"pool": "vms", "volume": "golden"}),
+                **more,
+            )
+
+
 def test_a_pool_of_which_nobody_knows_how_much_it_holds_is_not_filled() -> None:
     cluster = storing()
     cluster.pool.total_bytes = 0
