@@ -7,13 +7,13 @@ same ones exist at the same time, on whatever nodes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
-from pvc.cluster.store import Create, Delete, Op, Reader
+from pvc.cluster.store import Create, Delete, Op, Put, Reader
 
 KEEP_COUNT = 100
 """Tasks that are over, of each node."""
@@ -44,7 +44,7 @@ class TaskSpec:
     about: str
     """What it does, in words."""
     node: str
-    """Who is to do it."""
+    """Who is to do it: changed when that is fenced while the VM it is at is recovered."""
     by: str
     """Who asked."""
     at: float
@@ -72,6 +72,8 @@ class TaskStatus:
     state: TaskState = TaskState.WAITING
     incarnation: int = 0
     """The life of the daemon that began it."""
+    lost_by: str = ""
+    """The node that began it, once it was taken from that: whoever has it now undoes it."""
     fraction: float = 0.0
     words: str = ""
     """What it is at."""
@@ -97,6 +99,24 @@ def release_ops(spec: TaskSpec, reader: Reader) -> tuple[Op, ...]:
     claims = reader.get_many(spec.claims)
     mine = spec.id.encode()
     return tuple(Delete(one.path, one.version) for one in claims if one is not None and one.data == mine)
+
+
+def hand_over_ops(
+    spec: TaskSpec, spec_version: int, status: TaskStatus, status_version: int | None, node: str
+) -> tuple[Op, ...]:
+    """To a node that is to end it. Its status is written in any case: who was at it can end it no more."""
+    path = paths.task_status(spec.id)
+    is_begun = status.state is TaskState.RUNNING
+    lost = replace(
+        status, lost_by=status.lost_by or spec.node, incarnation=0
+    )  # lives of two nodes do not compare
+    told = dumps(lost if is_begun else status)
+    return (
+        Put(paths.task(spec.id), dumps(replace(spec, node=node)), spec_version),
+        Create(path, told) if status_version is None else Put(path, told, status_version),
+        Delete(paths.node_task(spec.node, spec.id)),
+        Create(paths.node_task(node, spec.id)),
+    )
 
 
 def forget_ops(spec: TaskSpec, *, has_status: bool) -> tuple[Op, ...]:

@@ -135,7 +135,8 @@ def describe(task: Task, node: Node | None) -> TaskInfo:
     error = {"code": e.code, "message": e.message, "hint": e.hint} if (e := status.error) else None
     reason = e.message if e else ""
     if state is TaskState.LOST and not reason:
-        reason = f"the daemon of {spec.node} ended while it was at it; what it had begun is not undone yet"
+        who = status.lost_by or spec.node
+        reason = f"the daemon of {who} ended while it was at it; what it had begun is not undone yet"
         reason += f" ({status.words})" if status.words.startswith("undoing: ") else ""
     return TaskInfo(
         name=spec.id,
@@ -164,7 +165,8 @@ def _is_lost(task: Task, node: Node | None) -> bool:
     if node is None:
         return True
     is_other_life = node.status.incarnation != task.status.incarnation
-    return task.status.state is TaskState.RUNNING and (is_other_life or node.daemon_state in ENDED)
+    is_over = is_other_life or bool(task.status.lost_by) or node.daemon_state in ENDED
+    return task.status.state is TaskState.RUNNING and is_over
 
 
 def _activity(task: Task, node: Node | None) -> str:

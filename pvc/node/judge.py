@@ -32,6 +32,7 @@ from pvc.cluster.membership import Block, Evidence, Fence, FenceState, StepKind,
 from pvc.cluster.mirror import Mirror
 from pvc.cluster.node import BMC, DaemonState
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Session, SessionState, Store
+from pvc.cluster.tasks import hand_over_ops
 from pvc.cluster.view import VM, Node, View
 from pvc.cluster.vm import Owner, index_nodes, index_ops
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
@@ -499,8 +500,25 @@ class Judge:
         target = self.store.get(paths.vm_target(uuid))
         if target is not None:
             ops.append(Delete(target.path, target.version))
+        ops += self._handed_over(duty)
         self.role.commit(*ops)
         log.warning("released %s from %s: %s", vm.spec.name, duty.fence.node, status.reason)
+
+    def _handed_over(self, duty: Release) -> tuple[Op, ...]:
+        """The task that has the VM for itself: nobody starts it before that is ended where it starts."""
+        new, old = duty.spec.node, duty.fence.node
+        claim = self.store.get(paths.vm_claim(duty.vm.spec.uuid))
+        if claim is None or new is None or new == old or self.store.get(paths.node_tasks(new)) is None:
+            return ()
+        try:
+            task = View(self.store).tasks([claim.data.decode()]).get(claim.data.decode())
+        except Unreadable as error:
+            log.error("%s", error.message)
+            return ()
+        if task is None or task.spec.node != old or task.status.state.is_over:
+            return ()
+        log.warning("task %s goes on to %s: %s", task.spec.id, new, task.spec.about)
+        return hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, new)
 
     def _finish(self, duty: Finish) -> None:
         bmc = duty.bmc_of.bmc if duty.bmc_of else None

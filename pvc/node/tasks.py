@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from pvc.clock import Clock
 from pvc.cluster import paths
-from pvc.cluster.codec import Unreadable, dumps
+from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.cluster.mirror import Mirror
-from pvc.cluster.store import Create, Op, Put, SessionState, Store
+from pvc.cluster.store import Create, Op, Put, SessionState, Store, Stored
 from pvc.cluster.tasks import TaskError, TaskSpec, TaskState, TaskStatus, forget_ops, outdated, release_ops
 from pvc.cluster.view import Task, View, expand_tasks, tasks_of
 from pvc.cluster.vm import Owner
@@ -130,12 +130,19 @@ class Tasks:
         self._be_known()
         busy = self.lanes.busy  # before the documents are read: what is not busy has written its end
         self.mirror.sync()
+        self._let_go(set(self.mirror.children(paths.node_tasks(self.me.node))))
         tasks = self._tasks()
         for task in tasks:
             self._see_to(task, busy)
         self._forget([task for task in tasks if task.status.state.is_over])
         self.view.forget_missing()
         return AGAIN_S if self.undoing else LOOK_S
+
+    def _let_go(self, mine: set[str]) -> None:
+        """Of what was handed over, nothing is left to be written or undone here."""
+        for identity in {*list(self.outcomes), *list(self.undoing)} - mine:
+            self.outcomes.pop(identity, None)
+            self.undoing.pop(identity, None)
 
     def _be_known(self) -> None:
         """By its index: operations give no tasks to a daemon that is too old for any."""
@@ -206,7 +213,8 @@ class Tasks:
         spec, before = task.spec, task.status
         if undoing := self.undoing.get(spec.id):
             return self._undone(spec, before, undoing.state, undoing.error)
-        if before.state is TaskState.RUNNING and before.incarnation != self.me.incarnation:
+        is_mine = before.incarnation == self.me.incarnation and not before.lost_by
+        if before.state is TaskState.RUNNING and not is_mine:
             return self._undone(spec, before, TaskState.LOST)
         if spec.cancel:
             return self._ended(before, TaskState.CANCELLED)
@@ -235,7 +243,9 @@ class Tasks:
     ) -> TaskStatus | None:
         """None where that is to be tried again: until then it keeps what it has claimed."""
         if error is None and state is TaskState.LOST:
-            error = Failed(f"the daemon of {self.me.node} ended while it was at it", hint="try again")
+            who = status.lost_by or self.me.node
+            error = Failed(f"the daemon of {who} ended while it was at it", hint="try again")
+        self._check_mine(spec)
         try:
             if work := self.works.get(spec.kind):
                 work.undo(spec)
@@ -267,7 +277,12 @@ class Tasks:
         told = TaskError(error.code, error.message, error.hint) if error else None
         return replace(status, state=state, ended=self.clock.wall(), words="", error=told)
 
-    # Writing: nobody else writes the status of a task of this node
+    def _check_mine(self, spec: TaskSpec) -> None:
+        """Raises Conflict where it was handed over. Without the store nobody can say that."""
+        with suppress(Unavailable):
+            _check_mine(spec, self.store.get(paths.task(spec.id)))
+
+    # Writing: nobody else writes the status of a task of this node, unless it takes the task away with it
 
     def _publish_progress(self, spec: TaskSpec, fraction: float, words: str) -> None:
         with suppress(Unavailable):
@@ -278,7 +293,9 @@ class Tasks:
 
     def _write(self, spec: TaskSpec, status: TaskStatus, *ops: Op) -> None:
         path = paths.task_status(spec.id)
-        stored = self.store.get(path)
+        # In this order: who finds the status of a task that was handed over finds that it was.
+        stored, task = self.store.get_many([path, paths.task(spec.id)])
+        _check_mine(spec, task)
         if stored is None:
             self.store.commit(Create(path, dumps(status)), *ops)
             return
@@ -295,3 +312,10 @@ def passes(problem: PVCError) -> bool:
     if isinstance(problem, DriverError):
         return problem.retryable or isinstance(problem, NoAnswer)
     return isinstance(problem, Unavailable | Conflict | TimedOut)
+
+
+def _check_mine(spec: TaskSpec, stored: Stored | None) -> None:
+    """As it is now. Raises Conflict."""
+    now = None if stored is None else loads(TaskSpec, stored.data, stored.path)
+    if now is not None and now.node != spec.node:
+        raise Conflict(f"task {spec.id} was handed over to {now.node}")

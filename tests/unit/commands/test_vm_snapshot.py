@@ -10,6 +10,7 @@ import pytest
 from pvc.cluster import domainxml, paths
 from pvc.cluster.snapshots import SnapshotDisk, VMSnapshot, disks_of
 from pvc.cluster.storage import Driver, PoolSpec
+from pvc.cluster.tasks import hand_over_ops
 from pvc.cluster.view import View
 from pvc.errors import Conflict, Invalid
 from pvc.node.drivers import DomainState, DriverError
@@ -237,6 +238,39 @@ def test_killed_in_the_middle_the_guest_goes_on_when_the_daemon_is_back(after: i
     made.work()
     assert made.call("task.info", task=begun["name"])["state"] == "lost"
     assert (made.hosts.guest(uuid_of(made)).is_frozen, state(host, made)) == (False, DomainState.RUNNING)
+    leaves_nothing(made)
+
+
+def test_its_node_dies_in_the_middle_and_where_the_vm_goes_nothing_is_left_of_it() -> None:
+    made = two()
+    host = runs(made)
+    inside = made.hosts.when_snapshot
+
+    def die(file: str, name: str, is_there: bool) -> None:
+        inside(file, name, is_there)
+        host.kills = Killed()
+        raise Killed
+
+    made.hosts.when_snapshot = die
+    begun = made.call("vm.snapshot-create", **DAILY)
+    with pytest.raises(Killed):
+        made.work()
+    made.hosts.when_snapshot, host.kills = inside, None
+    assert any(on_volumes(made).values())
+    host.destroy(uuid_of(made))
+    made.pool.open.clear()
+    del made.tasks["n1"]
+    made.world.ended("web1")
+    task = View(made.world.store).task(begun["name"])
+    made.world.store.commit(
+        *hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, "n2")
+    )
+    made.work()
+    found = made.call("task.info", task=begun["name"])
+    assert (found["state"], found["node"]) == ("lost", "n2")
+    assert found["reason"] == "the daemon of n1 ended while it was at it"
+    for note in Path(made.notes.name).rglob("still-*"):
+        note.unlink()  # of a guest that is gone
     leaves_nothing(made)
 
 

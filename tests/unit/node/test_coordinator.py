@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -14,14 +16,18 @@ from pvc.cluster.fencing import Duty, Shoot
 from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
 from pvc.cluster.store import Create, Delete, Put
+from pvc.cluster.tasks import TaskSpec, TaskState, begin_ops, hand_over_ops
 from pvc.cluster.timing import Timing
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner, State, VMStatus
+from pvc.commands.task import describe
 from pvc.errors import Conflict, PVCError, Unavailable
 from pvc.node.coordinator import Coordinator
 from pvc.node.drivers.power import BMCAccess
+from pvc.node.tasks import Progress, Tasks
 from tests.fakes.addresses import FakeAddresses
 from tests.fakes.blocklist import FakeBlocklist, FakeCeph
+from tests.fakes.lanes import Lanes
 from tests.fakes.power import FakePower, Fault, Machine
 from tests.fakes.store import MemoryCluster
 from tests.unit.node.pictures import UUID, spec
@@ -46,6 +52,10 @@ class Hands:
 
 
 class Bench:
+    TASK = TaskSpec(
+        "0000000a", "vm.snapshot-create", "a snapshot", "n3", "tester", 0.0, {}, (paths.vm_claim(UUID),)
+    )
+
     def __init__(self) -> None:
         self.now = 0.0
         self.cluster = MemoryCluster()
@@ -136,6 +146,50 @@ class Bench:
                 return self.now
         raise AssertionError("never")
 
+    def tasks(
+        self, node: str, meanwhile: Callable[[], None] = sys.exit, *, life: int = 1
+    ) -> tuple[Tasks, list[str]]:
+        """Who does those of a node, and what was called."""
+        calls: list[str] = []
+
+        class Recorded:
+            def do(self, task: TaskSpec, progress: Progress) -> Mapping[str, Any]:
+                calls.append("do")
+                meanwhile()
+                raise Unavailable("it was interrupted")
+
+            def undo(self, task: TaskSpec) -> None:
+                calls.append("undo")
+
+        store, works = self.cluster.connect(), {self.TASK.kind: Recorded()}
+        made = Tasks(Owner(node, life), store, works, self, lambda: None, lanes=Lanes)
+        made.step()
+        return made, calls
+
+    def ask(self, task: TaskSpec) -> None:
+        for node in ("n1", "n2"):
+            self.tasks(node)
+        self.store.commit(*begin_ops(task))
+
+    def work(self, tasks: Tasks) -> None:
+        tasks.step()
+        assert isinstance(tasks.lanes, Lanes)
+        tasks.lanes.run()
+
+    def released(self) -> str:
+        """n3 dies and is fenced; where its VM goes."""
+        for _ in range(2):
+            self.one.judge.carry_out(self.next_duty() if self.fences() else self.until_duty())
+        assert self.owner is None
+        node = View(self.store).vm(UUID).spec.node
+        assert node in ("n1", "n2")
+        return node
+
+    def hand_over(self, node: str) -> None:
+        task = View(self.store).task(self.TASK.id)
+        version = task.status_version
+        self.store.commit(*hand_over_ops(task.spec, task.spec_version, task.status, version, node))
+
     def fences(self) -> Mapping[str, tuple[Fence, int]]:
         return View(self.store).fences()
 
@@ -165,6 +219,59 @@ def test_power_off_read_back_is_a_receipt_and_frees_the_vms() -> None:
     bench.one.judge.carry_out(bench.next_duty())
     assert bench.power.machines["n3"].is_on, "the policy is power-cycle"
     assert bench.fence().finished
+
+
+@pytest.mark.parametrize("life", [1, 7])
+def test_task_that_has_a_vm_for_itself_goes_with_it_and_is_undone_there(life: int) -> None:
+    """By a first life: of which number the other one was on its own node says nothing."""
+    bench = Bench()
+    dead, calls = bench.tasks("n3", life=life)
+    bench.ask(Bench.TASK)
+    with pytest.raises(SystemExit):
+        bench.work(dead)
+    new = bench.released()
+    task = View(bench.store).task(Bench.TASK.id)
+    assert (task.spec.node, bench.store.children(paths.node_tasks("n3"))) == (new, ())
+    shown = describe(task, View(bench.store).node(new))
+    assert (shown.state, "n3 ended while" in shown.reason) == (TaskState.LOST, True)
+    heir, calls = bench.tasks(new)
+    bench.work(heir)
+    assert calls == ["undo"]
+    shown = describe(View(bench.store).task(Bench.TASK.id), View(bench.store).node(new))
+    assert (shown.state, shown.reason) == (TaskState.LOST, "the daemon of n3 ended while it was at it")
+    assert bench.store.get(paths.vm_claim(UUID)) is None, "now it can be started"
+
+
+def test_task_that_was_not_begun_is_done_where_the_vm_goes() -> None:
+    bench = Bench()
+    bench.tasks("n3")
+    bench.ask(Bench.TASK)
+    heir, calls = bench.tasks(bench.released(), lambda: None)
+    bench.work(heir)
+    assert calls == ["do", "undo"], "it says that it was interrupted"
+    assert View(bench.store).task(Bench.TASK.id).status.state is TaskState.FAILED
+
+
+def test_who_comes_back_ends_no_task_that_was_taken_from_it() -> None:
+    bench = Bench()
+    old, calls = bench.tasks("n3", lambda: bench.hand_over("n1"))
+    bench.ask(Bench.TASK)
+    with pytest.raises(Conflict, match="handed over to n1"):
+        bench.work(old)
+    assert calls == ["do"], "what it has begun is for its heir to undo"
+    bench.work(old)
+    assert calls == ["do"]
+    heir, calls = bench.tasks("n1")
+    bench.work(heir)
+    assert (calls, View(bench.store).task(Bench.TASK.id).status.state) == (["undo"], TaskState.LOST)
+
+
+def test_task_of_another_node_stays_there() -> None:
+    bench = Bench()
+    bench.tasks("n3")
+    bench.ask(replace(Bench.TASK, node="n1"))
+    bench.released()
+    assert View(bench.store).task(Bench.TASK.id).spec.node == "n1"
 
 
 def test_machine_that_cannot_be_switched_on_again_is_tried_now_and_then() -> None:
