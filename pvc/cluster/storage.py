@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -174,6 +175,12 @@ def who_reaches(pool: PoolSpec, nodes: Iterable[Node]) -> list[Node]:
         return sorted(able, key=lambda node: node.spec.name)
     told = [f"{node.spec.name}: {_why_not(pool, node)}" for node in having]
     raise Unavailable(f"no node reaches pool {pool.name} now: {'; '.join(told) or pool.node + ' is gone'}")
+
+
+def spread(able: Iterable[str], what: str) -> str:
+    """One of them: the same for the same thing, and each as often as the others for all things."""
+    names = sorted(able)
+    return names[zlib.crc32(what.encode()) % len(names)]
 
 
 def _why_not(pool: PoolSpec, node: Node) -> str:

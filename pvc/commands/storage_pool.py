@@ -341,6 +341,11 @@ def reaching(ctx: Context, spec: PoolSpec) -> list[Node]:
     return storage.who_reaches(spec, ctx.view.nodes().values())
 
 
+def who_does(ctx: Context, spec: PoolSpec, volume: str) -> str:
+    """What is to be done to a volume."""
+    return storage.spread((node.spec.name for node in reaching(ctx, spec)), f"{spec.name}/{volume}")
+
+
 def ask(ctx: Context, spec: PoolSpec, volume: str = "", *, brief: bool = False) -> Any:
     """A node that reaches the pool; another one when that does not answer."""
     *others, last = reaching(ctx, spec)[:TRIES]

@@ -20,7 +20,7 @@ from pvc.cluster.tasks import TaskState
 from pvc.commands import task as tasks
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
-from pvc.commands.storage_pool import reaching
+from pvc.commands.storage_pool import who_does
 from pvc.commands.task import TaskInfo, describe
 from pvc.commands.types import PoolName, TaskName, VolumeName
 from pvc.errors import Conflict, Unavailable, from_code
@@ -125,7 +125,7 @@ def _begin(
         ctx,
         kind,
         about,
-        reaching(ctx, pool.spec)[0].spec.name,
+        who_does(ctx, pool.spec, volume),
         arguments=asked,
         claims=[paths.pool_claim(name, volume)],
         ops=[Check(paths.pool(name), pool.spec_version)],

@@ -15,7 +15,7 @@ from pvc.cluster.vm import Power
 from pvc.commands import task, types, vm_write
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
-from pvc.commands.storage_pool import ask, reaching
+from pvc.commands.storage_pool import ask, who_does
 from pvc.commands.task import TaskInfo
 from pvc.commands.types import Limit, NewVolumeName, PoolName, SnapshotName, VolumeName, VolumeSize
 from pvc.errors import Conflict, Invalid
@@ -385,7 +385,7 @@ def _begin(
         ctx,
         f"storage.volume-{verb}",
         about,
-        reaching(ctx, found.spec)[0].spec.name,
+        who_does(ctx, found.spec, volume),
         arguments={"pool": pool, "volume": volume, **(asked or {})},
         claims=[paths.pool_claim(pool, name) for name in names],
         ops=[Check(paths.pool(pool), found.spec_version), *ops],  # or it has begun to leave

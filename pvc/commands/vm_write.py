@@ -91,12 +91,12 @@ def begin(
         if pool.spec.leaving:
             raise Conflict(f"pool {name} is being removed", hint="pvc task list")
         checks.append(Check(paths.pool(name), pool.spec_version))
-    node = _who_does(ctx, vm, {*pools, *(one.pool for one in volumes)})
+    node = _who_does(ctx, vm, {*pools, *(one.pool for one in volumes)}, about)
     return task.begin(ctx, kind, about, node, arguments=arguments, claims=claims, ops=[*checks, *ops])
 
 
-def _who_does(ctx: Context, vm: VM | None, pools: set[str]) -> str:
-    """Raises Unavailable."""
+def _who_does(ctx: Context, vm: VM | None, pools: set[str], about: str) -> str:
+    """Where it runs, or is to run. Raises Unavailable."""
     nodes = ctx.view.nodes()
     able = {name for name, node in nodes.items() if node.is_running}
     for name in sorted(pools):
@@ -109,4 +109,5 @@ def _who_does(ctx: Context, vm: VM | None, pools: set[str]) -> str:
         raise Unavailable(
             f"{who} reach {', '.join(sorted(pools)) or 'the cluster'} now", hint="pvc node list"
         )
-    return min(able)
+    placed = vm.spec.node if vm is not None else None
+    return placed if placed in able else storage.spread(able, about)

@@ -635,7 +635,13 @@ class Working:
             **self.disks.works,
             **vm_snapshots.works(self.pools, hypervisor, Path(daemon.config.paths.state), clock),
         }
-        self.tasks = Tasks(daemon.me, store, every, clock, self.doing.wake)
+        waiting = {
+            *transfer.works(self.pools, self.transfers),
+            *vm_download.works(self.pools, self.transfers),
+            "storage.osd-remove",
+            "storage.osd-replace",
+        }
+        self.tasks = Tasks(daemon.me, store, every, clock, self.doing.wake, waiting=waiting)
         self.looking.start(self.pools.step)
         self.shut_out.start(self.blocked.step)
         self.doing.start(self.tasks.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,9 @@ from pvc.node.lanes import Lanes, ThreadLanes
 log = logging.getLogger(__name__)
 
 WORKERS = 12
-"""Some wait for whoever brings an image; many more would only contend for the same disks."""
+"""Many more would only contend for the same disks."""
+WAITERS = 100
+"""For tasks that do little but wait: for whoever brings an image, or until an OSD is empty."""
 LOOK_S = 60.0
 UNAVAILABLE_S = 1.0
 PROGRESS_S = 1.0
@@ -107,7 +109,9 @@ class Tasks:
         clock: Clock,
         wake: Callable[[], None],
         lanes: Callable[..., Lanes[Job]] = ThreadLanes,
+        waiting: Collection[str] = (),
     ) -> None:
+        """`waiting`: kinds of tasks that mostly wait."""
         self.me = me
         self.store = store
         self.works = works
@@ -115,6 +119,8 @@ class Tasks:
         self.mirror = Mirror(store, tasks_of(me.node), expand_tasks, wake)
         self.view = View(self.mirror)
         self.lanes = lanes(self._carry_out, wake, lane_of=lambda job: job.id, workers=WORKERS)
+        self.waiting = waiting
+        self.waiting_lanes = lanes(self._carry_out, wake, lane_of=lambda job: job.id, workers=WAITERS)
         self.outcomes: dict[str, TaskStatus] = {}
         """Of tasks that ended, as long as that is not written."""
         self.undoing: dict[str, Undoing] = {}
@@ -128,7 +134,7 @@ class Tasks:
         if self.store.session.state is not SessionState.CONNECTED:
             return UNAVAILABLE_S
         self._be_known()
-        busy = self.lanes.busy  # before the documents are read: what is not busy has written its end
+        busy = self._busy()  # before the documents are read: what is not busy has written its end
         self.mirror.sync()
         self._let_go(set(self.mirror.children(paths.node_tasks(self.me.node))))
         tasks = self._tasks()
@@ -169,7 +175,11 @@ class Tasks:
                 job.progress.stopped = TaskState.CANCELLED
         elif not self.is_ending.is_set() and self._is_due(task.spec.id):
             publish = partial(self._publish_progress, task.spec)
-            self.lanes.submit(Job(task, Progress(publish, self.clock)))
+            lanes = self.waiting_lanes if task.spec.kind in self.waiting else self.lanes
+            lanes.submit(Job(task, Progress(publish, self.clock)))
+
+    def _busy(self) -> dict[str, Job]:
+        return {**self.lanes.busy, **self.waiting_lanes.busy}
 
     def _is_due(self, identity: str) -> bool:
         undoing = self.undoing.get(identity)
@@ -184,9 +194,10 @@ class Tasks:
     def close(self) -> None:
         """What goes on is told to end, and what was begun is undone; the next life does what waits."""
         self.is_ending.set()
-        for job in self.lanes.busy.values():
+        for job in self._busy().values():
             job.progress.stopped = job.progress.stopped or TaskState.LOST
         self.lanes.close()
+        self.waiting_lanes.close()
 
     # One task, on a thread of its own
 

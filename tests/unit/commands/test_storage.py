@@ -388,3 +388,32 @@ def test_sizes_are_whole_sectors(text: str, size: int) -> None:
 def test_sizes_no_disk_has(text: str) -> None:
     with pytest.raises(Invalid):
         volume_bytes(text)
+
+
+# Who does it
+
+
+def test_tasks_are_of_all_nodes_that_reach_the_pool() -> None:
+    cluster = storing()
+    cluster.add_pool("local", node="n2")
+    numbers = range(30)
+    nodes = [
+        cluster.call("storage.volume-add", pool="vms", volume=f"v{n}", size="1G")["node"] for n in numbers
+    ]
+    assert {name for name in nodes if nodes.count(name) >= 5} == {"n1", "n2", "n3"}
+    cluster.work()
+    again = [cluster.call("storage.volume-remove", pool="vms", volume=f"v{n}")["node"] for n in numbers]
+    assert again == nodes, "the same for the same"
+    own = {
+        cluster.call("storage.volume-add", pool="local", volume=f"v{n}", size="1G")["node"] for n in numbers
+    }
+    assert own == {"n2"}
+
+
+def test_tasks_of_a_vm_that_is_stopped_are_of_the_node_where_it_will_run() -> None:
+    cluster = storing()
+    nodes = {cluster.call("vm.create", name=f"web{n}", disk=["1G"], target="n2")["node"] for n in range(10)}
+    assert nodes == {"n1", "n2", "n3"}
+    cluster.work()
+    for n in range(10):
+        assert cluster.call("vm.snapshot-create", vm=f"web{n}", snapshot="daily")["node"] == "n2"

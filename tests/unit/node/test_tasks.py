@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +17,9 @@ from pvc.cluster.view import View
 from pvc.cluster.vm import Owner
 from pvc.errors import Conflict, Failed, PVCError, TimedOut, Unavailable
 from pvc.node.drivers import DriverError, NoAnswer
-from pvc.node.tasks import AGAIN_S, LOOK_S, UNAVAILABLE_S, Progress, Tasks
+from pvc.node.tasks import AGAIN_S, LOOK_S, UNAVAILABLE_S, WORKERS, Progress, Tasks
 from tests.fakes.lanes import Lanes
+from tests.support import eventually
 from tests.unit.commands.world import World, a_world
 from tests.unit.thing import FakeClock
 
@@ -330,6 +332,31 @@ def test_an_end_whose_reply_was_lost_is_not_written_again(bench: Bench) -> None:
     bench.round()
     assert View(bench.world.store).task("0000000a").status_version == version
     assert bench.work.calls == ["do a"]
+
+
+def test_tasks_that_wait_hold_up_no_others() -> None:
+    bench, going, nobody = Bench(), [], threading.Event()
+
+    def wait(progress: Progress) -> Mapping[str, Any]:
+        going.append(1)
+        nobody.wait(30)
+        return {}
+
+    works = {"thing.wait": Recorder(wait), "thing.make": bench.work}
+    bench.tasks = Tasks(Owner("n1", 1), bench.store, works, bench.clock, lambda: None, waiting={"thing.wait"})
+    try:
+        for number in range(WORKERS + 1):
+            bench.ask(f"0000000{number:x}", "thing.wait")
+        bench.ask("000000ff")
+        bench.tasks.step()
+        eventually(lambda: len(going) == WORKERS + 1, within=10)
+        eventually(lambda: bench.status("000000ff").state is TaskState.DONE, within=10)
+        bench.cancel("00000003")
+        bench.tasks.step()
+        assert bench.tasks.waiting_lanes.busy["00000003"].progress.stopped is TaskState.CANCELLED
+    finally:
+        nobody.set()
+        bench.tasks.close()
 
 
 def test_a_damaged_document_holds_up_its_own_task_only(bench: Bench) -> None:
