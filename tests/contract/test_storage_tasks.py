@@ -92,7 +92,9 @@ def one_node(tmp_path: Path, connect: Callable[[], Ceph] | None = None) -> Itera
         ceph_is=lambda seen: None,
         ceph_knows=lambda addresses: None,
         is_idle=lambda: True,
-        guard=SimpleNamespace(is_ours=lambda domain: True, end_one=lambda domain: None),
+        guard=SimpleNamespace(
+            is_ours=lambda domain: True, end_one=lambda domain: None, may_start=lambda: True
+        ),
         wake=lambda: None,
         executor=SimpleNamespace(),
         hypervisor=FakeWorld().add("n1"),
