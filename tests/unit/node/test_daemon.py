@@ -27,7 +27,9 @@ from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
 from pvc.node.daemon import Daemon
 from pvc.node.drivers import Domain, DriverError, MigrationResult, MigrationSettings, MigrationTarget
+from pvc.node.drivers.storage import Holder
 from pvc.node.execute import Executor
+from pvc.node.locks import Held
 from pvc.node.network import Found
 from pvc.node.process import Process, main
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
@@ -254,6 +256,21 @@ def test_a_vm_whose_disks_are_in_a_ceph_that_this_node_does_not_reach_is_tried_a
         domainxml.digest(xml),
         *domainxml.shape(xml).drives,
     )
+
+
+def test_a_vm_whose_disk_somebody_seems_to_hold_is_tried_again(bench: Bench) -> None:
+    """After an outage Ceph takes for alive, for a while, who died before."""
+    holder = Holder("client.7", "auto 1", "10.0.0.3:0/123", is_there=True)
+
+    def held(found: VM) -> None:
+        raise Held(found, "vms/web1", holder)
+
+    bench.daemon.executor.free_disks = held
+    bench.add(spec())
+    with pytest.raises(Held):
+        bench.rounds(1)
+    assert (bench.vm.status.state, bench.vm.status.owner) == (State.STARTING, None)
+    assert "vms/web1 is held by a client at 10.0.0.3:0/123" in bench.vm.status.reason
 
 
 def test_a_vm_that_a_task_is_at_does_not_start(bench: Bench) -> None:
