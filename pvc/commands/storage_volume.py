@@ -167,11 +167,18 @@ def add(
     waits="task.info",
     done="volume {volume} of pool {pool} is removed",
 )
-def remove(ctx: Context, pool: PoolName, volume: VolumeName) -> TaskInfo:
+def remove(
+    ctx: Context,
+    pool: PoolName,
+    volume: VolumeName,
+    *,
+    force: Annotated[bool, Arg("also when its clones fill the pool more than it should be")] = False,
+) -> TaskInfo:
     """Remove a volume that no VM has, with its snapshots unless one is protected."""
     ops = _check_unused(ctx, pool, volume)
     _check_unkept(ctx, pool, volume)
-    return _begin(ctx, "remove", f"removing volume {volume} of pool {pool}", pool, volume, ops=ops)
+    about = f"removing volume {volume} of pool {pool}"
+    return _begin(ctx, "remove", about, pool, volume, {"force": force}, ops=ops)
 
 
 @operation(

@@ -364,7 +364,12 @@ def undefine(ctx: Context, vm: VMName) -> None:
     waits="task.info",
     done="{vm} is removed, with its disks",
 )
-def remove(ctx: Context, vm: VMName) -> TaskInfo | None:
+def remove(
+    ctx: Context,
+    vm: VMName,
+    *,
+    force: Annotated[bool, Arg("also when clones of its disks fill a pool more than it should be")] = False,
+) -> TaskInfo | None:
     """Remove a stopped VM with its volumes and their snapshots, or nothing of it.
 
     A protected snapshot, or a volume that somebody has open, keeps all of it. Disks that are in no pool stay.
@@ -379,7 +384,11 @@ def remove(ctx: Context, vm: VMName) -> TaskInfo | None:
         ctx.commit(*records.removal(ctx.view, found))
         return None
     about = f"removing VM {spec.name} with {', '.join(map(str, volumes))}"
-    arguments = {"vm": spec.uuid, "volumes": [(one.pool, one.name) for one in volumes]}
+    arguments = {
+        "vm": spec.uuid,
+        "volumes": [(one.pool, one.name) for one in volumes],
+        "force": force,
+    }
     leaving = replace(spec, leaving=True)
     return vm_write.begin(ctx, "vm.remove", about, found, volumes, arguments=arguments, spec=leaving)
 

@@ -409,6 +409,23 @@ def guard(name: str, pool: Pool, new_bytes: int, *, force: bool) -> None:
     )
 
 
+def guard_clones(name: str, pool: Pool, volumes: Iterable[str], *, force: bool) -> None:
+    """Raises Conflict where the pool would get too full of what those had for their clones."""
+    try:
+        guard(name, pool, sum(_clones_bytes(pool, one) for one in volumes), force=force)
+    except Conflict as error:
+        raise Conflict(
+            f"clones of it get blocks of their own before: {error.message}",
+            hint="remove clones that nobody needs, or --force",
+        ) from None
+
+
+def _clones_bytes(pool: Pool, volume: str) -> int:
+    with suppress(NotFound):  # or nothing but its name is left
+        return pool.clones_bytes(volume)
+    return 0
+
+
 def _add(pool: Pool, task: TaskSpec, progress: Progress) -> None:
     asked = task.arguments
     _guard(pool, task, asked["size_bytes"])
@@ -416,7 +433,10 @@ def _add(pool: Pool, task: TaskSpec, progress: Progress) -> None:
 
 
 def _remove(pool: Pool, task: TaskSpec, progress: Progress) -> None:
-    pool.remove(task.arguments["volume"], task.id)
+    asked = task.arguments
+    guard_clones(asked["pool"], pool, [asked["volume"]], force=bool(asked.get("force")))
+    told = f"giving clones of {asked['volume']} blocks of their own"
+    pool.remove(asked["volume"], task.id, lambda fraction: progress(fraction, told))
 
 
 def _rename(pool: Pool, task: TaskSpec, progress: Progress) -> None:

@@ -24,7 +24,7 @@ from pvc.cluster.vm import Change, Power, VMSpec
 from pvc.errors import Conflict, NotFound
 from pvc.node.drivers import Hypervisor
 from pvc.node.drivers.storage import Pool
-from pvc.node.storage import Pools, guard
+from pvc.node.storage import Pools, guard, guard_clones
 from pvc.node.tasks import Progress, Work
 
 TRIES = 16
@@ -205,10 +205,12 @@ class Remove(_Disks):
         for volume in volumes:
             with suppress(NotFound):  # somebody has taken it away already
                 _check_removable(volume, self.pools.open(volume.pool))
+        for pool in sorted({one.pool for one in volumes}):
+            names = [one.name for one in volumes if one.pool == pool]
+            guard_clones(pool, self.pools.open(pool), names, force=bool(task.arguments.get("force")))
         for number, volume in enumerate(volumes):
-            progress(number / len(volumes), f"setting {volume.name} aside")
             with suppress(NotFound):
-                self.pools.open(volume.pool).set_aside(volume.name, _aside(task, number))
+                self._set_aside(task, number, volume, progress)
         for tried in range(1, TRIES + 1):
             vm = self.existing(uuid)
             if vm.status.owner is not None:
@@ -221,6 +223,15 @@ class Remove(_Disks):
                     raise
         self._discard(task)
         return {"vm": vm.spec.name}
+
+    def _set_aside(self, task: TaskSpec, number: int, volume: Volume, progress: Progress) -> None:
+        whole = len(_volumes(task))
+
+        def told(fraction: float) -> None:
+            progress((number + fraction) / whole, f"setting {volume.name} aside")
+
+        told(0)
+        self.pools.open(volume.pool).set_aside(volume.name, _aside(task, number), told)
 
     def _discard(self, task: TaskSpec) -> None:
         for number, volume in enumerate(_volumes(task)):

@@ -878,6 +878,36 @@ def test_a_clone_shares_blocks_until_it_has_to_have_its_own(images: Bench) -> No
     assert images.leftovers() == []
 
 
+def test_what_clones_are_to_have_of_their_own_is_known_before(images: Bench) -> None:
+    pool = images.pool
+    pool.add("golden", SIZE, Format.RAW, "t1")
+    images.write("golden", b"content")
+    assert pool.clones_bytes("golden") == 0
+    pool.clone("golden", "web1", "t2", nothing)
+    pool.clone("golden", "web2", "t3", nothing)
+    assert pool.clones_bytes("golden") == 2 * 4 * MIB, "what there is of it, by objects"
+    pool.clone("web1", "web3", "t4", nothing)
+    assert pool.clones_bytes("web1") == 4 * MIB, "which web1 itself has of golden"
+
+    class Ended(PVCError):
+        """As a task is."""
+
+    def end(fraction: float) -> None:
+        if fraction:
+            raise Ended("cancelled")
+
+    with pytest.raises(Ended):
+        pool.remove("golden", "t5", end)
+    pool.discard("t5", "golden")
+    assert [one.name for one in pool.volumes()] == ["golden", "web1", "web2", "web3"]
+    assert pool.clones_bytes("golden") == 4 * MIB, "one has its own already"
+    assert images.read("web3", 7) == b"content"
+    told: list[float] = []
+    pool.remove("golden", "t6", told.append)
+    assert told == [0]
+    assert images.read("web2", 7) == b"content"
+
+
 def test_what_held_the_blocks_of_a_clone_goes_with_it(images: Bench, cluster: Ceph) -> None:
     pool = images.pool
     pool.add("golden", SIZE, Format.RAW, "t1")

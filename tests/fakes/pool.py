@@ -29,6 +29,7 @@ from pvc.node.drivers.storage import (
     Snapshot,
     User,
     Volume,
+    unheard,
 )
 
 
@@ -49,6 +50,8 @@ class FakePool:
     open: set[str] = field(default_factory=set)
     """Volumes that somebody has open."""
     ceph: CephFacts | None = None
+    shared_bytes: dict[str, int] = field(default_factory=dict)
+    """Of volumes, what their clones have of them."""
     kept: dict[str, Kept] = field(default_factory=dict)
     half_done: set[str] = field(default_factory=set)
     aside: dict[str, Kept] = field(default_factory=dict)
@@ -83,20 +86,24 @@ class FakePool:
         self._check_free(name)
         self.kept[name] = Kept(Volume(name, size_bytes, 0, format))
 
-    def remove(self, name: str, token: str) -> None:
+    def remove(self, name: str, token: str, progress: Progress = unheard) -> None:
         found = self._found(name)
         for snapshot, _ in found.snapshots.values():
             if snapshot.is_protected:
                 raise Conflict(f"snapshot {snapshot.name} of volume {name} is protected")
-        self.set_aside(name, token)
+        self.set_aside(name, token, progress)
         self.discard(token)
 
-    def set_aside(self, name: str, token: str) -> None:
+    def set_aside(self, name: str, token: str, progress: Progress = unheard) -> None:
         found = self._found(name)
         self._unused(name)
         del self.kept[name]
         self.aside[token] = found
         self.half_done.add(token)
+
+    def clones_bytes(self, name: str) -> int:
+        self._found(name)
+        return self.shared_bytes.get(name, 0)
 
     def put_back(self, name: str, token: str) -> None:
         self.check()

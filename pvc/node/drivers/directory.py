@@ -41,6 +41,7 @@ from pvc.node.drivers.storage import (
     Snapshot,
     User,
     Volume,
+    unheard,
 )
 from pvc.proc import WITH_US, Completed, run, start
 
@@ -179,21 +180,24 @@ class Directory:
         with self._made(name, token) as half:
             self._image("create", "-q", "-f", format, str(half / f"disk.{format}"), str(size_bytes))
 
-    def remove(self, name: str, token: str) -> None:
+    def remove(self, name: str, token: str, progress: Progress = unheard) -> None:
         self.check()
         if protected := self._protected(name):
             raise Conflict(
                 f"snapshot {protected[0]} of volume {name} is protected",
                 hint="pvc storage volume snapshot protect --off",
             )
-        self.set_aside(name, token)
+        self.set_aside(name, token, progress)
         self.discard(token)
 
-    def set_aside(self, name: str, token: str) -> None:
+    def set_aside(self, name: str, token: str, progress: Progress = unheard) -> None:
         self.check()
         with self._locked(name):
             os.rename(self._directory(name), self._half_done(token))
             _sync(self.path)
+
+    def clones_bytes(self, name: str) -> int:
+        return 0  # each has its own, as far as anybody is told
 
     def put_back(self, name: str, token: str) -> None:
         self.check()

@@ -39,6 +39,7 @@ from pvc.node.drivers.storage import (
     Snapshot,
     User,
     Volume,
+    unheard,
 )
 
 HALF_DONE = ".task-"
@@ -149,7 +150,7 @@ class RBDPool:
             self.rbd.create(io, HALF_DONE + token, size_bytes, old_format=False, features=FEATURES)
             self._name(io, HALF_DONE + token, name)
 
-    def remove(self, name: str, token: str) -> None:
+    def remove(self, name: str, token: str, progress: Progress = unheard) -> None:
         if self._is_lost(name):
             with self._opened() as io:
                 self.rbd.remove(io, name)
@@ -160,13 +161,13 @@ class RBDPool:
                     f"snapshot {snapshot.name} of volume {name} is protected",
                     hint="pvc storage volume snapshot protect --off",
                 )
-        self.set_aside(name, token)
+        self.set_aside(name, token, progress)
         self.discard(token)
 
-    def set_aside(self, name: str, token: str) -> None:
+    def set_aside(self, name: str, token: str, progress: Progress = unheard) -> None:
         self._check_unused(name)
         with self._opened() as io:
-            self._part(io, name)
+            self._part(io, name, progress)
             self._name(io, name, HALF_DONE + token)
 
     def put_back(self, name: str, token: str) -> None:
@@ -236,14 +237,24 @@ class RBDPool:
                 _check_still(io, name, PARENT + token)
         _release(io, name, PARENT + token)
 
-    def _part(self, io: Any, name: str) -> None:
+    def clones_bytes(self, name: str) -> int:
+        """Not more than it has, nor than each has not."""
+        with self._image(name) as image, self._opened(ASK_TIMES) as io:
+            count = 0
+            for parent in _parents(image):
+                has, children = _children(image, parent)
+                for child in children:
+                    with suppress(rbd.ImageNotFound), rbd.Image(io, child, read_only=True) as clone:
+                        count += min(has, max(clone.size() - _used(clone), 0))
+            return count
+
+    def _part(self, io: Any, name: str, progress: Progress = unheard) -> None:
         """From its clones, each of which gets all blocks for itself."""
         with rbd.Image(io, name) as image:
-            for parent in [one["name"] for one in image.list_snaps() if one["name"].startswith(PARENT)]:
-                image.set_snap(parent)
-                children = [one["image"] for one in image.list_children2() if not one["trash"]]
-                image.set_snap(None)
+            found = {parent: _children(image, parent)[1] for parent in _parents(image)}
+            for number, (parent, children) in enumerate(found.items()):
                 for child in children:
+                    progress(number / len(found))
                     with rbd.Image(io, child) as clone:
                         clone.flatten()
                 if image.is_protected_snap(parent):
@@ -581,6 +592,21 @@ def _check_still(io: Any, name: str, snapshot: str) -> None:
     raise Conflict(f"volume {name} was removed or renamed while it was copied", hint="begin again")
 
 
+def _parents(image: rbd.Image) -> list[str]:
+    """Its snapshots that are there for clones."""
+    return [one["name"] for one in image.list_snaps() if one["name"].startswith(PARENT)]
+
+
+def _children(image: rbd.Image, parent: str) -> tuple[int, list[str]]:
+    """How much one of these has, and the clones it is there for."""
+    image.set_snap(parent)
+    try:
+        has = _used(image, include_parent=True)
+        return has, [one["image"] for one in image.list_children2() if not one["trash"]]
+    finally:
+        image.set_snap(None)
+
+
 def _release(io: Any, name: str, snapshot: str) -> None:
     """A snapshot that was there for one clone only. One whose clone is there stays."""
     with suppress(rbd.ImageNotFound, rbd.ImageBusy), rbd.Image(io, name) as image:
@@ -595,7 +621,7 @@ def _size(io: Any, identity: str) -> int | None:
     return None if value is None else int(struct.unpack("<Q", value)[0])
 
 
-def _used(image: rbd.Image) -> int:
+def _used(image: rbd.Image, *, include_parent: bool = False) -> int:
     """By the map of its objects, which are there or not."""
     found: list[int] = []
 
@@ -603,7 +629,7 @@ def _used(image: rbd.Image) -> int:
         if exists:
             found.append(length)
 
-    image.diff_iterate(0, image.size(), None, count, include_parent=False, whole_object=True)
+    image.diff_iterate(0, image.size(), None, count, include_parent=include_parent, whole_object=True)
     return sum(found)
 
 

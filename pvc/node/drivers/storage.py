@@ -15,6 +15,10 @@ Progress = Callable[[float], None]
 """Called with how much is done, from 0 to 1; may raise, and then what was begun ends soon."""
 
 
+def unheard(fraction: float) -> None:
+    """Progress that nobody waits for, nor ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capacity:
     total_bytes: int
@@ -194,12 +198,16 @@ class Pool(Protocol):
 
     def add(self, name: str, size_bytes: int, format: Format, token: str) -> None: ...
 
-    def remove(self, name: str, token: str) -> None:
+    def remove(self, name: str, token: str, progress: Progress = unheard) -> None:
         """With its snapshots. Raises Conflict where one is protected."""
         ...
 
-    def set_aside(self, name: str, token: str) -> None:
+    def set_aside(self, name: str, token: str, progress: Progress = unheard) -> None:
         """With its snapshots, whatever they are: nobody finds it, `discard` ends it. Raises Conflict."""
+        ...
+
+    def clones_bytes(self, name: str) -> int:
+        """How much more its clones take at most, once it goes and they have blocks of their own."""
         ...
 
     def put_back(self, name: str, token: str) -> None:

@@ -237,6 +237,18 @@ def test_a_clone_counts_with_all_that_it_may_become() -> None:
     assert cluster.done("storage.volume-clone", **clone, force=True, flatten=True)["reason"] == ""
 
 
+def test_clones_of_what_is_removed_do_not_fill_the_pool() -> None:
+    cluster = storing()
+    cluster.pool.used_bytes = 75 * GIB
+    cluster.pool.shared_bytes["golden"] = 10 * GIB
+    golden = {"pool": "vms", "volume": "golden"}
+    found = cluster.done("storage.volume-remove", **golden)
+    assert found["reason"].startswith("clones of it get blocks of their own before: 10 GiB more would fill")
+    assert "golden" in cluster.pool.kept
+    assert cluster.done("storage.volume-remove", **golden, force=True)["reason"] == ""
+    assert "golden" not in cluster.pool.kept
+
+
 @pytest.mark.parametrize("flatten", [False, True])
 def test_what_is_copied_is_claimed_and_what_is_shared_is_not(*, flatten: bool) -> None:
     cluster = storing()

@@ -347,6 +347,16 @@ def test_what_keeps_one_disk_keeps_all_before_anything_is_touched(why: str) -> N
     cluster.world.check_invariants()
 
 
+def test_clones_of_its_disks_do_not_fill_the_pool_when_it_goes() -> None:
+    cluster = with_disks()
+    cluster.pool.shared_bytes = dict.fromkeys(WEB, cluster.pool.total_bytes // 2)
+    failed = cluster.done("vm.remove", vm="web1")
+    assert failed["reason"].startswith("clones of it get blocks of their own before: ")
+    assert sorted(cluster.pool.kept) == ["golden", *WEB]
+    assert cluster.call("vm.info", vm="web1")["state"] == "stop"
+    assert cluster.done("vm.remove", vm="web1", force=True)["state"] == "done"
+
+
 def test_a_removal_that_fails_in_the_middle_brings_all_back(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = with_disks()
     breaks(cluster, monkeypatch, "set_aside", 2)
