@@ -54,6 +54,8 @@ class Note:
     block_try: float | None = None
     block_failed: str = ""
     blocking: Blocking | None = None
+    marked_down: frozenset[int] = frozenset()
+    """OSDs of it: once each, since one that lives stops when it is told so too often."""
 
 
 @dataclass(frozen=True, slots=True)

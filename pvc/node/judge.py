@@ -265,6 +265,20 @@ class Judge:
         )
         self._write(receipt, version, _not_returned(node))
         log.warning("fenced %s after %.1f s, evidence: %s", fence.node, receipt.fence_s, evidence)
+        if evidence in (Evidence.POWER_OFF, Evidence.OPERATOR):
+            self._end_osds(node)
+
+    def _end_osds(self, node: Node) -> None:
+        """Who writes to them waits until Ceph believes that they are down. By a promise it does by then, and
+        who left cleanly may have left them running."""
+        if self.blocklist is None or not node.status.ceph_addresses:
+            return
+        try:
+            if osds := self.blocklist.map().at(_addresses(node)):
+                self.blocklist.mark_down(osds)
+                log.warning("told Ceph that OSDs of %s are down: %s", node.spec.name, sorted(osds))
+        except DriverError as error:
+            log.warning("cannot tell Ceph that OSDs of %s are down: %s", node.spec.name, error.message)
 
     def _tried(self, fence: Fence) -> Fence:
         """As it is announced."""
@@ -451,14 +465,27 @@ class Judge:
             # Not for every new map: where they come often some OSD is always behind.
             blocking = self._blocking(fence, blocking.version, known)
         for osd in sorted(blocking.up):
-            if self.blocklist.epoch_of(osd) < blocking.epoch:
-                return f"osd.{osd} does not know it yet"
+            try:
+                if self.blocklist.epoch_of(osd) < blocking.epoch:
+                    return f"osd.{osd} does not know it yet"
+            except DriverError:
+                self._end_silent(self.blocklist, fence, known.at(block.addresses) & {osd})
+                raise
         proven = Put(paths.block(fence.node), dumps(replace(block, epoch=blocking.epoch)), blocking.version)
         before = self._noted(look.node)
         self.role.commit(proven, _not_returned(look.node))
         self._note(fence, partial(_counted_on, before, look.node.status_version or 0))
         log.warning("%s is shut out of Ceph: every OSD knows epoch %d", fence.node, blocking.epoch)
         return ""
+
+    def _end_silent(self, blocklist: Blocklist, fence: Fence, osds: frozenset[int]) -> None:
+        """OSDs of the node itself, of which Ceph would learn later."""
+        marked = self._note(fence, lambda note: note).marked_down
+        if osds <= marked:
+            return
+        self._note(fence, lambda note: replace(note, marked_down=marked | osds))
+        blocklist.mark_down(osds)
+        log.warning("told Ceph that OSDs of %s are down: %s", fence.node, sorted(osds))
 
     def _blocking(self, fence: Fence, version: int, known: OSDMap) -> Blocking:
         blocking = Blocking(version, known.epoch, known.up)
@@ -467,7 +494,7 @@ class Judge:
 
     def _listed(self, blocklist: Blocklist, fence: Fence, node: Node) -> tuple[Block, Blocking]:
         """Its block, and a map with its addresses: announced before it is done."""
-        addresses = tuple(sorted({*node.status.ceph_addresses, *_addresses(node)}))
+        addresses = tuple(sorted(_addresses(node)))
         wanted = Block(fence.node, fence.incarnation, addresses, since=self.clock.wall())
         path = paths.block(fence.node)
         stored = self.store.get(path)
@@ -548,8 +575,9 @@ def _is_over(node: Node | None, incarnation: int) -> bool:
 
 
 def _addresses(node: Node) -> set[str]:
-    """By which it may be known to Ceph though it has not said so."""
-    return {as_listed(one) for one in (node.spec.address, node.spec.storage_address) if one}
+    """By which it may be known to Ceph, also though it has not said so."""
+    told = {as_listed(one) for one in (node.spec.address, node.spec.storage_address) if one}
+    return told.union(node.status.ceph_addresses)
 
 
 def _counted_on(before: Note, version: int, note: Note) -> Note:

@@ -73,6 +73,8 @@ def _fake() -> Bench:
 
     def silence(on: bool) -> None:
         made.osds[0].is_silent = on
+        if not on:
+            made.down.discard(0)
         made.tell(made.osds[0])
 
     def unreachable() -> Blocklist:
@@ -230,6 +232,21 @@ def test_an_osd_that_is_silent_knows_nothing(bench: Bench) -> None:
             bench.blocklist.epoch_of(0)
     finally:
         bench.silence(False)
+
+
+def test_an_osd_that_is_marked_down_comes_up_again_when_it_lives(bench: Bench) -> None:
+    before = bench.blocklist.map()
+    assert before.at(["127.0.0.1"]) == {0}
+    bench.silence(True)
+    try:
+        for _ in range(2):
+            bench.blocklist.mark_down([0])
+            assert not bench.blocklist.map().up
+            assert not bench.blocklist.map().at(["127.0.0.1"])
+    finally:
+        bench.silence(False)
+    eventually(lambda: bool(bench.blocklist.map().up), within=30)
+    assert bench.blocklist.map().epoch > before.epoch
 
 
 def test_monitors_that_are_away_are_an_error_of_the_driver(bench: Bench) -> None:

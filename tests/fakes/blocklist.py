@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from pvc.node.drivers import DriverError
@@ -14,6 +15,7 @@ class FakeOSD:
     listed: frozenset[str]
     """As its map has them."""
     is_silent: bool = False
+    host: str = "127.0.0.1"
 
 
 @dataclass(slots=True)
@@ -29,6 +31,11 @@ class FakeCeph:
         for osd in self.osds.values():
             if not osd.is_silent:
                 self.tell(osd)
+
+    def mark_down(self, osds: Collection[int]) -> None:
+        """One that lives notices, and comes up again."""
+        self.down |= {one for one in osds if self.osds[one].is_silent}
+        self.change(self.listed)
 
     def tell(self, osd: FakeOSD) -> None:
         osd.epoch, osd.listed = self.epoch, self.listed
@@ -52,7 +59,8 @@ class FakeBlocklist:
     def map(self) -> OSDMap:
         self._reach()
         ceph = self.ceph
-        return OSDMap(ceph.epoch, frozenset(ceph.osds.keys() - ceph.down), ceph.listed)
+        up = frozenset(ceph.osds.keys() - ceph.down)
+        return OSDMap(ceph.epoch, up, ceph.listed, {one: ceph.osds[one].host for one in up})
 
     def add(self, address: str) -> None:
         self._reach()
@@ -68,6 +76,10 @@ class FakeBlocklist:
         if self.ceph.osds[osd].is_silent:
             raise DriverError(f"osd.{osd} does not answer", retryable=True)
         return self.ceph.osds[osd].epoch
+
+    def mark_down(self, osds: Collection[int]) -> None:
+        self._reach()
+        self.ceph.mark_down(osds)
 
     def _reach(self) -> None:
         if not self.ceph.is_reachable:

@@ -22,7 +22,7 @@ from tests.fakes.blocklist import FakeCeph, FakeOSD
 from tests.sim.speed import loads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from tests.sim.world import Life, World
 
@@ -63,6 +63,8 @@ class SimCeph(FakeCeph):
         self.world = world
         self.places = tuple(places)
         self.osds = {number: FakeOSD(1, frozenset()) for number in range(len(self.places))}
+        for number, place in enumerate(self.places):
+            self.osds[number].host = address_of(place)
         self.heard = dict.fromkeys(self.osds, world.now)
         self.away_until = 0.0
         self.slow_until: dict[int, float] = {}
@@ -110,6 +112,11 @@ class SimCeph(FakeCeph):
     def change(self, listed: frozenset[str]) -> None:
         self.world.trace(f"Ceph takes nothing from {' '.join(sorted(listed)) or 'nobody'}")
         self.listed = listed
+        self._new_map()
+
+    def mark_down(self, osds: Iterable[int]) -> None:
+        self.world.trace(f"marked down: {sorted(osds)}")
+        self.down |= set(osds)
         self._new_map()
 
     def _new_map(self) -> None:
@@ -208,7 +215,8 @@ class SimBlocklist:
     def map(self) -> OSDMap:
         self._reach()
         ceph = self.ceph
-        return OSDMap(ceph.epoch, frozenset(ceph.osds.keys() - ceph.down), ceph.listed)
+        up = frozenset(ceph.osds.keys() - ceph.down)
+        return OSDMap(ceph.epoch, up, ceph.listed, {one: ceph.osds[one].host for one in up})
 
     def add(self, address: str) -> None:
         self._reach()
@@ -224,6 +232,11 @@ class SimBlocklist:
     def remove(self, address: str) -> None:
         self._reach()
         self._expire(address)
+        self._reach()
+
+    def mark_down(self, osds: Collection[int]) -> None:
+        self._reach()
+        self.ceph.mark_down(osds)
         self._reach()
 
     def epoch_of(self, osd: int) -> int:

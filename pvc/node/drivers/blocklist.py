@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Protocol
 
@@ -16,6 +17,12 @@ class OSDMap:
     """OSDs. One that comes up knows this epoch before it serves anybody."""
     listed: frozenset[str]
     """Addresses that are listed as a whole, whatever the port."""
+    hosts: Mapping[int, str] = field(default_factory=dict)
+    """The address of each OSD that is up."""
+
+    def at(self, addresses: Collection[str]) -> frozenset[int]:
+        """OSDs there."""
+        return frozenset(osd for osd, address in self.hosts.items() if address in addresses)
 
 
 class Blocklist(Protocol):
@@ -38,6 +45,10 @@ class Blocklist(Protocol):
 
     def epoch_of(self, osd: int) -> int:
         """The newest map that it knows, from itself."""
+        ...
+
+    def mark_down(self, osds: Collection[int]) -> None:
+        """Nobody waits any more until Ceph finds that out by itself; one that lives comes up again."""
         ...
 
 

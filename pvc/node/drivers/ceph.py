@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,6 +103,12 @@ class CephBlocklist:
             found["epoch"],
             frozenset(one["osd"] for one in found["osds"] if one["up"]),
             frozenset(_host(entry) for entry in found["blocklist"] if entry.endswith(":0/0")),
+            {
+                one["osd"]: _host(address["addr"])
+                for one in found["osds"]
+                if one["up"]
+                for address in one["public_addrs"]["addrvec"]
+            },
         )
 
     def add(self, address: str) -> None:
@@ -122,6 +128,10 @@ class CephBlocklist:
         with _reached(), self.ceph.connected(times) as cluster:
             asked = _asked("status", {})
             return int(_answer(f"osd.{osd}", cluster.osd_command(osd, asked, b""))["newest_map"])
+
+    def mark_down(self, osds: Collection[int]) -> None:
+        with _reached():
+            self.ceph.command("osd down", ids=[str(one) for one in sorted(osds)])
 
 
 def _host(entry: str) -> str:

@@ -108,6 +108,55 @@ def test_osd_that_is_down_need_not_know() -> None:
     assert block(bench.store).proves(1)
 
 
+def test_silent_osd_of_the_node_is_marked_down_once() -> None:
+    """Ceph itself waits for 20 s or more."""
+    bench = on_ceph()
+    bench.ceph.osds[1] = FakeOSD(1, frozenset(), is_silent=True, host=ADDRESS)
+    isolate(bench)
+    assert bench.ceph.down == {1}
+    bench.ceph.down.clear()
+    isolate(bench)
+    assert not bench.ceph.down, "it came up again, and stops when it is told so too often"
+    assert not block(bench.store).proves(1)
+    bench.ceph.down.add(1)
+    isolate(bench)
+    assert block(bench.store).proves(1)
+
+
+def test_osds_of_others_are_not_marked_down() -> None:
+    bench = on_ceph()
+    bench.ceph.osds[1] = FakeOSD(1, frozenset(), is_silent=True, host="10.0.0.4")
+    isolate(bench)
+    assert not bench.ceph.down
+
+
+@pytest.mark.parametrize("is_off", [True, False])
+def test_ceph_is_told_of_osds_of_a_node_that_is_fenced(is_off: bool) -> None:
+    bench = on_ceph()
+    bench.ceph.osds[1] = FakeOSD(1, frozenset(), is_silent=True, host=ADDRESS)
+    if is_off:
+        bench.power.machines["n3"].is_on = False
+        bench.power.machines["n3"].fault = Fault.NONE
+    else:
+        fence, version = bench.fences()["n3-1"]
+        confirmed = replace(fence, confirmed=True, asked_by="me")
+        bench.store.commit(Put(paths.fence("n3", 1), dumps(confirmed), version))
+    (duty,) = [one for one in next_duties(bench) if isinstance(one, Shoot)]
+    bench.one.judge.carry_out(duty)
+    assert bench.fence().state is FenceState.FENCED
+    assert bench.ceph.down == {1}
+
+
+def test_ceph_that_is_away_keeps_no_node_from_being_fenced() -> None:
+    bench = on_ceph()
+    bench.ceph.is_reachable = False
+    bench.power.machines["n3"].is_on = False
+    bench.power.machines["n3"].fault = Fault.NONE
+    (duty,) = [one for one in next_duties(bench) if isinstance(one, Shoot)]
+    bench.one.judge.carry_out(duty)
+    assert bench.fence().state is FenceState.FENCED
+
+
 def test_others_must_know_that_an_osd_is_down() -> None:
     """It may go on with its node: they would carry out what it takes from the QEMU there."""
     bench = on_ceph()
