@@ -11,8 +11,9 @@ from pvc.cluster.membership import Block
 from pvc.cluster.node import DaemonState, NodeRole, Stray, Wanted
 from pvc.cluster.placement import explained
 from pvc.cluster.readiness import Fencing, fencing_of
-from pvc.cluster.store import Check, Delete, Op, Put
-from pvc.cluster.tasks import forget_ops, release_ops
+from pvc.cluster.storage import spread
+from pvc.cluster.store import Check, Delete, Op, Put, Stored
+from pvc.cluster.tasks import TaskState, forget_ops, hand_over_ops, release_ops
 from pvc.cluster.vm import Power
 from pvc.commands import types
 from pvc.commands.context import Context, LocalContext
@@ -24,7 +25,7 @@ from pvc.commands.vm_place import placement_of
 from pvc.errors import Conflict, Invalid, Unavailable
 
 if TYPE_CHECKING:
-    from pvc.cluster.view import VM, Node
+    from pvc.cluster.view import VM, Node, Task
 
 
 NOT_ASKED = Fencing((), 0.0, ())
@@ -345,15 +346,61 @@ def _block_of(ctx: Context, node: str) -> tuple[tuple[str, ...], list[Op]]:
 
 
 def _tasks_of(ctx: Context, node: str) -> list[Op]:
-    """What forgets them, with all that they claim."""
+    """What forgets them, with all that they claim; what was begun is for another node to undo."""
     index = ctx.store.get(paths.node_tasks(node))
     if index is None:
         return []
     ops: list[Op] = []
     for task in ctx.view.tasks(ctx.store.children(index.path)).values():
+        claimed = [] if task.status.state.is_over else _claimed(ctx, task)
+        heir = _heir(ctx, node, task, {pool for pool, _, _ in claimed})
+        if heir:
+            ctx.say(f"{heir} takes away what was begun: {task.spec.about}")
+            ops += hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, heir)
+            continue
+        if task.status.state is TaskState.RUNNING:
+            ctx.say(f"nobody else can take away what was begun: {task.spec.about}")
         ops += release_ops(task.spec, ctx.store)
         ops += forget_ops(task.spec, has_status=task.status_version is not None)
+        ops += _let_go(ctx, task, claimed)
     return [*ops, Delete(index.path, index.version)]
+
+
+def _claimed(ctx: Context, task: Task) -> list[tuple[str, str, Stored]]:
+    """Pool, volume and claim of each, also of those that it claimed on its way."""
+    found: list[tuple[str, str, Stored]] = []
+    for pool in ctx.view.pools():
+        names = ctx.store.children(paths.pool_claims(pool))
+        claims = ctx.store.get_many([paths.pool_claim(pool, name) for name in names])
+        mine = zip(names, claims, strict=True)
+        found += [(pool, name, one) for name, one in mine if one and one.data.decode() == task.spec.id]
+    return found
+
+
+def _heir(ctx: Context, gone: str, task: Task, pools: set[str]) -> str:
+    """Who undoes it: if possible one that reaches the pools now. Empty: nobody has to, or ever can."""
+    if task.status.state is not TaskState.RUNNING:
+        return ""
+    specs = [one.spec for name, one in ctx.view.pools().items() if name in pools]
+    able = [
+        other
+        for name, other in ctx.view.nodes().items()
+        if name != gone and other.is_running and ctx.store.get(paths.node_tasks(name)) is not None
+    ]
+    able = [one for one in able if all(spec.node in ("", one.spec.name) for spec in specs)]
+    near = [one for one in able if not any(spec.name in one.status.pool_problems for spec in specs)]
+    return spread([one.spec.name for one in near or able], task.spec.id) if able else ""
+
+
+def _let_go(ctx: Context, task: Task, claimed: list[tuple[str, str, Stored]]) -> list[Op]:
+    """Volumes of a VM that was never made are nobody's."""
+    users = ctx.store.get_many([paths.pool_vm(pool, name) for pool, name, _ in claimed])
+    found = [one for one in users if one is not None]
+    there = ctx.view.vms({one.data.decode() for one in found})
+    return [
+        *(Delete(one.path, one.version) for *_, one in claimed if one.path not in task.spec.claims),
+        *(Delete(one.path, one.version) for one in found if one.data.decode() not in there),
+    ]
 
 
 def _check_is_not_last(ctx: Context, node: str) -> None:

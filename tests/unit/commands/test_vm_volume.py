@@ -509,3 +509,65 @@ def test_a_commit_that_arrives_after_its_task_was_undone_is_too_late(
 def is_vm(path: str) -> bool:
     """What a VM is to be."""
     return path.startswith(f"{paths.VMS}/") and path.count("/") == paths.VMS.count("/") + 1
+
+
+# Its node never comes back
+
+
+class Gone(BaseException):
+    """With all that it was at."""
+
+
+def dies_making(cluster: Storing, disk: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """web2, whose second volume is never made: the task, and the node that was at it."""
+    add, count = cluster.pool.add, [0]
+
+    def die(*given: Any) -> None:
+        count[0] += 1
+        if count[0] == 2:
+            raise Gone
+        add(*given)
+
+    for tasks in cluster.tasks.values():
+        tasks.step()
+    monkeypatch.setattr(cluster.pool, "add", die)
+    begun = cluster.call("vm.create", name="web2", disk=[disk, disk])
+    with pytest.raises(Gone):
+        cluster.work()
+    monkeypatch.undo()
+    del cluster.tasks[begun["node"]]
+    cluster.world.kill_node(begun["node"])
+    cluster.world.edit(paths.node_status(begun["node"]), state="stop")
+    return begun["name"], begun["node"]
+
+
+def test_what_a_node_was_at_that_is_removed_is_undone_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = storing()
+    task, gone = dies_making(cluster, "vms/2G", monkeypatch)
+    assert sorted(cluster.pool.kept) == ["golden", "web2-vda"]
+    cluster.call("node.remove", node=gone)
+    found = cluster.call("task.info", task=task)
+    assert (found["state"], found["node"] in cluster.tasks) == ("lost", True)
+    with pytest.raises(Conflict, match="belongs to a VM that is being made"):
+        cluster.call("vm.create", name="web3", disk=["vms/web2-vda"])
+    cluster.work()
+    assert cluster.call("task.info", task=task)["reason"] == f"the daemon of {gone} ended while it was at it"
+    assert sorted(cluster.pool.kept) == ["golden"]
+    assert cluster.world.volumes_in_use() == {}
+    assert cluster.world.store.children(paths.pool_claims("vms")) == ()
+    assert cluster.done("vm.create", name="web2", disk=["vms/2G"])["state"] == "done"
+
+
+def test_what_nobody_else_can_undo_is_forgotten_with_whose_it_was_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = storing()
+    cluster.add_pool("local", node="n3", path="/srv/local")
+    task, gone = dies_making(cluster, "local/2G", monkeypatch)
+    assert gone == "n3"
+    assert len(cluster.world.volumes_in_use()) == 2
+    cluster.call("node.remove", node="n3")
+    with pytest.raises(NotFound):
+        cluster.call("task.info", task=task)
+    assert cluster.world.volumes_in_use() == {}
+    assert cluster.world.store.children(paths.pool_claims("local")) == ()

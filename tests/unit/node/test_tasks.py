@@ -397,12 +397,15 @@ def test_a_task_of_a_dead_node_may_still_go_on_until_it_is_fenced_or_back(bench:
     assert bench.world.call("task.info", task="0000000a")["state"] == "lost"
 
 
-def test_a_node_that_is_removed_takes_its_tasks_along(bench: Bench) -> None:
+def test_a_node_that_is_removed_takes_its_tasks_along_but_those_that_it_had_begun(bench: Bench) -> None:
+    other = f"{paths.node('n2')}/claim"
     bench.ask(claims=(CLAIM,))
-    bench.ask("0000000b")
+    bench.ask("0000000b", claims=(other,))
     running = replace(TaskStatus(), state=TaskState.RUNNING, incarnation=1)
     bench.store.commit(Create(paths.task_status("0000000b"), dumps(running)))
     bench.world.kill_node("n1")
     bench.world.call("node.remove", node="n1")
-    assert not View(bench.world.store).tasks()
+    (left,) = View(bench.world.store).tasks().values()
+    assert (left.spec.id, left.spec.node != "n1", left.status.lost_by) == ("0000000b", True, "n1")
     assert bench.world.store.get(CLAIM) is None
+    assert bench.world.store.get(other) is not None, "until it is undone"
