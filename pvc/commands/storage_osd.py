@@ -16,7 +16,7 @@ from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.task import TaskInfo
 from pvc.commands.types import NodeName
-from pvc.errors import Invalid, NotFound, Unavailable
+from pvc.errors import Conflict, Invalid, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from pvc.cluster.view import Node
@@ -358,13 +358,18 @@ def _begin(
 
 
 def reaching(ctx: Context) -> list[Node]:
-    """Nodes that reach Ceph, in the same order each time. Raises Unavailable when there is none."""
+    """Nodes that reach Ceph, in the same order each time. Raises Unavailable where none does now, Conflict
+    where there is none."""
     nodes = sorted(ctx.view.nodes().values(), key=lambda node: node.spec.name)
     able = [node for node in nodes if node.is_running and (seen := node.status.ceph) and seen.fsid]
     if not able:
         problems = [why for node in nodes if (seen := node.status.ceph) for why in seen.problems]
-        told = problems[0] if problems else "none has a /etc/ceph/ceph.conf"
-        raise Unavailable(f"no node reaches a Ceph now: {told}")
+        if not problems:
+            raise Conflict(
+                "this cluster has no Ceph: no node that runs has a /etc/ceph/ceph.conf",
+                hint="docs/storage.md says what a node needs",
+            )
+        raise Unavailable(f"no node reaches Ceph now: {problems[0]}")
     return able
 
 

@@ -184,7 +184,7 @@ def _reaches_ceph(node: Node) -> bool:
 def _any_running(ctx: Context) -> str:
     running = sorted(name for name, node in ctx.view.nodes().items() if node.is_running)
     if not running:
-        raise Unavailable("the daemon of no node runs", hint="pvc node list")
+        raise Conflict("the daemon of no node runs", hint="pvc node list")
     return running[0]
 
 
