@@ -18,7 +18,7 @@ from typing import Any
 
 from pvc.cluster.codec import dumps
 from pvc.cluster.tasks import TaskSpec
-from pvc.errors import Conflict, Failed, NotFound, PVCError
+from pvc.errors import Conflict, Failed, NotFound, PVCError, Unavailable
 from pvc.node import devices
 from pvc.node.devices import Device
 from pvc.node.drivers.ceph_volume import OSDDisks, Prepared
@@ -28,8 +28,6 @@ from pvc.node.tasks import Progress, Work
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
-PATIENCE = 150
-"""So many looks whether Ceph answers, before what was begun is left as it is."""
 BOOTSTRAP: Mapping[str, Any] = {
     "entity": "client.bootstrap-osd",
     "caps": ["mon", "allow profile bootstrap-osd"],  # as monitors make it themselves
@@ -62,15 +60,13 @@ class OSDs:
 
     # Ceph
 
-    def wait_for_ceph(self) -> None:
-        """After a power cut of all it may come later than this daemon, which has something to undo."""
-        for _ in range(PATIENCE):
-            try:
-                self.connect().command("status")
-                return
-            except PVCError as error:
-                log.info("waiting for Ceph, to undo what was begun: %s", error.message)
-                self.pause(LOOK_S)
+    def check_ceph(self) -> None:
+        """Before something is undone, which is tried again: after a power cut Ceph may come after this daemon.
+        Raises Unavailable."""
+        try:
+            self.connect().command("status")
+        except PVCError as error:
+            raise Unavailable(f"Ceph does not answer: {error.message}") from None
 
     def known(self) -> dict[int, Mapping[str, Any]]:
         """As the map of OSDs has them."""
@@ -253,7 +249,7 @@ class Add:
         notes = osds.journal.read(task.id)
         if not notes:
             return
-        osds.wait_for_ceph()
+        osds.check_ceph()
         known = osds.known()
         mine = {*notes["osds"], *(n for n, one in known.items() if one["uuid"] in notes["identities"])}
         for osd in sorted(mine - osds.has_joined(mine, notes)):
@@ -307,7 +303,7 @@ class Remove:
         """As long as Ceph knows it, it comes back; else its disk is the rest."""
         osds = self.osds
         if notes := osds.journal.read(task.id):
-            osds.wait_for_ceph()
+            osds.check_ceph()
             self._come_back(task, notes)
             osds.journal.forget(task.id)
 
