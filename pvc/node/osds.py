@@ -61,7 +61,7 @@ class OSDs:
     # Ceph
 
     def check_ceph(self) -> None:
-        """Before something is undone, which is tried again: after a power cut Ceph may come after this daemon.
+        """Before something is undone, which is tried again: after a power cut Ceph may come later than we do.
         Raises Unavailable."""
         try:
             self.connect().command("status")
