@@ -655,7 +655,7 @@ class Working:
         self.tasks.close()
 
     def is_busy(self) -> bool:
-        return bool(self.tasks.lanes.busy)
+        return self.tasks.is_busy()
 
     def close(self) -> None:
         self.end()

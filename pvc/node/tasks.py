@@ -178,6 +178,9 @@ class Tasks:
             lanes = self.waiting_lanes if task.spec.kind in self.waiting else self.lanes
             lanes.submit(Job(task, Progress(publish, self.clock)))
 
+    def is_busy(self) -> bool:
+        return bool(self._busy())
+
     def _busy(self) -> dict[str, Job]:
         return {**self.lanes.busy, **self.waiting_lanes.busy}
 
