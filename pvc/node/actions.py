@@ -118,6 +118,8 @@ class FetchBack:
     """Bring the VMs home that were away while this node was flushed."""
 
     vms: tuple[VM, ...]
+    is_all: bool = True
+    """Then the node says that it is done."""
 
 
 NodeAction = Evacuate | FetchBack

@@ -21,6 +21,7 @@ from pvc.cluster.vm import Owner
 from pvc.errors import Invalid, PVCError
 from pvc.node.drivers import Domain
 from pvc.node.drivers.blocklist import Blocklist, as_listed
+from pvc.node.plan import NOT_LOOKED
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ IDLE_S = 10.0
 """While no pool is in Ceph."""
 AGAIN_S = 1.0
 """While it is listed, or Ceph does not answer."""
-NOT_LOOKED = "it has not looked yet whether Ceph takes writes from here"
 
 
 class Blocked:

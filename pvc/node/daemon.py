@@ -85,7 +85,7 @@ class Daemon:
         self.notes: dict[str, Note] = {}
         self.notes_lock = threading.Lock()
         self.status_lock = threading.Lock()
-        self.problem = ""
+        self.problem = self.waits = ""
         self.trouble = ""
         """Why this node does nothing else: libvirt is silent, or its VMs are being ended."""
         self.boot = boot
@@ -410,6 +410,7 @@ class Daemon:
             self.notes = remember(replace(picture, notes=self.notes))
             picture = replace(picture, notes=self.notes)
         planned = self.planner(picture)
+        self.waits = planned.problem
         self.arriving = frozenset(_arriving(picture, planned))
         for action in planned.actions:
             self.lanes.submit(action)
@@ -443,7 +444,7 @@ class Daemon:
         return 1.0
 
     def _told(self, trouble: str) -> str:
-        return "; ".join(filter(None, (trouble, self.problem or self.guard.doubt)))
+        return "; ".join(filter(None, (trouble, self.problem or self.waits or self.guard.doubt)))
 
     def _next(self, planned: Plan, now: float) -> float:
         return max(0.0, min(planned.wake_at - now, self.load_due - now, LONGEST_WAIT_S))
@@ -479,6 +480,7 @@ class Daemon:
             memory_free_mib=0,
             bridges=self.bridges(),
             flushed=view.decode(NodeStatus, status).flushed if status else False,
+            ceph_problem=self.ceph_problem(),
         )
 
     def _vms(self, uuids: Sequence[str]) -> dict[str, VM]:

@@ -131,7 +131,7 @@ class Executor:
             case Evacuate():
                 self.evacuate(action.vms)
             case FetchBack():
-                self.fetch_back(action.vms)
+                self.fetch_back(action)
 
     # The store
 
@@ -177,14 +177,17 @@ class Executor:
         log.info("%s: %s", action.vm.spec.name, action.why)
 
     def answer(self, action: Answer) -> None:
-        path, data = paths.vm_target(action.vm.spec.uuid), dumps(action.target)
+        target = action.target
+        if not target.refused and (why := self._without_ceph(action.vm)):
+            target = replace(target, refused=why)
+        path, data = paths.vm_target(action.vm.spec.uuid), dumps(target)
         older = action.version
         op: Op = Create(path, data) if older is None else Put(path, data, older)
         self.put([Check(paths.vm(action.vm.spec.uuid), action.vm.spec_version), op])
         log.info(
             "%s may come here%s",
             action.vm.spec.name,
-            f": no, {action.target.refused}" if action.target.refused else "",
+            f": no, {target.refused}" if target.refused else "",
         )
 
     # A VM's life here
@@ -215,9 +218,12 @@ class Executor:
         log.info("started %s", vm.spec.name)
 
     def _check_ceph(self, vm: VM) -> None:
-        """Asked when this lane is busy: whoever sees that none is has said before that nothing may begin."""
-        if domainxml.uses_ceph(vm.spec.definition) and (why := self.ceph_problem()):
+        if why := self._without_ceph(vm):
             raise Unavailable(f"{vm.spec.name} waits: {why}")
+
+    def _without_ceph(self, vm: VM) -> str:
+        """Asked when this lane is busy: whoever sees that none is has said before that nothing may begin."""
+        return self.ceph_problem() if domainxml.uses_ceph(vm.spec.definition) else ""
 
     def _claimed(self, vm: VM) -> VMStatus:
         """A start is all that earlier requests to restart wanted; a new request forgives old failures."""
@@ -489,12 +495,13 @@ class Executor:
             later = self.clock.monotonic() + RETRY_S
             self.note("node", lambda note: replace(note, not_before=later))
 
-    def fetch_back(self, vms: tuple[VM, ...]) -> None:
+    def fetch_back(self, action: FetchBack) -> None:
         """All of them, before the node says that it is done: a conflict begins anew with what is left."""
         self.problem("")
-        for vm in vms:
+        for vm in action.vms:
             self.write(vm, self._fetched(vm), None)
-        self.publish(lambda status: replace(status, flushed=False))
+        if action.is_all:
+            self.publish(lambda status: replace(status, flushed=False))
 
     def _fetched(self, vm: VM) -> VMSpec:
         if vm.spec.node == self.me.node:

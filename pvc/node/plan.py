@@ -62,6 +62,8 @@ GOOD_RUN_S = 300.0
 """After so long a run, the failures before it are forgotten."""
 RETRY_S = 10.0
 """Between two tries to bring a VM away from a node that is flushed."""
+NOT_LOOKED = "it has not looked yet whether Ceph takes writes from here"
+"""The problem with Ceph (Picture) of a daemon that has just begun: it knows more in a moment."""
 LONGEST_BACKOFF_S = 60.0
 LOOK_AGAIN_S = 1.0
 ON_REQUEST = "user"
@@ -116,6 +118,9 @@ class Picture:
     bridges: frozenset[str] = frozenset()
     flushed: bool = False
     """As this node has published it."""
+    ceph_problem: str = ""
+    """Why no VM that uses Ceph may begin here. Nothing is tried while there is one: whoever takes this node
+    off Ceph's block list waits until no lane is busy."""
 
     def note(self, uuid: str) -> Note:
         return self.notes.get(uuid, Note())
@@ -126,6 +131,8 @@ class Plan:
     actions: list[Action | NodeAction] = field(default_factory=list)
     wake_at: float = float("inf")
     """When to plan again though nothing changed."""
+    problem: str = ""
+    """Why a return does not get on."""
 
     def wake(self, at: float) -> None:
         self.wake_at = min(self.wake_at, at)
@@ -389,7 +396,7 @@ def _plan_devices(picture: Picture, vm: VM, domain: Domain, result: Plan) -> Act
         if change.device in has:
             if action := _plan_detach(picture, vm, change, result):
                 return action
-        elif _can_come(picture, domain, wanted, change):
+        elif _can_come(picture, domain, wanted, change) and not _without_ceph(picture, vm):
             return Attach(vm, domain, change.device)
     return None
 
@@ -617,6 +624,8 @@ def _plan_arrival(picture: Picture, vm: VM, result: Plan) -> Action | None:
     wanted = (picture.me.node, vm.spec.moves, picture.me.incarnation)
     if found and (found[0].node, found[0].moves, found[0].incarnation) == wanted:
         return None
+    if _without_ceph(picture, vm) == NOT_LOOKED:
+        return None  # a refusal would be final for this move; its owner waits a while for an answer
     answer = Target(*wanted, refused=refusal(picture, vm, result))
     return Answer(vm, answer, found[1] if found else None)
 
@@ -626,6 +635,8 @@ def refusal(picture: Picture, vm: VM, result: Plan) -> str:
     spec = vm.spec
     if picture.node.wanted is not Wanted.READY:
         return "it is flushed"
+    if why := _without_ceph(picture, vm):
+        return why
     answered = {
         action.vm.spec.uuid
         for action in (*picture.busy.values(), *result.actions)
@@ -640,6 +651,16 @@ def refusal(picture: Picture, vm: VM, result: Plan) -> str:
     if spec.memory_mib > free:
         return f"{spec.memory_mib} MiB do not fit its free {free} MiB"
     return missing_bridge(vm, picture.bridges)
+
+
+def _without_ceph(picture: Picture, vm: VM) -> str:
+    """Why this VM cannot begin here, as one that uses Ceph; empty if it can."""
+    if not picture.ceph_problem:
+        return ""
+    try:
+        return picture.ceph_problem if domainxml.uses_ceph(vm.spec.definition) else ""
+    except Invalid:
+        return ""  # its start says so
 
 
 def _is_promised(picture: Picture, uuid: str, vm: VM, answered: set[str]) -> bool:
@@ -671,7 +692,17 @@ def _plan_idle(picture: Picture, vm: VM, result: Plan) -> Action | None:
     if status.attempts == spec.attempts and picture.now < note.not_before:
         result.wake(note.not_before)
         return None
+    if why := _without_ceph(picture, vm):
+        return _waits(vm, why)
     return Start(vm)
+
+
+def _waits(vm: VM, why: str) -> Commit | None:
+    """Said once: whoever knows that the problem has changed has the node plan again."""
+    reason = f"waits: {why}"
+    if why == NOT_LOOKED or vm.status.reason == reason:
+        return None
+    return Commit(vm, None, replace(vm.status, reason=reason), reason)
 
 
 # The node itself
@@ -684,7 +715,11 @@ def _plan_node(picture: Picture, result: Plan) -> NodeAction | None:
         return None
     away = [vm for vm in picture.vms.values() if _is_to_fetch(picture, vm)]
     away.sort(key=lambda vm: start_order(vm.spec))
-    return FetchBack(tuple(away))
+    ready = tuple(vm for vm in away if not _without_ceph(picture, vm))
+    if len(ready) == len(away):
+        return FetchBack(ready)
+    result.problem = f"not all of its VMs are fetched home yet: {picture.ceph_problem}"
+    return FetchBack(ready, is_all=False) if ready else None
 
 
 def _is_to_fetch(picture: Picture, vm: VM) -> bool:

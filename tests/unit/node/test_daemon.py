@@ -258,6 +258,62 @@ def test_a_vm_whose_disks_are_in_a_ceph_that_this_node_does_not_reach_is_tried_a
     )
 
 
+ON_CEPH = domainxml.create(
+    "web1", UUID, memory_mib=512, vcpus=1, disks=[domainxml.NewDisk("vms/web1", "raw", is_rbd=True)]
+)
+
+
+def test_no_start_is_tried_while_ceph_takes_no_writes_from_the_node(bench: Bench) -> None:
+    """Each try would keep a lane busy, and the node comes off Ceph's block list when none is."""
+    bench.daemon.ceph_problem = lambda: "it is listed"
+    bench.add(spec(definition=ON_CEPH))
+    bench.rounds(3)
+    assert bench.vm.status.reason == "waits: it is listed"
+    assert [type(action).__name__ for action in bench.lanes[-1].seen] == ["Commit"]
+
+
+def test_vm_on_ceph_may_not_come_when_the_node_is_listed_since_that_was_planned(bench: Bench) -> None:
+    join(bench, "n2", "10.0.0.2")
+    bench.add(spec(definition=ON_CEPH))
+    found = bench.vm
+    elsewhere = replace(found.status, owner=Owner("n2", 1), state=State.START)
+    bench.store.commit(Put(paths.vm_status(UUID), dumps(elsewhere), found.status_version or 0))
+    planned: list[str] = []
+
+    def problem() -> str:
+        planned.append("")
+        return "" if len(planned) == 1 else "it is listed"
+
+    bench.daemon.ceph_problem = problem
+    bench.rounds(1)
+    answer = View(bench.store).target(UUID)
+    assert answer is not None
+    assert answer[0].refused == "it is listed"
+    assert bench.daemon.is_idle() is False
+    bench.rounds(1)
+    assert bench.daemon.is_idle()
+
+
+def test_return_goes_on_until_what_waits_for_ceph_has_come_too(bench: Bench) -> None:
+    join(bench, "n2", "10.0.0.2")
+    other = UUID.replace("1", "2")
+    bench.add(spec(definition=ON_CEPH, node="n2", home="n1"))
+    bench.add(spec(uuid=other, name="web2", node="n2", home="n1"))
+    bench.store.commit(*(Create(paths.node_vm("n2", uuid)) for uuid in (UUID, other)))
+    bench.daemon.ceph_problem = lambda: "it is listed"
+    bench.daemon._change_status(lambda status: replace(status, flushed=True))
+    bench.rounds(2)
+    assert (View(bench.store).vm(other).spec.node, bench.vm.spec.node) == ("n1", "n2")
+    assert bench.node.status.flushed
+    assert "it is listed" in bench.node.load.problem
+    bench.daemon.ceph_problem = lambda: ""
+    bench.daemon.executor.ceph = lambda: CephAccess((Monitor("10.0.0.9", 3300),), "pvc-vm", UUID)
+    bench.rounds(2)
+    assert bench.vm.spec.node == "n1"
+    assert not bench.node.status.flushed
+    assert bench.node.load.problem == ""
+
+
 def test_a_vm_whose_disk_somebody_seems_to_hold_is_tried_again(bench: Bench) -> None:
     """After an outage Ceph takes for alive, for a while, who died before."""
     holder = Holder("client.7", "auto 1", "10.0.0.3:0/123", is_there=True)

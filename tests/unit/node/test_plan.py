@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from pvc.cluster import domainxml
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.node import Wanted
-from pvc.cluster.vm import Method, Migration, Owner, Power, State, Target, VMSpec, VMStatus
+from pvc.cluster.view import VM
+from pvc.cluster.vm import Change, Method, Migration, Owner, Power, State, Target, VMSpec, VMStatus
 from pvc.node import plan as planner
 from pvc.node.actions import Answer, Commit, Evacuate, FetchBack, Migrate, Shutdown, Start
 from pvc.node.drivers import Domain, DomainState, Ended
@@ -668,3 +670,57 @@ def test_14_2_9_ready_starts_no_disabled_vm(power: Power) -> None:
 def test_ready_brings_home_what_was_away() -> None:
     away = vm(spec(node="n2", home="n1"), OTHERS)
     assert plan(picture(away, flushed=True)).actions == [FetchBack((away,))]
+
+
+LISTED = "Ceph takes no writes from it"
+
+
+def on_ceph(spec: VMSpec) -> VMSpec:
+    disk = domainxml.NewDisk("vms/web1", "raw", is_rbd=True)
+    xml = domainxml.create("web1", UUID, memory_mib=512, vcpus=1, disks=[disk])
+    return replace(spec, definition=xml)
+
+
+def told_with(problem: str, the_vm: VM, runs: Domain | None = None, *, flushed: bool = False) -> list[str]:
+    seen = picture(the_vm, runs, ceph_problem=problem, flushed=flushed)
+    return [told(action) for action in plan(seen).actions]
+
+
+def test_vm_on_ceph_waits_while_there_is_a_problem_with_ceph_and_says_so_once() -> None:
+    waiting = vm(on_ceph(spec()), FREE)
+    (said,) = plan(picture(waiting, ceph_problem=LISTED)).actions
+    assert isinstance(said, Commit)
+    assert said.spec is None
+    assert said.status == replace(FREE, reason=f"waits: {LISTED}")
+    assert told_with(LISTED, vm(waiting.spec, said.status)) == []
+    assert told_with(planner.NOT_LOOKED, waiting) == []
+    assert told_with("", vm(waiting.spec, said.status)) == ["start"]
+    assert told_with(LISTED, vm(spec(), FREE)) == ["start"]
+
+
+def test_vm_on_ceph_may_not_come_while_there_is_a_problem_with_ceph() -> None:
+    coming = vm(on_ceph(spec()), OTHERS)
+    assert told_with(LISTED, coming) == [f"answer {LISTED}"]
+    assert told_with(planner.NOT_LOOKED, coming) == []
+    assert told_with("", coming) == ["answer yes"]
+    assert told_with(LISTED, vm(spec(), OTHERS)) == ["answer yes"]
+
+
+def test_vm_on_ceph_is_fetched_home_when_there_is_no_problem_with_ceph_any_more() -> None:
+    away = vm(spec(node="n2", home="n1"), OTHERS)
+    on = vm(on_ceph(away.spec), OTHERS)
+    assert told_with(LISTED, on, flushed=True) == []
+    assert told_with("", on, flushed=True) == ["fetch 1"]
+    seen = replace(picture(ceph_problem=LISTED, flushed=True), vms={UUID: on, "other": away})
+    assert plan(seen).actions == [FetchBack((away,), is_all=False)]
+    assert LISTED in plan(seen).problem
+
+
+def test_no_disk_is_given_while_there_is_a_problem_with_ceph() -> None:
+    wanted = on_ceph(spec())
+    shape = domainxml.shape(wanted.definition)
+    (drive,) = shape.drives
+    getting = vm(replace(wanted, live=(Change(drive.device, drive.digest),)), status(digest=shape.digest))
+    runs = domain(digest=shape.digest, rest=shape.rest)
+    assert told_with(LISTED, getting, runs) == []
+    assert told_with("", getting, runs) == [f"attach {drive.device}"]
