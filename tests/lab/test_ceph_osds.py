@@ -43,7 +43,8 @@ def test_a_disk_of_a_node_becomes_an_osd_and_goes_again(lab: RunningLab, disk: s
     assert states(cluster) == {**before, 3: "n2 up,in"}
     refused = cluster.pvc("storage", "osd", "add", "n2", disk, "--yes", "--force", check=False)
     assert (refused.code, f"{disk} has data or the database of OSD 3" in refused.stderr) == (4, True)
-    assert cluster.json("storage", "util")["size_bytes"] > 3 * 32 * 1024**3
+    # The manager's figures come some seconds late.
+    eventually(lambda: cluster.json("storage", "util")["size_bytes"] > 3 * 32 * 1024**3, within=60)
     eventually(lambda: cluster.pvc("storage", "osd", "out", "3", check=False).code == 0, within=60)
     assert states(cluster)[3] == "n2 up,out"
     cluster.pvc("storage", "osd", "remove", "3", "--yes")
