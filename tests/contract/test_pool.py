@@ -984,6 +984,17 @@ def test_a_copy_of_what_goes_meanwhile_is_none(images: Bench, cluster: Ceph) -> 
     assert images.leftovers() == []
 
 
+def test_what_somebody_died_over_while_removing_it_goes(images: Bench, cluster: Ceph) -> None:
+    """Its header went before its name."""
+    io = cluster.connect().open_ioctx("vms")
+    rbd.RBD().create(io, ".task-t9", MIB, old_format=False)
+    (identity,) = (one["id"] for one in rbd.RBD().list2(io) if one["name"] == ".task-t9")
+    io.remove_object(f"rbd_header.{identity}")
+    images.pool.discard("t9")
+    assert ".task-t9" not in {one["name"] for one in rbd.RBD().list2(io)}
+    images.pool.discard("t9")
+
+
 def test_what_somebody_died_over_before_there_was_a_clone_goes(images: Bench, cluster: Ceph) -> None:
     images.pool.add("golden", SIZE, Format.RAW, "t1")
     images.pool.clone("golden", "web1", "t2", nothing)

@@ -407,14 +407,14 @@ class RBDPool:
                 _release(io, of, PARENT + token)
 
     def _discard(self, io: Any, name: str) -> None:
-        try:
-            with rbd.Image(io, name) as image:
-                parent = _parent(image)
-                for one in list(image.list_snaps()):
-                    image.remove_snap(one["name"])
-        except rbd.ImageNotFound:
-            return
-        self._remove_once_closed(io, name)
+        parent = None
+        with suppress(rbd.ImageNotFound), rbd.Image(io, name) as image:
+            parent = _parent(image)
+            for one in list(image.list_snaps()):
+                image.remove_snap(one["name"])
+        # Also where it cannot be opened: one whose removal was cut off has no header any more, but its name.
+        with suppress(rbd.ImageNotFound):
+            self._remove_once_closed(io, name)
         if parent is not None:
             _release(io, *parent)
 
