@@ -208,8 +208,10 @@ def telling(said: list[str]) -> Progress:
 
 def test_a_disk_that_gets_full_is_a_problem(real: Bench, cluster: Ceph) -> None:
     """Before any OSD goes by force: with it go PGs, of which there is one copy here, and who writes waits."""
+    eventually(cluster._is_clean, within=60)
     with Client(cluster.conf, "admin").opened("vms", ASK_TIMES) as io:
-        io.write_full("large", bytes(64 * 1024**2))
+        for piece in range(16):  # of which a slow disk takes each in time
+            io.write("large", bytes(4 * 1024**2), piece * 4 * 1024**2)
     real.monitors.command("osd set-nearfull-ratio", ratio=0.005)
     try:
         eventually(lambda: [one for one in problems(look(real.monitors)) if "nearfull" in one], within=60)

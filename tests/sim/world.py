@@ -950,16 +950,17 @@ class World:
                 self.fail(f"{node} is alive in a life for which there is a receipt")
 
     def _is_released(self, was: Owner, now: Owner | None, uuid: str) -> bool:
-        """By a receipt, which must be true."""
+        """By a receipt, which must be true. A VM in Ceph also by the proof that Ceph takes nothing from where
+        it was, and then to nobody: where it migrated to is known only when it has ended."""
         receipts = [
             loads(Fence, stored.data)
             for name in self.cluster.names(paths.FENCES)
             if (stored := self.cluster.document(f"{paths.FENCES}/{name}"))
         ]
         host = self.hosts[was.node]
-        is_in_ceph = self.ceph is not None and uuid in self.ceph.in_ceph
-        if is_in_ceph and self.ceph is not None and self.ceph.is_shut_out(was.node, was.incarnation):
-            return now is None
+        in_ceph = self.ceph if self.ceph is not None and uuid in self.ceph.in_ceph else None
+        if now is None and in_ceph is not None and in_ceph.is_shut_out(was.node, was.incarnation):
+            return True
         return (
             any(
                 one.node == was.node and one.incarnation >= was.incarnation and one.state is FenceState.FENCED
