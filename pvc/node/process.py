@@ -598,11 +598,12 @@ class Working:
             keep_secret=hypervisor.keep_secret,
         )
         self.shut_out = Loop("block list", clock)
+        listed = blocklist(connect)
         self.blocked = Blocked(
             daemon.me,
             store,
             daemon.hypervisor.domains,
-            blocklist(connect),
+            listed,
             publish=daemon.ceph_knows,
             is_idle=daemon.is_idle,
             is_ours=daemon.guard.is_ours,
@@ -615,7 +616,7 @@ class Working:
         held = locks.Locks(
             store,
             images(connect or to_ceph),
-            blocklist(connect),
+            listed,
             clock,
             time.sleep,
             daemon.guard.may_start,
@@ -624,23 +625,21 @@ class Working:
         self.disks = Disks(daemon, store, clock)
         self.transfers = transfer.Transfers(clock)
         daemon.executor.ceph = self.pools.ceph
+        carrying = {
+            **transfer.works(self.pools, self.transfers),
+            **vm_download.works(self.pools, self.transfers),
+        }
         every = {
             **storage.works(self.pools),
             **vm_disks.works(self.pools, daemon.hypervisor),
-            **transfer.works(self.pools, self.transfers),
+            **carrying,
             **benchmark.works(self.pools),
             **vm_export.works(self.pools),
-            **vm_download.works(self.pools, self.transfers),
             **locks.works(held),
             **self.disks.works,
             **vm_snapshots.works(self.pools, hypervisor, Path(daemon.config.paths.state), clock),
         }
-        waiting = {
-            *transfer.works(self.pools, self.transfers),
-            *vm_download.works(self.pools, self.transfers),
-            "storage.osd-remove",
-            "storage.osd-replace",
-        }
+        waiting = {*carrying, "storage.osd-remove", "storage.osd-replace"}
         self.tasks = Tasks(daemon.me, store, every, clock, self.doing.wake, waiting=waiting)
         self.looking.start(self.pools.step)
         self.shut_out.start(self.blocked.step)

@@ -28,6 +28,7 @@ from pvc.cluster.vm import VMSpec
 from pvc.errors import Conflict, Failed, Invalid, NotFound, PVCError
 from pvc.node import diffs
 from pvc.node.drivers import DriverError
+from pvc.node.drivers.directory import sync
 from pvc.node.storage import Pools, Result, guard
 from pvc.node.tasks import Progress, Work, passes
 
@@ -102,14 +103,6 @@ def _on_disk(node: str, where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Failed(f"{error.filename or where} on {node}: {error.strerror or error}") from None
-
-
-def _sync(where: Path) -> None:
-    file = os.open(where, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 @contextmanager
@@ -211,9 +204,9 @@ class Export:
             progress.check()
             with _new_file(half / MANIFEST) as file:
                 file.write(exports.written(manifest))
-            _sync(half)
+            sync(half)
             half.rename(place)
-            _sync(target)
+            sync(target)
         size = sum(one.file_bytes for one in manifest.disks)
         return {"node": self.pools.node, "path": str(place), "bytes": size}
 

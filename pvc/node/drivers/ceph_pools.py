@@ -109,15 +109,12 @@ class CephPools:
 
     def facts(self, name: str, identity: str) -> CephFacts:
         """Raises Unavailable where there is no such pool of ours."""
-        found = self._ours(name, identity)
-        if found is None:
-            raise Unavailable(f"the pool {name} that this Ceph has is not that of this cluster")
+        found = self._required(name, identity)
         return ceph_pools.facts(found, self.ceph.command("osd crush rule dump"), self._states(name))
 
     def set_pgs(self, name: str, identity: str, pgs: int) -> None:
         """More or fewer, to which Ceph then moves by itself; 0: as its autoscaler finds right."""
-        if self._ours(name, identity) is None:
-            raise Unavailable(f"the pool {name} that this Ceph has is not that of this cluster")
+        self._required(name, identity)
         if not pgs:
             self._set(name, "pg_autoscale_mode", "on")
             return
@@ -202,6 +199,13 @@ class CephPools:
         found = self._pools().get(name)
         is_half = name == HALF_MADE + identity  # perhaps it had no time to say whose it is
         return found if found is not None and (is_half or ceph_pools.identity(found) == identity) else None
+
+    def _required(self, name: str, identity: str) -> Mapping[str, Any]:
+        """Raises Unavailable."""
+        found = self._ours(name, identity)
+        if found is None:
+            raise Unavailable(f"the pool {name} that this Ceph has is not that of this cluster")
+        return found
 
     def _states(self, name: str) -> list[str]:
         return [one["state"] for one in self.ceph.command("pg ls-by-pool", poolstr=name)["pg_stats"]]

@@ -27,7 +27,7 @@ from pvc import names
 from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.images import ImageFormat, written
 from pvc.cluster.storage import Format
-from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
+from pvc.errors import Conflict, NotFound, PVCError, Unavailable
 from pvc.node.drivers import DriverError, images, nbd, qcow2
 from pvc.node.drivers.storage import (
     Capacity,
@@ -41,7 +41,14 @@ from pvc.node.drivers.storage import (
     Snapshot,
     User,
     Volume,
+    check_name,
+    cut_off,
+    in_use,
+    is_protected,
+    no_volume,
+    snapshot_exists,
     unheard,
+    volume_exists,
 )
 from pvc.proc import WITH_US, Completed, run, start
 
@@ -82,7 +89,7 @@ def prepare(path: str, identity: str) -> None:
         marker.write(identity)
         marker.flush()
         os.fsync(marker.fileno())
-    _sync(directory)
+    sync(directory)
 
 
 def retire(path: str, identity: str) -> None:
@@ -145,7 +152,7 @@ class Directory:
                 status = os.fstat(disk.fileno())
                 size = status.st_size if format is Format.RAW else qcow2.size(disk)
         except FileNotFoundError:
-            raise _no_volume(name) from None
+            raise no_volume(name) from None
         except OSError as error:
             raise DriverError(f"{file} cannot be read: {error.strerror}") from None
         return Volume(name, size, status.st_blocks * 512, format)
@@ -156,10 +163,10 @@ class Directory:
             file = where / f"disk.{format}"
             if file.exists():
                 return file, format
-        raise _no_volume(name)
+        raise no_volume(name)
 
     def _directory(self, name: str) -> Path:
-        _check_name(name, names.VOLUME, "volume")
+        check_name(name, names.VOLUME, "volume")
         return self.path / name
 
     def location(self, name: str) -> str:
@@ -183,10 +190,7 @@ class Directory:
     def remove(self, name: str, token: str, progress: Progress = unheard) -> None:
         self.check()
         if protected := self._protected(name):
-            raise Conflict(
-                f"snapshot {protected[0]} of volume {name} is protected",
-                hint="pvc storage volume snapshot protect --off",
-            )
+            raise is_protected(name, protected[0])
         self.set_aside(name, token, progress)
         self.discard(token)
 
@@ -194,7 +198,7 @@ class Directory:
         self.check()
         with self._locked(name):
             os.rename(self._directory(name), self._half_done(token))
-            _sync(self.path)
+            sync(self.path)
 
     def clones_bytes(self, name: str) -> int:
         return 0  # each has its own, as far as anybody is told
@@ -208,11 +212,7 @@ class Directory:
     def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
         before = self.volume(name)
         if size_bytes < before.size_bytes and not shrink:
-            lost = before.size_bytes - size_bytes
-            raise Conflict(
-                f"volume {name} has {before.size_bytes} bytes: the last {lost} would be cut off",
-                hint="--shrink, when nothing uses them any more",
-            )
+            raise cut_off(name, before.size_bytes, size_bytes)
         cut = ["--shrink"] if size_bytes < before.size_bytes else []
         self._change(name, "resize", "-q", "-f", before.format, *cut, then=[str(size_bytes)])
 
@@ -316,14 +316,14 @@ class Directory:
             return [_shown(tag, kept) for tag, of in kept.items() if of.get("protected")]
 
     def add_snapshot(self, name: str, snapshot: str) -> None:
-        _check_name(snapshot, names.SNAPSHOT, "snapshot")
+        check_name(snapshot, names.SNAPSHOT, "snapshot")
         if self.volume(name).format is not Format.QCOW2:
             raise Conflict(
                 f"volume {name} is raw: in a directory only qcow2 has snapshots",
                 hint="pvc storage volume clone makes a copy",
             )
         if snapshot in {one.name for one in self.snapshots(name)}:
-            raise Conflict(f"volume {name} has a snapshot {snapshot} already")
+            raise snapshot_exists(name, snapshot)
         known = {tag.name for tag in self._tags(self._disk(name)[0])}
         tag = f"@{snapshot}"  # never a number, which qemu-img would take for an identity
         while tag in known:
@@ -338,18 +338,15 @@ class Directory:
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         tag = self._tag(name, snapshot)
         if self._kept(name).get(tag, {}).get("protected"):
-            raise Conflict(
-                f"snapshot {snapshot} of volume {name} is protected",
-                hint="pvc storage volume snapshot protect --off",
-            )
+            raise is_protected(name, snapshot)
         self._change(name, "snapshot", "-q", "-d", tag)
         self._keep(name, tag, {})
 
     def rename_snapshot(self, name: str, snapshot: str, new: str) -> None:
-        _check_name(new, names.SNAPSHOT, "snapshot")
+        check_name(new, names.SNAPSHOT, "snapshot")
         tag = self._tag(name, snapshot)
         if new in {one.name for one in self.snapshots(name)}:
-            raise Conflict(f"volume {name} has a snapshot {new} already")
+            raise snapshot_exists(name, new)
         self._keep(name, tag, self._kept(name).get(tag, {}) | {"name": new})
 
     def roll_back(self, name: str, snapshot: str) -> None:
@@ -437,8 +434,8 @@ class Directory:
             yield half
             for file in half.iterdir():
                 file.chmod(0o666)  # QEMU runs as another user on each node
-                _sync(file)
-            _sync(half)
+                sync(file)
+            sync(half)
             self._rename(half, name)
         except OSError as error:
             raise DriverError(f"cannot make volume {name}: {error.strerror}") from error
@@ -448,13 +445,13 @@ class Directory:
             os.rename(what, self._directory(name))
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise _is_there(name) from None
+                raise volume_exists(name) from None
             raise
-        _sync(self.path)
+        sync(self.path)
 
     def _check_free(self, name: str) -> None:
         if self._directory(name).exists():
-            raise _is_there(name)
+            raise volume_exists(name)
 
     # qemu-img and its locks
 
@@ -463,7 +460,7 @@ class Directory:
         """As if QEMU had it open for itself alone. Raises Conflict when somebody has it open."""
         with self._disk(name)[0].open("rb+") as disk:
             if not _lock(disk.fileno(), fcntl.F_WRLCK, LOCKED_FROM, LOCKED_BYTES):
-                raise _in_use(name)
+                raise in_use(name)
             yield disk.fileno()
 
     @contextmanager
@@ -473,14 +470,14 @@ class Directory:
             file = disk.fileno()
             mine = all(_lock(file, fcntl.F_RDLCK, one) for one in (READS, NOBODY_WRITES, NOBODY_RESIZES))
             if not mine or any(_is_locked(file, one) for one in (WRITES, RESIZES, NOBODY_READS)):
-                raise _in_use(name)
+                raise in_use(name)
             yield file
 
     def _change(self, name: str, *words: str, then: Sequence[str] = ()) -> None:
         """By qemu-img, which takes the locks of the image itself."""
         self.check()
         if self.is_open(name):
-            raise _in_use(name)
+            raise in_use(name)
         try:
             self._image(*words, str(self._disk(name)[0]), *then)
         except DriverError as error:
@@ -488,7 +485,7 @@ class Directory:
 
     def _refused(self, name: str, words: str) -> PVCError:
         """Why qemu-img failed: somebody may have opened it meanwhile."""
-        return _in_use(name) if self.is_open(name) else DriverError(words)
+        return in_use(name) if self.is_open(name) else DriverError(words)
 
     def _image(self, *words: str) -> Completed:
         done = self.call([*WITH_US, "qemu-img", *words], timeout_s=LONG_S, check=False)
@@ -629,24 +626,7 @@ def _shown(tag: str, kept: dict[str, dict[str, Any]]) -> str:
     return str(kept.get(tag, {}).get("name") or tag.removeprefix("@"))
 
 
-def _check_name(name: str, pattern: str, what: str) -> None:
-    if not re.fullmatch(pattern, name):
-        raise Invalid(f"{name!r} is no name of a {what}")
-
-
-def _no_volume(name: str) -> NotFound:
-    return NotFound(f"no volume {name} in the pool", hint="pvc storage volume list")
-
-
-def _is_there(name: str) -> Conflict:
-    return Conflict(f"there is a volume {name} already", hint="choose another name")
-
-
-def _in_use(name: str) -> Conflict:
-    return Conflict(f"volume {name} is in use: a process on this node or another has it open")
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """To the disk, with a directory's names."""
     file = os.open(path, os.O_RDONLY)
     try:

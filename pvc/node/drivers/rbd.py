@@ -39,7 +39,14 @@ from pvc.node.drivers.storage import (
     Snapshot,
     User,
     Volume,
+    check_name,
+    cut_off,
+    in_use,
+    is_protected,
+    no_volume,
+    snapshot_exists,
     unheard,
+    volume_exists,
 )
 
 HALF_DONE = ".task-"
@@ -135,7 +142,7 @@ class RBDPool:
             )
 
     def break_lock(self, name: str, holder: Holder) -> None:
-        _check_name(name, names.VOLUME, "volume")
+        check_name(name, names.VOLUME, "volume")
         gone = suppress(rbd.ImageNotFound)  # it has let go
         asking = self._opened(ASK_TIMES)  # what is dead stays so: it may come true after it was given up
         with asking as io, _named(name), rbd.Image(io, name, read_only=True) as image, gone:
@@ -157,10 +164,7 @@ class RBDPool:
             return
         for snapshot in self.snapshots(name):
             if snapshot.is_protected:
-                raise Conflict(
-                    f"snapshot {snapshot.name} of volume {name} is protected",
-                    hint="pvc storage volume snapshot protect --off",
-                )
+                raise is_protected(name, snapshot.name)
         self.set_aside(name, token, progress)
         self.discard(token)
 
@@ -190,10 +194,7 @@ class RBDPool:
                 image.resize(size_bytes)
             return
         if not shrink:
-            raise Conflict(
-                f"volume {name} has {before} bytes: the last {before - size_bytes} would be cut off",
-                hint="--shrink, when nothing uses them any more",
-            )
+            raise cut_off(name, before, size_bytes)
         with self._alone(name) as image:
             image.resize(size_bytes, True)
 
@@ -265,8 +266,7 @@ class RBDPool:
 
     @contextmanager
     def incoming(self, name: str, image: Image, format: Format, token: str) -> Iterator[Incoming]:
-        if format is not Format.RAW:
-            raise Invalid(f"volumes in Ceph are raw, not {format}", hint="they have snapshots all the same")
+        self._check_format(format)
         with self._opened() as io:
             self._check_free(io, name)
             made = HALF_DONE + token
@@ -330,7 +330,7 @@ class RBDPool:
             )
 
     def add_snapshot(self, name: str, snapshot: str) -> None:
-        _check_name(snapshot, names.SNAPSHOT, "snapshot")
+        check_name(snapshot, names.SNAPSHOT, "snapshot")
         self._check_no_snapshot(name, snapshot)
         with self._opened() as io, rbd.Image(io, name) as image:
             image.create_snap(snapshot)
@@ -340,15 +340,12 @@ class RBDPool:
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         if self._snapshot(name, snapshot).is_protected:
-            raise Conflict(
-                f"snapshot {snapshot} of volume {name} is protected",
-                hint="pvc storage volume snapshot protect --off",
-            )
+            raise is_protected(name, snapshot)
         with self._opened() as io, rbd.Image(io, name) as image:
             image.remove_snap(snapshot)
 
     def rename_snapshot(self, name: str, snapshot: str, new: str) -> None:
-        _check_name(new, names.SNAPSHOT, "snapshot")
+        check_name(new, names.SNAPSHOT, "snapshot")
         self._snapshot(name, snapshot)
         self._check_no_snapshot(name, new)
         with self._opened() as io, rbd.Image(io, name) as image:
@@ -376,7 +373,7 @@ class RBDPool:
 
     def _check_no_snapshot(self, name: str, snapshot: str) -> None:
         if snapshot in {one.name for one in self.snapshots(name)}:
-            raise Conflict(f"volume {name} has a snapshot {snapshot} already")
+            raise snapshot_exists(name, snapshot)
 
     # Content
 
@@ -431,20 +428,20 @@ class RBDPool:
         try:
             self.rbd.rename(io, name, new)
         except rbd.ImageExists:
-            raise Conflict(f"there is a volume {new} already", hint="choose another name") from None
+            raise volume_exists(new) from None
 
     def _check_format(self, format: Format) -> None:
         if format is not Format.RAW:
             raise Invalid(f"volumes in Ceph are raw, not {format}", hint="they have snapshots all the same")
 
     def _check_free(self, io: Any, name: str) -> None:
-        _check_name(name, names.VOLUME, "volume")
+        check_name(name, names.VOLUME, "volume")
         if name in {one["name"] for one in self.rbd.list2(io)}:
-            raise Conflict(f"there is a volume {name} already", hint="choose another name")
+            raise volume_exists(name)
 
     def _check_unused(self, name: str) -> None:
         if self.is_open(name):
-            raise _in_use(name)
+            raise in_use(name)
 
     # Ceph
 
@@ -460,19 +457,19 @@ class RBDPool:
     @contextmanager
     def _image(self, name: str) -> Iterator[rbd.Image]:
         """To look at: nobody sees that it is open."""
-        _check_name(name, names.VOLUME, "volume")
+        check_name(name, names.VOLUME, "volume")
         with self._opened(ASK_TIMES) as io, _named(name), rbd.Image(io, name, read_only=True) as image:
             yield image
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[rbd.Image]:
         """To change what is in it: who opens it from now on can write nothing. Raises Conflict."""
-        _check_name(name, names.VOLUME, "volume")
+        check_name(name, names.VOLUME, "volume")
         self._check_unused(name)
         with self._opened() as io, _named(name), rbd.Image(io, name) as image:
             image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
             if sum(1 for _ in image.watchers_list()) > 1:  # ours is one
-                raise _in_use(name)
+                raise in_use(name)
             yield image
 
 
@@ -638,7 +635,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except rbd.ImageNotFound:
-        raise NotFound(f"no volume {name} in the pool", hint="pvc storage volume list") from None
+        raise no_volume(name) from None
 
 
 @contextmanager
@@ -650,12 +647,3 @@ def _told() -> Iterator[None]:
         raise Conflict(f"the volume is in use: {words(error)}") from None
     except rbd.Error as error:
         raise DriverError(f"Ceph: {words(error)}", retryable=isinstance(error, rbd.Timeout)) from None
-
-
-def _check_name(name: str, pattern: str, what: str) -> None:
-    if not re.fullmatch(pattern, name):
-        raise Invalid(f"{name!r} is no name of a {what}")
-
-
-def _in_use(name: str) -> Conflict:
-    return Conflict(f"volume {name} is in use: a process on this node or another has it open")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Protocol
 from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.images import ImageFormat
 from pvc.cluster.storage import Format
+from pvc.errors import Conflict, Invalid, NotFound
 
 Progress = Callable[[float], None]
 """Called with how much is done, from 0 to 1; may raise, and then what was begun ends soon."""
@@ -272,3 +274,43 @@ class Pool(Protocol):
     def discard(self, token: str, of: str = "") -> None:
         """Take away what is half done; done already where nothing is. `of`: what was being cloned."""
         ...
+
+
+# What every driver says in the same words
+
+
+def check_name(name: str, pattern: str, what: str) -> None:
+    """Raises Invalid."""
+    if not re.fullmatch(pattern, name):
+        raise Invalid(f"{name!r} is no name of a {what}")
+
+
+def no_volume(name: str) -> NotFound:
+    return NotFound(f"no volume {name} in the pool", hint="pvc storage volume list")
+
+
+def volume_exists(name: str) -> Conflict:
+    return Conflict(f"there is a volume {name} already", hint="choose another name")
+
+
+def in_use(name: str) -> Conflict:
+    return Conflict(f"volume {name} is in use: a process on this node or another has it open")
+
+
+def cut_off(name: str, before: int, after: int) -> Conflict:
+    """Sizes in bytes."""
+    return Conflict(
+        f"volume {name} has {before} bytes: the last {before - after} would be cut off",
+        hint="--shrink, when nothing uses them any more",
+    )
+
+
+def snapshot_exists(name: str, snapshot: str) -> Conflict:
+    return Conflict(f"volume {name} has a snapshot {snapshot} already")
+
+
+def is_protected(name: str, snapshot: str) -> Conflict:
+    return Conflict(
+        f"snapshot {snapshot} of volume {name} is protected",
+        hint="pvc storage volume snapshot protect --off",
+    )
