@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from pvc.cluster import paths
+from pvc.cluster import heirs, paths
 from pvc.cluster.codec import dumps, loads
 from pvc.cluster.membership import Block
 from pvc.cluster.node import DaemonState, NodeRole, Stray, Wanted
 from pvc.cluster.placement import explained
 from pvc.cluster.readiness import Fencing, fencing_of
-from pvc.cluster.storage import spread
 from pvc.cluster.store import Check, Delete, Op, Put, Stored
 from pvc.cluster.tasks import TaskState, forget_ops, hand_over_ops, release_ops
 from pvc.cluster.vm import Power
@@ -352,44 +351,17 @@ def _tasks_of(ctx: Context, node: str) -> list[Op]:
         return []
     ops: list[Op] = []
     for task in ctx.view.tasks(ctx.store.children(index.path)).values():
-        claimed = [] if task.status.state.is_over else _claimed(ctx, task)
-        heir = _heir(ctx, node, task, {pool for pool, _, _ in claimed})
-        if heir:
-            ctx.say(f"{heir} takes away what was begun: {task.spec.about}")
-            ops += hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, heir)
-            continue
+        claimed = [] if task.status.state.is_over else heirs.claimed(ctx.store, task.spec.id)
         if task.status.state is TaskState.RUNNING:
+            if heir := heirs.heir(ctx.store, task, {pool for pool, _, _ in claimed}):
+                ctx.say(f"{heir} takes away what was begun: {task.spec.about}")
+                ops += hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, heir)
+                continue
             ctx.say(f"nobody else can take away what was begun: {task.spec.about}")
         ops += release_ops(task.spec, ctx.store)
         ops += forget_ops(task.spec, has_status=task.status_version is not None)
         ops += _let_go(ctx, task, claimed)
     return [*ops, Delete(index.path, index.version)]
-
-
-def _claimed(ctx: Context, task: Task) -> list[tuple[str, str, Stored]]:
-    """Pool, volume and claim of each, also of those that it claimed on its way."""
-    found: list[tuple[str, str, Stored]] = []
-    for pool in ctx.view.pools():
-        names = ctx.store.children(paths.pool_claims(pool))
-        claims = ctx.store.get_many([paths.pool_claim(pool, name) for name in names])
-        mine = zip(names, claims, strict=True)
-        found += [(pool, name, one) for name, one in mine if one and one.data.decode() == task.spec.id]
-    return found
-
-
-def _heir(ctx: Context, gone: str, task: Task, pools: set[str]) -> str:
-    """Who undoes it: if possible one that reaches the pools now. Empty: nobody has to, or ever can."""
-    if task.status.state is not TaskState.RUNNING:
-        return ""
-    specs = [one.spec for name, one in ctx.view.pools().items() if name in pools]
-    able = [
-        other
-        for name, other in ctx.view.nodes().items()
-        if name != gone and other.is_running and ctx.store.get(paths.node_tasks(name)) is not None
-    ]
-    able = [one for one in able if all(spec.node in ("", one.spec.name) for spec in specs)]
-    near = [one for one in able if not any(spec.name in one.status.pool_problems for spec in specs)]
-    return spread([one.spec.name for one in near or able], task.spec.id) if able else ""
 
 
 def _let_go(ctx: Context, task: Task, claimed: list[tuple[str, str, Stored]]) -> list[Op]:

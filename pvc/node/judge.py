@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from pvc.clock import Clock
-from pvc.cluster import fencing, paths, timeline
+from pvc.cluster import fencing, heirs, paths, timeline
 from pvc.cluster.cluster import FencePolicy
 from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.cluster.fencing import (
@@ -547,7 +547,32 @@ class Judge:
         log.warning("task %s goes on to %s: %s", task.spec.id, new, task.spec.about)
         return hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, new)
 
+    def _hand_over_tasks(self, fence: Fence, version: int) -> None:
+        """Those that another can end: it takes away what was begun, though the node may never be back."""
+        view = View(self.store)
+        node = view.nodes([fence.node]).get(fence.node)
+        if node is None or node.status.incarnation != fence.incarnation:
+            return  # it is back, and sees to them itself
+        checks = (
+            Check(paths.fence(fence.node, fence.incarnation), version),
+            Check(paths.node_status(fence.node), node.status_version or 0),
+        )
+        for identity in self.store.children(paths.node_tasks(fence.node)):
+            try:
+                task = view.tasks([identity]).get(identity)
+            except Unreadable as error:
+                log.error("%s", error.message)
+                continue
+            if task is None or task.status.state.is_over:
+                continue
+            pools = {pool for pool, _, _ in heirs.claimed(self.store, identity)}
+            if heir := heirs.heir(self.store, task, pools):
+                ops = hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, heir)
+                self.role.commit(*checks, *ops)
+                log.warning("task %s goes on to %s: %s", identity, heir, task.spec.about)
+
     def _finish(self, duty: Finish) -> None:
+        self._hand_over_tasks(duty.fence, duty.version)
         bmc = duty.bmc_of.bmc if duty.bmc_of else None
         was_shot = duty.fence.evidence is Evidence.POWER_OFF and not duty.fence.stopped
         is_cycled = self.view.cluster().fence_policy is FencePolicy.POWER_CYCLE or duty.fence.drill

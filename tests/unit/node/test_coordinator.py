@@ -15,6 +15,7 @@ from pvc.cluster.codec import dumps
 from pvc.cluster.fencing import Duty, Shoot
 from pvc.cluster.membership import Evidence, Fence, FenceState, StepKind
 from pvc.cluster.node import BMC, Alive, BMCDriver, DaemonState, Load, NodeRole, NodeSpec, NodeStatus
+from pvc.cluster.storage import PoolSpec
 from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.tasks import TaskSpec, TaskState, begin_ops, hand_over_ops
 from pvc.cluster.timing import Timing
@@ -161,7 +162,8 @@ class Bench:
             def undo(self, task: TaskSpec) -> None:
                 calls.append("undo")
 
-        store, works = self.cluster.connect(), {self.TASK.kind: Recorded()}
+        kinds = (self.TASK.kind, "storage.osd-add", "vm.snapshot-export")
+        store, works = self.cluster.connect(), dict.fromkeys(kinds, Recorded())
         made = Tasks(Owner(node, life), store, works, self, lambda: None, lanes=Lanes)
         made.step()
         return made, calls
@@ -264,6 +266,94 @@ def test_who_comes_back_ends_no_task_that_was_taken_from_it() -> None:
     heir, calls = bench.tasks("n1")
     bench.work(heir)
     assert (calls, View(bench.store).task(Bench.TASK.id).status.state) == (["undo"], TaskState.LOST)
+
+
+CLAIM = paths.pool_claim("vms", "web1_vda")
+
+
+def finished(task: TaskSpec, *, is_begun: bool = True, node: str = "") -> Bench:
+    """Where n3 was fenced with a task that has no VM; the pool is of all nodes, or of that one."""
+    bench = Bench()
+    bench.store.commit(
+        Create(paths.pool("vms"), dumps(PoolSpec("vms", "1", path="/srv/vms", node=node))),
+        Create(paths.pool_claims("vms")),
+    )
+    dead, _ = bench.tasks("n3")
+    bench.ask(task)
+    if is_begun:
+        with pytest.raises(SystemExit):
+            bench.work(dead)
+    bench.released()
+    bench.one.judge.carry_out(bench.next_duty())
+    assert bench.fence().finished
+    return bench
+
+
+MAKES_VOLUME = TaskSpec(
+    "0000000c", "vm.snapshot-create", "a volume", "n3", "tester", 0.0, {"pool": "vms"}, (CLAIM,)
+)
+
+
+def test_what_a_fenced_node_had_begun_is_undone_by_another_though_it_never_returns() -> None:
+    bench = finished(MAKES_VOLUME)
+    (task,) = View(bench.store).tasks().values()
+    assert (task.spec.node in ("n1", "n2"), task.status.lost_by) == (True, "n3")
+    heir, calls = bench.tasks(task.spec.node)
+    bench.work(heir)
+    assert calls == ["undo"]
+    assert bench.store.get(CLAIM) is None, "the volume is free"
+
+
+def test_what_a_fenced_node_was_to_do_is_done_by_another() -> None:
+    bench = finished(MAKES_VOLUME, is_begun=False)
+    (task,) = View(bench.store).tasks().values()
+    heir, calls = bench.tasks(task.spec.node, lambda: None)
+    bench.work(heir)
+    assert calls[0] == "do"
+
+
+@pytest.mark.parametrize(
+    ("task", "is_begun", "node"),
+    [
+        (MAKES_VOLUME, True, "n3"),
+        (replace(MAKES_VOLUME, arguments={"pool": {"name": "more", "node": "n3"}}), True, ""),
+        (replace(MAKES_VOLUME, kind="storage.osd-add"), True, ""),
+        (replace(MAKES_VOLUME, kind="vm.snapshot-export"), True, ""),
+        (replace(MAKES_VOLUME, arguments={"path": "/srv/exports/web1"}), False, ""),
+    ],
+    ids=["in its own pool", "of its own pool", "on its disks", "in its directory", "from its directory"],
+)
+def test_what_only_its_node_can_end_waits_for_it(task: TaskSpec, is_begun: bool, node: str) -> None:
+    bench = finished(task, is_begun=is_begun, node=node)
+    (found,) = View(bench.store).tasks().values()
+    assert found.spec.node == "n3"
+    assert bench.store.get(CLAIM) is not None, "and keeps what it claimed"
+
+
+def test_a_damaged_task_keeps_no_fence_from_its_end() -> None:
+    bench = Bench()
+    bench.tasks("n3")
+    bench.ask(replace(MAKES_VOLUME, claims=()))
+    bench.store.commit(Put(paths.task(MAKES_VOLUME.id), b"{"))
+    bench.released()
+    bench.one.judge.carry_out(bench.next_duty())
+    assert bench.fence().finished
+
+
+def test_who_is_back_before_its_fence_ends_sees_to_its_tasks_itself() -> None:
+    bench = Bench()
+    dead, _ = bench.tasks("n3")
+    bench.ask(replace(MAKES_VOLUME, claims=()))
+    with pytest.raises(SystemExit):
+        bench.work(dead)
+    bench.released()
+    finish = bench.next_duty()
+    status = View(bench.store).node("n3")
+    again = replace(status.status, incarnation=2)
+    bench.store.commit(Put(paths.node_status("n3"), dumps(again), status.status_version or 0))
+    bench.one.judge.carry_out(finish)
+    (found,) = View(bench.store).tasks().values()
+    assert (found.spec.node, bench.fence().finished) == ("n3", True)
 
 
 def test_task_of_another_node_stays_there() -> None:
