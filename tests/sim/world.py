@@ -991,9 +991,12 @@ class World:
             self.fail(f"{name} is fenced in good health")
 
     def _runs_anywhere(self, uuid: str) -> bool:
+        """And not only where Ceph takes nothing more from it."""
+        ceph = self.ceph if self.ceph is not None and uuid in self.ceph.in_ceph else None
         return any(
             uuid in host.domains and host.domains[uuid].state in RUNS and uuid not in host.by_hand
             for host in self.hosts.values()
+            if ceph is None or ceph.can_write(host.name)
         )
 
     # Faults and users
