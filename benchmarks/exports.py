@@ -17,7 +17,7 @@ from pathlib import Path
 import rbd
 
 from pvc.cluster.storage import Format
-from pvc.node.diffs import Written, apply, check, write
+from pvc.node.diffs import Written, apply, check, opened, write
 from pvc.node.drivers import ceph as client
 from pvc.node.drivers.directory import Directory, prepare
 from pvc.node.drivers.rbd import RBDPool
@@ -55,7 +55,8 @@ def fill(pool: Pool, format: Format, files: list[tuple[Path, str]]) -> None:
     size = 0
     with pool.filled("web2", SIZE, format, "t2") as filling:
         for file, sha256 in files:
-            size = apply(file, sha256, filling, SIZE, size, nothing)
+            with opened(file) as source:
+                size = apply(source, sha256, filling, SIZE, size, nothing)
     pool.remove("web2", "t3")
 
 

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pvc.cluster.codec import Unreadable, dumps, loads
-from pvc.cluster.snapshots import VMSnapshot
-from pvc.errors import Conflict, Invalid
-from pvc.names import POOL, VOLUME
+from pvc.cluster.snapshots import Quiesced, VMSnapshot
+from pvc.cluster.storage import GREATEST_BYTES, Volume
+from pvc.errors import Conflict, Invalid, NotFound
+from pvc.names import POOL, SNAPSHOT, VOLUME
 
 MANIFEST = "manifest.json"
 KIND, VERSION = "pvc vm snapshot", 1
 SUFFIX = ".rbddiff"
 FILE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 """Of a file, and of a directory: never a path."""
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+LATEST = 1e11
+"""When a snapshot can have been taken."""
+MANIFESTS_BYTES = 2 * 1024**2
+"""All those together that a VM is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +93,41 @@ def read(data: bytes, where: str) -> Manifest:
     """Raises Invalid."""
     try:
         found = loads(Manifest, data, where)
-    except Unreadable as error:
-        raise Invalid(f"{where} is no manifest of an export: {error.message}") from None
+        sha256 = _sha256(found)
+    except (Unreadable, UnicodeEncodeError, RecursionError) as error:
+        said = error.message if isinstance(error, Unreadable) else "it is not written by pvc"
+        raise Invalid(f"{where} is no manifest of an export: {said}") from None
     if found.kind != KIND:
         raise Invalid(f"{where} is no manifest of an export of a VM's snapshot")
     if found.version != VERSION:
         raise Invalid(f"{where} is of version {found.version}: this pvc reads {VERSION}")
-    if found.sha256 != _sha256(found):
+    if found.sha256 != sha256:
         raise Invalid(f"{where} is damaged, or was changed: its checksum is another one")
+    _check(found, where)
+    return found
+
+
+def _check(found: Manifest, where: str) -> None:
+    """Whoever can write a file can write its checksum, too: what is in it becomes names of ours."""
     files = [one.file for one in found.disks]
-    names = [*files, *([found.parent.directory] if found.parent else [])]
-    for name in names:
-        if not re.fullmatch(FILE, name):
-            raise Invalid(f"{where} names a file {name!r}")
+    names = [
+        ("VM's UUID", found.uuid, UUID),
+        ("snapshot", found.snapshot, SNAPSHOT),
+        ("way to hold still", found.quiesced, "|".join(Quiesced)),
+        *(("file", name, FILE) for name in files),
+        *([("file", found.parent.directory, FILE)] if found.parent else []),
+    ]
     for one in found.disks:
-        for what, name, pattern in (
-            ("target", one.target, FILE),
-            ("pool", one.pool, POOL),
-            ("volume", one.volume, VOLUME),
-        ):
-            if not re.fullmatch(pattern, name):
-                raise Invalid(f"{where} names a {what} {name!r}")
+        names += [("target", one.target, FILE), ("pool", one.pool, POOL), ("volume", one.volume, VOLUME)]
+        if not (0 < one.size_bytes <= GREATEST_BYTES and one.file_bytes > 0):
+            raise Invalid(f"{where} names no size that disk {one.target} could have")
+    for what, name, pattern in names:
+        if not re.fullmatch(pattern, name):
+            raise Invalid(f"{where} names a {what} {name!r}")
+    if not files or not 0 <= found.at < LATEST:
+        raise Invalid(f"{where} names no {'time' if files else 'disk'}")
     if len({*files}) != len(files) or len({one.target for one in found.disks}) != len(files):
         raise Invalid(f"{where} names a disk twice")
-    return found
 
 
 def is_of(manifest: Manifest, uuid: str, snapshot: str, at: float) -> bool:
@@ -123,6 +140,27 @@ def since(parent: VMSnapshot | None, pool: str, volume: str) -> str:
     if parent is None:
         return ""
     return next((one.target for one in parent.disks if (one.pool, one.volume) == (pool, volume)), "")
+
+
+def check_order(chain: Sequence[Manifest]) -> None:
+    """The oldest first, and nothing but what makes the last one. Raises NotFound, Invalid."""
+    before: Manifest | None = None
+    for one in chain:
+        said, parent = f"the export of snapshot {one.snapshot} of {one.vm}", one.parent
+        if parent is None and before is not None:
+            raise Invalid(f"{said} is whole: those before it are not needed", hint="leave them out")
+        if parent is not None and before is None:
+            raise NotFound(
+                f"{said} needs that of snapshot {parent.snapshot}", hint="name that before it, too"
+            )
+        if parent and before and not is_of(before, one.uuid, parent.snapshot, parent.at):
+            raise Invalid(
+                f"{said} differs from snapshot {parent.snapshot}, and what comes before it is not the "
+                "export of that",
+                hint="the oldest first, and none left out",
+            )
+        before = one
+    check_chain(chain)
 
 
 def check_chain(chain: Iterable[Manifest]) -> None:
@@ -147,12 +185,26 @@ def files_of(chain: tuple[Manifest, ...], target: str) -> list[tuple[int, Export
     return found[::-1]
 
 
-def volumes_for(manifest: Manifest, vm: str) -> dict[str, str]:
-    """What the volumes of an imported VM are called, by target: after it, where they were after the other."""
-    names = {one.target: _named_after(one.volume, manifest.vm, vm) for one in manifest.disks}
-    if len({*names.values()}) != len(names):
+def needed(chain: tuple[Manifest, ...]) -> list[tuple[int, ExportedDisk]]:
+    """What makes all disks of the last one: (which export, file), in the order they are read."""
+    return [one for disk in chain[-1].disks for one in files_of(chain, disk.target)]
+
+
+def volumes_for(manifest: Manifest, vm: str, pool: str, known: Iterable[str]) -> dict[str, Volume]:
+    """The volumes of an imported VM, by target: in the pool, or (empty) where they were; called after it, if
+    they were after the other one. Raises NotFound where a pool is not known, Conflict."""
+    found, known = {}, frozenset(known)
+    for one in manifest.disks:
+        if (pool or one.pool) not in known:
+            raise NotFound(
+                f"there is no pool {pool or one.pool}"
+                + ("" if pool else f", in which disk {one.target} was"),
+                hint="pvc storage pool list" if pool else "--pool says another one",
+            )
+        found[one.target] = Volume(pool or one.pool, _named_after(one.volume, manifest.vm, vm))
+    if len({*found.values()}) != len(found):
         raise Conflict(f"two disks of {manifest.vm} would have the same name")
-    return names
+    return found
 
 
 def _named_after(volume: str, old: str, new: str) -> str:

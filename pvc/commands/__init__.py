@@ -29,10 +29,12 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "pvc.commands.vm_user_data": ("user-data get", "user-data set", "user-data remove"),
         "pvc.commands.vm_export": (
-            *("snapshot export", "snapshot import"),
-            *("snapshot download-begin", "snapshot download-piece", "snapshot download-end"),
+            *("snapshot export", "snapshot download-begin", "snapshot download-piece"),
+            *("snapshot download-end",),
         ),
+        "pvc.commands.vm_import": ("snapshot import", "snapshot upload-begin", "snapshot upload-piece"),
         "pvc.commands.vm_download": ("snapshot download",),
+        "pvc.commands.vm_upload": ("snapshot upload",),
         "pvc.commands.vm_network": ("network get", "network add", "network remove"),
         "pvc.commands.vm_volume": ("volume get", "volume add", "volume remove"),
         "pvc.commands.vm_snapshot": (

@@ -93,7 +93,7 @@ def upload_begin(
         "fingerprint": fingerprint,
         "force": force,
     }
-    if fingerprint and (before := _before(ctx, pool, volume, asked)):
+    if fingerprint and (before := going_on_already(ctx, UPLOAD, paths.pool_claim(pool, volume), asked)):
         return before
     about = f"taking volume {volume} into pool {pool} ({format}, {sizes.show(size)})"
     return _begin(ctx, UPLOAD, about, found, volume, asked)
@@ -103,13 +103,13 @@ def _made(spec: PoolSpec, raw: bool) -> Format:
     return Format.RAW if raw or spec.driver is not Driver.DIR else Format.QCOW2
 
 
-def _before(ctx: Context, pool: str, volume: str, asked: Mapping[str, Any]) -> TaskInfo | None:
-    """The same upload that goes on already."""
-    claim = ctx.store.get(paths.pool_claim(pool, volume))
+def going_on_already(ctx: Context, kind: str, claimed: str, asked: Mapping[str, Any]) -> TaskInfo | None:
+    """The same task that has claimed that."""
+    claim = ctx.store.get(claimed)
     found = ctx.view.tasks([claim.data.decode()]) if claim is not None else {}
     for one in found.values():
         told = describe(one, ctx.view.nodes([one.spec.node]).get(one.spec.node))
-        if one.spec.kind == UPLOAD and dict(one.spec.arguments) == asked and not told.state.is_over:
+        if one.spec.kind == kind and dict(one.spec.arguments) == asked and not told.state.is_over:
             ctx.say(f"task {told.name} goes on")
             return replace(told, goal={"state": TaskState.DONE})
     return None

@@ -1,23 +1,22 @@
-"""Snapshots of VMs that leave the cluster, and come back as VMs."""
+"""Snapshots of VMs that leave the cluster."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
-from uuid import uuid4
 
 from pvc.cluster import paths
-from pvc.cluster.storage import who_reaches
+from pvc.cluster.storage import spread, who_reaches
 from pvc.cluster.store import Check, Op
 from pvc.commands import task
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.storage_transfer import Offset, carry, going_on
 from pvc.commands.task import TaskInfo
-from pvc.commands.types import NewName, NodeName, PoolName, SnapshotName, TaskName, VMName
+from pvc.commands.types import NodeName, SnapshotName, TaskName, VMName
 from pvc.commands.vm_snapshot import document
-from pvc.errors import Conflict, Unavailable
+from pvc.errors import Conflict, Invalid, Unavailable
 
 if TYPE_CHECKING:
     from pvc.cluster.view import VM
@@ -72,7 +71,7 @@ def _begin(
         if earlier.at >= kept.at:
             raise Conflict(f"snapshot {parent} of {name} is not older than {snapshot}")
     pools = {disk.pool for disk in kept.disks}
-    on = _node(ctx, found, pools, node)
+    on = whose_directory(ctx, path, pools, node, _own(found)) if path else _any_node(ctx, found, pools)
     only = f", what differs from {parent}" if parent else ""
     about = f"exporting snapshot {snapshot} of {name}{only} to {path} on {on}"
     if kind == DOWNLOAD:
@@ -85,7 +84,7 @@ def _begin(
         on,
         arguments=arguments | ({"path": path} if path else {}),
         claims=[paths.pool_claim(disk.pool, disk.volume) for disk in kept.disks],
-        ops=_same(ctx, pools),
+        ops=settled(ctx, pools),
     )
 
 
@@ -144,61 +143,7 @@ def download_end(ctx: Context, task: TaskName, *, offset: Offset) -> Handed:
     return Handed(**json.loads(carry(ctx, found, "end", {"offset": offset}, b"")))
 
 
-@operation(
-    "POST",
-    "/vm/import",
-    noun="vm",
-    verb="snapshot import",
-    role=Role.ADMIN,
-    waits="task.info",
-    done="{name} is a new VM, stopped: pvc vm start {name}",
-)
-def import_(
-    ctx: Context,
-    name: NewName,
-    path: Annotated[Place, Arg("the directory of the export, beside those that it needs")],
-    *,
-    node: Annotated[NodeName, Arg("the node whose directory it is", short="-n")] | None = None,
-    pool: Annotated[PoolName, Arg("where its disks go; into the pools they were in unless given", short="-p")]
-    | None = None,
-    same_identity: Annotated[
-        bool, Arg("with the UUID and the MAC addresses that it had; else it gets new ones")
-    ] = False,
-    retain: Annotated[
-        bool, Arg("keep the snapshot, so that later exports can differ from it", short="-r/-R")
-    ] = (True),
-    force: Annotated[bool, Arg("also when a pool gets fuller than it should")] = False,
-) -> TaskInfo:
-    """Make a new VM of an exported snapshot, and of those that it differs from. It is stopped.
-
-    Checksums are compared while its disks are made, and a VM of damaged ones is never seen.
-    """
-    ctx.view.cluster()
-    if (other := ctx.reader.get(paths.vm_name(name))) is not None:
-        raise Conflict(
-            f"there is a VM named {name} already, {other.data.decode()}", hint="choose another name"
-        )
-    pools = {pool} if pool else set()
-    on = _node(ctx, None, pools, node)
-    return task.begin(
-        ctx,
-        "vm.snapshot-import",
-        f"importing {name} from {path} on {on}",
-        on,
-        arguments={
-            "name": name,
-            "uuid": str(uuid4()),
-            "path": path,
-            "pool": pool or "",
-            "same": same_identity,
-            "retain": retain,
-            "force": force,
-        },
-        ops=_same(ctx, pools),
-    )
-
-
-def _same(ctx: Context, pools: set[str]) -> list[Op]:
+def settled(ctx: Context, pools: set[str]) -> list[Op]:
     """Or one has begun to leave. Raises Conflict, NotFound."""
     found = [ctx.view.pool(name) for name in sorted(pools)]
     for one in found:
@@ -207,18 +152,40 @@ def _same(ctx: Context, pools: set[str]) -> list[Op]:
     return [Check(paths.pool(one.spec.name), one.spec_version) for one in found]
 
 
-def _node(ctx: Context, vm: VM | None, pools: set[str], asked: str | None) -> str:
-    """That reaches all of the pools: the one that was asked for, or the VM's own. Raises Unavailable."""
+def whose_directory(ctx: Context, path: str, pools: set[str], asked: str | None, own: str | None) -> str:
+    """The node that was asked for, else the VM's own, else the only one that it can be: what a path means on
+    another one nobody knows. Raises Invalid, NotFound, Unavailable."""
+    if asked is not None:
+        ctx.view.node(asked)
+    having = {one for name in pools if (one := ctx.view.pool(name).spec.node)} or {*ctx.view.nodes()}
+    node = asked or own or (having.pop() if len(having) == 1 else "")
+    if not node:
+        raise Invalid(f"which node has {path}? it could be any of {', '.join(sorted(having))}", hint="--node")
+    if node not in _able(ctx, pools):
+        raise Unavailable(f"{node} does not reach {_named(pools)} now", hint="--node says another one")
+    return node
+
+
+def _any_node(ctx: Context, vm: VM, pools: set[str]) -> str:
+    """The VM's own where that can. Raises Unavailable."""
+    able, own = _able(ctx, pools), _own(vm)
+    if not able:
+        raise Unavailable(f"no node reaches all of {_named(pools)} now")
+    return own if own in able else spread(able, vm.spec.uuid)
+
+
+def _own(vm: VM) -> str | None:
+    return vm.status.owner.node if vm.status.owner is not None else vm.spec.node
+
+
+def _able(ctx: Context, pools: set[str]) -> set[str]:
+    """Those that reach all of the pools. Raises Unavailable."""
     nodes = ctx.view.nodes()
     able = {name for name, node in nodes.items() if node.is_running}
     for pool in sorted(pools):
         able &= {one.spec.name for one in who_reaches(ctx.view.pool(pool).spec, nodes.values())}
-    if asked is not None:
-        ctx.view.node(asked)
-        if asked not in able:
-            raise Unavailable(f"{asked} does not reach {', '.join(sorted(pools)) or 'the cluster'} now")
-        return asked
-    if not able:
-        raise Unavailable(f"no node reaches all of {', '.join(sorted(pools)) or 'the cluster'} now")
-    own = vm.status.owner.node if vm is not None and vm.status.owner is not None else None
-    return own if own in able else min(able)
+    return able
+
+
+def _named(pools: set[str]) -> str:
+    return ", ".join(sorted(pools)) or "the cluster"

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Protocol
 
 from pvc.errors import Failed, Invalid
 from pvc.node.drivers.storage import Content, Filling
@@ -86,20 +87,26 @@ def check(path: Path, sha256: str, told: Told) -> None:
         raise Failed(f"{path} is not what it should be: its checksum is another one")
 
 
+class Readable(Protocol):
+    def read(self, count: int, /) -> bytes:
+        """As much as is asked for; less only at its end."""
+        ...
+
+
 class Read:
     """A file of which each byte is read once. Raises Invalid where it is no such one."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path = path
+    def __init__(self, name: str, file: Readable, size_bytes: int) -> None:
+        self.name = name
         self.file = file
-        self.size = max(path.stat().st_size, 1)
+        self.size = max(size_bytes, 1)
         self.done = 0
         self._hash = hashlib.sha256()
 
     def take(self, count: int) -> bytes:
         data = self.file.read(count)
         if len(data) != count:
-            raise Invalid(f"{self.path} is cut off")
+            raise Invalid(f"{self.name} is cut off")
         self._hash.update(data)
         self.done += count
         return data
@@ -109,22 +116,26 @@ class Read:
 
     def end(self, sha256: str) -> None:
         if self.file.read(1):
-            raise Invalid(f"{self.path} goes on behind its end")
+            raise Invalid(f"{self.name} goes on behind its end")
         if self._hash.hexdigest() != sha256:
-            raise Invalid(f"{self.path} is damaged: its checksum is not the one in the manifest")
+            raise Invalid(f"{self.name} is damaged: its checksum is not the one in the manifest")
 
 
-def apply(path: Path, sha256: str, filling: Filling, size_bytes: int, before_bytes: int, told: Told) -> int:
+@contextmanager
+def opened(path: Path) -> Iterator[Read]:
+    with path.open("rb") as file:
+        yield Read(str(path), file, path.stat().st_size)
+
+
+def apply(source: Read, sha256: str, filling: Filling, size_bytes: int, before_bytes: int, told: Told) -> int:
     """To a volume of `size_bytes`, which has been `before_bytes` long up to now: nothing is behind that.
 
     Returns how long it is now. The volume is to be thrown away when this raises: Failed, Invalid.
     """
-    with path.open("rb") as file:
-        source = Read(path, file)
-        if source.take(len(HEADER)) != HEADER:
-            raise Invalid(f"{path} is not of the format of rbd export-diff")
-        now_bytes = _apply(source, filling, size_bytes, before_bytes, told)
-        source.end(sha256)
+    if source.take(len(HEADER)) != HEADER:
+        raise Invalid(f"{source.name} is not of the format of rbd export-diff")
+    now_bytes = _apply(source, filling, size_bytes, before_bytes, told)
+    source.end(sha256)
     return now_bytes
 
 
@@ -142,13 +153,13 @@ def _apply(source: Read, filling: Filling, size_bytes: int, before_bytes: int, t
             case b"w" | b"z":
                 offset, length = RANGE.unpack(source.take(RANGE.size))
                 if offset + length > now_bytes:
-                    raise Invalid(f"{source.path} tells of what is behind the end of the disk")
+                    raise Invalid(f"{source.name} tells of what is behind the end of the disk")
                 _take(source, filling, size_bytes, offset, length, is_data=kind == DATA)
                 told(min(source.done / source.size, 1))
             case _:
-                raise Invalid(f"{source.path} has an unknown record {kind!r}")
+                raise Invalid(f"{source.name} has an unknown record {kind!r}")
     if now_bytes < 0:
-        raise Invalid(f"{source.path} does not say how large the disk is")
+        raise Invalid(f"{source.name} does not say how large the disk is")
     return now_bytes
 
 

@@ -170,6 +170,7 @@ LATER = (
     "pvc.node.vm_disks",
     "pvc.node.vm_download",
     "pvc.node.vm_export",
+    "pvc.node.vm_upload",
 )
 """What a daemon needs beside this module; some of it only when something has gone wrong."""
 
@@ -582,6 +583,7 @@ class Working:
             vm_download,
             vm_export,
             vm_snapshots,
+            vm_upload,
         )
         from pvc.node.blocked import Blocked
         from pvc.node.storage import Pools
@@ -628,6 +630,7 @@ class Working:
         carrying = {
             **transfer.works(self.pools, self.transfers),
             **vm_download.works(self.pools, self.transfers),
+            **vm_upload.works(self.pools, self.transfers),
         }
         every = {
             **storage.works(self.pools),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, Protocol
+from uuid import uuid4
 
 from pvc.cluster import domainxml, exports, paths, records
 from pvc.cluster.codec import dumps, from_json, to_json
@@ -270,6 +271,28 @@ class NewVolume:
         return paths.pool_vm(self.pool.name, self.name)
 
 
+class Chain(Protocol):
+    """What a VM is made of: each is what the next one differs from."""
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]: ...
+
+    def opened(self, number: int, disk: ExportedDisk) -> AbstractContextManager[diffs.Read]:
+        """Called once for each of the files that are needed, in that order."""
+        ...
+
+
+class Directories:
+    """Exports, beside each other."""
+
+    def __init__(self, chain: tuple[Found, ...]) -> None:
+        self.places = tuple(one.where for one in chain)
+        self.manifests = tuple(one.manifest for one in chain)
+
+    def opened(self, number: int, disk: ExportedDisk) -> AbstractContextManager[diffs.Read]:
+        return diffs.opened(self.places[number] / disk.file)
+
+
 class Import:
     """A new VM, made of an export.
 
@@ -282,20 +305,23 @@ class Import:
         self.store: Store = pools.store
 
     def do(self, task: TaskSpec, progress: Progress) -> Result:
-        asked, where = task.arguments, Path(task.arguments["path"])
+        where = Path(task.arguments["path"])
         with _on_disk(self.pools.node, where):
-            chain = self._chain(where)
-            last = chain[-1].manifest
-            volumes = self._volumes(asked, last)
-            spec = self._spec(asked, last, volumes)
-            self._check_free(spec)
-            claims = self._claimed(task, spec.uuid, volumes)
-            for number, volume in enumerate(volumes):
+            return self.make(task, Directories(self._chain(where)), progress)
 
-                def told(fraction: float, volume: NewVolume = volume, number: int = number) -> None:
-                    progress((number + fraction) / len(volumes), f"making disk {volume.target}")
+    def make(self, task: TaskSpec, given: Chain, progress: Progress) -> Result:
+        """The VM. All of what is given is checked before this, but what is in its files."""
+        asked, last = task.arguments, given.manifests[-1]
+        volumes = self._volumes(asked, last)
+        spec = self._spec(asked, last, volumes)
+        self._check_free(spec)
+        claims = self._claimed(task, spec.uuid, volumes)
+        for number, volume in enumerate(volumes):
 
-                self._fill(task, chain, volume, told)
+            def told(fraction: float, volume: NewVolume = volume, number: int = number) -> None:
+                progress((number + fraction) / len(volumes), f"making disk {volume.target}")
+
+            self._fill(task, given, volume, told)
         if asked["retain"]:
             for volume in volumes:
                 self.pools.open(volume.pool.name).add_snapshot(
@@ -319,29 +345,29 @@ class Import:
 
     def _volumes(self, asked: Mapping[str, Any], manifest: Manifest) -> list[NewVolume]:
         pools = View(self.store).pools()
-        names, found = exports.volumes_for(manifest, asked["name"]), []
-        for disk in manifest.disks:
-            pool = pools.get(asked["pool"] or disk.pool)
-            if pool is None:
-                raise NotFound(
-                    f"there is no pool {disk.pool}, in which disk {disk.target} was",
-                    hint="--pool says another one",
-                )
-            found.append(NewVolume(disk.target, pool.spec, names[disk.target], disk.size_bytes))
-        return found
+        named = exports.volumes_for(manifest, asked["name"], asked["pool"], pools)
+        return [
+            NewVolume(disk.target, pools[one.pool].spec, one.name, disk.size_bytes)
+            for disk, one in zip(manifest.disks, named.values(), strict=True)
+        ]
 
     def _spec(self, asked: Mapping[str, Any], manifest: Manifest, volumes: list[NewVolume]) -> VMSpec:
         xml = domainxml.set_name(manifest.definition, asked["name"])
-        uuid = manifest.uuid if asked["same"] else asked["uuid"]
-        if not asked["same"]:
-            xml = domainxml.set_identity(xml, uuid)
+        uuid = manifest.uuid if asked["same"] else str(uuid4())
+        xml = domainxml.set_uuid(xml, uuid) if asked["same"] else domainxml.set_identity(xml, uuid)
+        targets = {disk.target for disk in domainxml.parse(xml).disks}
+        if missing := [one.target for one in volumes if one.target not in targets]:
+            raise Invalid(f"the definition of {manifest.vm} has no disk {missing[0]}")
         for volume in volumes:
             place = location(volume.pool, volume.name, volume.format)
             is_rbd = volume.pool.driver is Driver.RBD
             xml = domainxml.replace_disk(xml, NewDisk(place, str(volume.format), is_rbd), volume.target)
         kept = {name: value for name, value in manifest.settings.items() if name in SETTINGS}
         plain = {"uuid": uuid, "name": "", "definition": "", "memory_mib": 0, "vcpus": 0, **kept}
-        spec = with_definition(from_json(VMSpec, plain), xml)
+        try:
+            spec = with_definition(from_json(VMSpec, plain), xml)
+        except (TypeError, ValueError, KeyError) as error:
+            raise Invalid(f"what the manifest says of how {manifest.vm} is treated: {error}") from None
         nodes = View(self.store).nodes(spec.node_limit)
         return replace(spec, node_limit=tuple(name for name in spec.node_limit if name in nodes))
 
@@ -363,10 +389,10 @@ class Import:
         pools = [view.pool(name) for name in sorted({one.pool.name for one in volumes})]
         if leaving := [pool.spec.name for pool in pools if pool.spec.leaving]:
             raise Conflict(f"pool {leaving[0]} is being removed", hint="pvc task list")
-        self._check_unclaimed(volumes)
+        self._check_unclaimed(task, volumes)
         self.store.commit(
             *(Check(paths.pool(pool.spec.name), pool.spec_version) for pool in pools),
-            *(Create(one.claim, task.id.encode()) for one in volumes),
+            *(Create(one.claim, task.id.encode()) for one in volumes if one.claim not in task.claims),
         )
         for one in volumes:
             with suppress(NotFound):
@@ -375,23 +401,20 @@ class Import:
         self.store.commit(*(Create(one.index, uuid.encode()) for one in volumes))
         return [claim for claim in self.store.get_many([one.claim for one in volumes]) if claim is not None]
 
-    def _check_unclaimed(self, volumes: list[NewVolume]) -> None:
-        """Raises Conflict: the commits after it would only say that something is there."""
+    def _check_unclaimed(self, task: TaskSpec, volumes: Collection[NewVolume]) -> None:
+        """By others. Raises Conflict: the commits after it would only say that something is there."""
         claims = self.store.get_many([one.claim for one in volumes])
         users = self.store.get_many([one.index for one in volumes])
         for volume, claim, user in zip(volumes, claims, users, strict=True):
             what = f"volume {volume.name} of pool {volume.pool.name}"
-            if claim is not None:
-                by = claim.data.decode()
+            if claim is not None and (by := claim.data.decode()) != task.id:
                 raise Conflict(f"{what} is being changed by task {by}", hint=f"pvc task wait {by}")
             if user is not None:
                 name = records.name_of(View(self.store), user.data.decode())
                 raise Conflict(f"{what} is a disk of {name}", hint="choose another name")
 
-    def _fill(
-        self, task: TaskSpec, chain: tuple[Found, ...], volume: NewVolume, told: Callable[[float], None]
-    ) -> None:
-        files = exports.files_of(tuple(one.manifest for one in chain), volume.target)
+    def _fill(self, task: TaskSpec, given: Chain, volume: NewVolume, told: Callable[[float], None]) -> None:
+        files = exports.files_of(given.manifests, volume.target)
         whole, done, size = sum(disk.file_bytes for _, disk in files), 0, 0
         pool = self.pools.open(volume.pool.name)
         with pool.filled(volume.name, volume.size_bytes, volume.format, _token(task, volume.name)) as filling:
@@ -400,8 +423,8 @@ class Import:
                 def at(fraction: float, disk: ExportedDisk = disk, done: int = done) -> None:
                     told((done + fraction * disk.file_bytes) / whole)
 
-                file = chain[number].where / disk.file
-                size = diffs.apply(file, disk.sha256, filling, volume.size_bytes, size, at)
+                with given.opened(number, disk) as file:
+                    size = diffs.apply(file, disk.sha256, filling, volume.size_bytes, size, at)
                 done += disk.file_bytes
             if size != volume.size_bytes:
                 raise Invalid(f"disk {volume.target} has {size} bytes, and should have {volume.size_bytes}")

@@ -16,7 +16,7 @@ import rbd
 
 from pvc.cluster.storage import Format
 from pvc.errors import Conflict, Invalid, NotFound
-from pvc.node.diffs import Written, apply, write
+from pvc.node.diffs import Written, apply, opened, write
 from pvc.node.drivers import DriverError
 from pvc.node.drivers import ceph as client
 from pvc.node.drivers.directory import Directory, prepare
@@ -375,7 +375,8 @@ def test_rbd_reads_what_is_written_and_what_it_writes_is_read(
     size = 0
     with directory.filled("web1", SIZE, Format.QCOW2, "t3") as filling:
         for file, sha256 in sums:
-            size = apply(file, sha256, filling, SIZE, size, nothing)
+            with opened(file) as source:
+                size = apply(source, sha256, filling, SIZE, size, nothing)
     directory.add_snapshot("web1", "a")
     with directory.content("web1", "a") as content:
         assert content.read(0, SIZE) == expected

@@ -18,7 +18,7 @@ from pvc.node.drivers.directory import Directory
 from pvc.node.drivers.storage import Pool
 from tests.ceph import Ceph, ceph
 from tests.contract.test_content import SIZE, Bench, _ceph, _directory, change
-from tests.unit.commands.storing import Storing
+from tests.unit.commands.storing import Storing, announced, stream
 from tests.unit.commands.world import UUID
 
 
@@ -61,12 +61,21 @@ def test_a_vm_goes_into_ceph_and_back(cluster: Ceph, tmp_path: Path) -> None:
     storing.world.call("vm.define", xml=xml, target="n1")
 
     def export(vm: str, snapshot: str, parent: str | None) -> None:
-        done = storing.done("vm.snapshot-export", vm=vm, snapshot=snapshot, path=str(where), parent=parent)
+        given = {"vm": vm, "snapshot": snapshot, "path": str(where), "parent": parent, "node": "n1"}
+        done = storing.done("vm.snapshot-export", **given)
         assert (done["state"], done["reason"]) == ("done", "")
 
     def imported(vm: str, place: str, pool: str) -> None:
-        done = storing.done("vm.snapshot-import", name=vm, path=str(where / place), pool=pool)
+        given = {"name": vm, "path": str(where / place), "pool": pool, "node": "n1"}
+        done = storing.done("vm.snapshot-import", **given)
         assert (done["state"], done["reason"]) == ("done", "")
+
+    def uploaded(vm: str, pool: str, *places: str) -> None:
+        given = {"name": vm, "pool": pool, "manifest": announced(where, *places)}
+        begun = storing.call("vm.snapshot-upload-begin", **given)
+        with storing.bringing(begun["name"], stream(where, *places), 4 * 1024**2):
+            storing.work()
+        assert storing.call("task.info", task=begun["name"])["reason"] == ""
 
     parent: str | None = None
     for number in range(3):
@@ -75,6 +84,9 @@ def test_a_vm_goes_into_ceph_and_back(cluster: Ceph, tmp_path: Path) -> None:
         export("web1", f"s.{number}", parent)
         parent = f"s.{number}"
     imported("web2", "web1-s.2", "fast")
+    for pool in ("fast", "vms"):
+        uploaded(f"in-{pool}", pool, "web1-s.0", "web1-s.1", "web1-s.2")
+        assert benches[pool].read(f"in-{pool}_disk0") == content
     assert benches["fast"].read("web2_disk0") == content
     spec = storing.world.spec("web2")
     (found,) = domainxml.parse(spec.definition).disks

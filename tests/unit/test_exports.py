@@ -9,10 +9,11 @@ import pytest
 from pvc.cluster import exports
 from pvc.cluster.exports import KIND, ExportedDisk, Manifest, Parent
 from pvc.cluster.snapshots import Quiesced, SnapshotDisk, VMSnapshot
-from pvc.errors import Conflict, Invalid
+from pvc.errors import Conflict, Invalid, NotFound
 
 DISK = ExportedDisk("vda", "vms", "web1-disk0", 4096, "vda.rbddiff", 10, "ab")
-FULL = Manifest(KIND, 1, "web1", "u1", "mon.1", 1.5, "agent", "<domain/>", (DISK,))
+UUID = "6f2d5a3e-8a1b-4c5d-9e7f-0123456789ab"
+FULL = Manifest(KIND, 1, "web1", UUID, "mon.1", 1.5, "agent", "<domain/>", (DISK,))
 NEXT = replace(
     FULL,
     snapshot="tue",
@@ -39,6 +40,15 @@ def test_what_is_written_is_read_again() -> None:
         (replace(FULL, disks=(replace(DISK, volume="../web1"),)), "names a volume"),
         (replace(FULL, disks=(replace(DISK, volume=".task-1"),)), "names a volume"),
         (replace(FULL, disks=(DISK, DISK)), "twice"),
+        (replace(FULL, disks=()), "names no disk"),
+        (replace(FULL, disks=(replace(DISK, size_bytes=0),)), "no size that disk vda could have"),
+        (replace(FULL, disks=(replace(DISK, size_bytes=2**60),)), "no size that disk vda could have"),
+        (replace(FULL, disks=(replace(DISK, file_bytes=-1),)), "no size that disk vda could have"),
+        (replace(FULL, uuid="../x"), "names a VM's UUID"),
+        (replace(FULL, snapshot="a/b"), "names a snapshot"),
+        (replace(FULL, quiesced="luck"), "names a way to hold still 'luck'"),
+        (replace(FULL, at=float("nan")), "names no time"),
+        (replace(FULL, at=1e300), "names no time"),
         (replace(FULL, disks=(DISK, replace(DISK, file="b"))), "twice"),
     ],
 )
@@ -47,15 +57,18 @@ def test_what_is_no_manifest_is_refused(manifest: Manifest, said: str) -> None:
         exports.read(exports.written(manifest), "here")
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'{"kind": 3}'])
+ODD = exports.written(FULL).replace(b"<domain/>", rb"\ud800")
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'{"kind": 3}', b"[" * 100_000, ODD])
 def test_what_is_no_document_is_refused(data: bytes) -> None:
     with pytest.raises(Invalid, match="here"):
         exports.read(data, "here")
 
 
 def test_a_snapshot_that_was_taken_again_is_another_one() -> None:
-    assert exports.is_of(FULL, "u1", "mon.1", 1.5)
-    assert not exports.is_of(FULL, "u1", "mon.1", 2.5)
+    assert exports.is_of(FULL, UUID, "mon.1", 1.5)
+    assert not exports.is_of(FULL, UUID, "mon.1", 2.5)
     assert not exports.is_of(FULL, "u2", "mon.1", 1.5)
 
 
@@ -85,9 +98,47 @@ def test_the_files_of_a_disk_are_those_since_it_was_whole() -> None:
         exports.check_chain((NEXT,))
 
 
+def test_all_disks_are_made_of_no_more_files_than_needed() -> None:
+    both = replace(NEXT, disks=(*NEXT.disks, replace(DISK, target="vdc", volume="c", file="c", since="")))
+    assert [(number, one.target) for number, one in exports.needed((FULL, both))] == [
+        (0, "vda"),
+        (1, "vda"),
+        (1, "vdb"),
+        (1, "vdc"),
+    ]
+    assert exports.needed((FULL, replace(NEXT, disks=NEXT.disks[1:]))) == [(1, NEXT.disks[1])]
+
+
+def test_what_is_given_together_is_the_oldest_first_and_all_that_is_needed() -> None:
+    last = replace(NEXT, snapshot="wed", at=3.5, parent=Parent("web1-tue", "tue", 1.5))
+    for whole in ((FULL,), (FULL, NEXT), (FULL, NEXT, last)):
+        exports.check_order(whole)
+    refused: list[tuple[tuple[Manifest, ...], type[Exception], str]] = [
+        ((NEXT,), NotFound, "snapshot tue of web1 needs that of snapshot mon.1"),
+        ((NEXT, FULL), NotFound, "snapshot tue of web1 needs that of snapshot mon.1"),
+        ((FULL, FULL), Invalid, "snapshot mon.1 of web1 is whole"),
+        ((FULL, last), Invalid, "differs from snapshot tue, and what comes before it is not"),
+        ((FULL, last, NEXT), Invalid, "differs from snapshot tue, and what comes before it is not"),
+        ((replace(FULL, at=1.0), NEXT), Invalid, "what comes before it is not"),
+        ((replace(FULL, disks=(replace(DISK, target="vdx"),)), NEXT), Invalid, "not in its parent"),
+    ]
+    for chain, kind, said in refused:
+        with pytest.raises(kind, match=said):
+            exports.check_order(chain)
+
+
+def volumes(manifest: Manifest, vm: str, pool: str = "") -> dict[str, str]:
+    return {name: str(one) for name, one in exports.volumes_for(manifest, vm, pool, ["fast", "vms"]).items()}
+
+
 def test_volumes_are_named_after_the_new_vm_where_they_were_after_the_other() -> None:
-    assert exports.volumes_for(NEXT, "web2") == {"vda": "web2-disk0", "vdb": "other"}
-    assert exports.volumes_for(replace(FULL, disks=(replace(DISK, volume="web10"),)), "a") == {"vda": "web10"}
+    assert volumes(NEXT, "web2") == {"vda": "vms/web2-disk0", "vdb": "vms/other"}
+    assert volumes(NEXT, "web2", "fast") == {"vda": "fast/web2-disk0", "vdb": "fast/other"}
+    assert volumes(replace(FULL, disks=(replace(DISK, volume="web10"),)), "a") == {"vda": "vms/web10"}
+    with pytest.raises(NotFound, match="no pool lost"):
+        volumes(NEXT, "web2", "lost")
+    with pytest.raises(NotFound, match="no pool old, in which disk vda was"):
+        volumes(replace(FULL, disks=(replace(DISK, pool="old"),)), "web2")
     both = replace(FULL, disks=(DISK, replace(DISK, target="vdb", volume="a-disk0", file="b")))
     with pytest.raises(Conflict, match="the same name"):
-        exports.volumes_for(both, "a")
+        volumes(both, "a")

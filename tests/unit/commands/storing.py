@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from pvc.clock import SystemClock
-from pvc.cluster import domainxml, paths
+from pvc.cluster import domainxml, exports, paths
 from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.codec import to_json
 from pvc.cluster.storage import Driver, PoolSpec
@@ -16,11 +19,12 @@ from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Owner
 from pvc.commands.context import Context, invoke
 from pvc.commands.registry import find
-from pvc.errors import Unavailable
-from pvc.node import vm_disks, vm_export, vm_snapshots
+from pvc.errors import PVCError, Unavailable
+from pvc.node import vm_disks, vm_export, vm_snapshots, vm_upload
 from pvc.node.drivers.storage import Snapshot
 from pvc.node.storage import Pools, new_pool_ops, works
 from pvc.node.tasks import Tasks
+from pvc.node.transfer import Transfers
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.lanes import Lanes
 from tests.fakes.pool import FakePool
@@ -37,6 +41,8 @@ class Storing:
         self.hosts = FakeWorld(when_snapshot=self._snapshot_inside)
         self.hypervisors = {name: self.hosts.add(name) for name in NODES}
         self.host = self.hypervisors["n1"]
+        self.transfers = Transfers(silence_s=5.0)
+        """Of whichever node does a task."""
         self.asked: list[str] = []
         self.silent: set[str] = set()
         """Addresses of nodes that do not answer."""
@@ -53,6 +59,7 @@ class Storing:
             **works(pools),
             **vm_disks.works(pools, self.host),
             **vm_export.works(pools),
+            **vm_upload.works(pools, self.transfers),
             **vm_snapshots.works(pools, self.hypervisors[name], Path(self.notes.name, name), clock),
         }
         me = Owner(name, incarnation)
@@ -61,7 +68,8 @@ class Storing:
     def restart(self, name: str) -> None:
         """Its daemon was killed, and another one is there."""
         incarnation = self.tasks[name].me.incarnation + 1
-        self.world.edit(paths.node_status(name), incarnation=incarnation)
+        for path in (paths.node_status(name), paths.alive(name)):
+            self.world.edit(path, incarnation=incarnation)
         self.tasks[name] = self._tasks(name, incarnation)
 
     def _snapshot_inside(self, file: str, name: str, is_there: bool) -> None:
@@ -97,6 +105,26 @@ class Storing:
             tasks.step()
             assert isinstance(tasks.lanes, Lanes)
             tasks.lanes.run()
+
+    @contextmanager
+    def bringing(self, task: str, content: bytes, piece_bytes: int = 999) -> Iterator[None]:
+        """By a client, until all of it is there or the task has ended."""
+
+        def bring() -> None:
+            place = 0
+            with suppress(PVCError):
+                while place < len(content):
+                    query, piece = {"offset": str(place)}, content[place : place + piece_bytes]
+                    told = self.transfers.carry(task, "piece", query, piece)
+                    assert isinstance(told, dict)
+                    place = int(str(told["next"]))
+
+        client = threading.Thread(target=bring)
+        client.start()
+        try:
+            yield
+        finally:
+            client.join()
 
     def again(self) -> None:
         """Somewhat later: what could not be undone is tried once more."""
@@ -135,6 +163,19 @@ class Storing:
         found = self.call("task.info", task=begun["name"])
         assert isinstance(found, dict)
         return found
+
+
+def announced(where: Path, *places: str) -> list[str]:
+    """The manifests of exports in directories, as whoever brings them says them first."""
+    return [(where / place / exports.MANIFEST).read_text() for place in places]
+
+
+def stream(where: Path, *places: str) -> bytes:
+    """What is then brought."""
+    documents = [one.encode() for one in announced(where, *places)]
+    chain = tuple(exports.read(one, "") for one in documents)
+    files = [where / places[number] / disk.file for number, disk in exports.needed(chain)]
+    return b"".join([*documents, *(file.read_bytes() for file in files)])
 
 
 def storing() -> Storing:

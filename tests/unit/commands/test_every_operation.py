@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from pvc.cluster import domainxml, paths
+from pvc.cluster import domainxml, exports, paths
 from pvc.cluster.codec import dumps
+from pvc.cluster.exports import ExportedDisk, Manifest
 from pvc.cluster.membership import Primary
 from pvc.cluster.store import Create
 from pvc.cluster.tasks import TaskSpec, begin_ops
@@ -213,6 +214,13 @@ VOLUME = {"pool": "vms", "volume": "web1"}
 SNAPSHOT = {**VOLUME, "snapshot": "s1"}
 IMAGE = {**VOLUME, "size": 1024, "format": "raw"}
 PIECE: dict[str, Any] = {"task": "0000000a", "offset": 0}
+EXPORTED = exports.written(
+    Manifest(
+        *(exports.KIND, exports.VERSION, "web1", UUID, "daily", 1.5, "agent", xml_of()),
+        (ExportedDisk("vda", "vms", "web1", 1024**2, "vda.rbddiff", 80, "ab"),),
+    )
+).decode()
+SENT = {"name": "web2", "manifest": [EXPORTED]}
 
 CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "cluster.init": (World, {"name": "test"}),
@@ -287,7 +295,8 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
     "vm.network-remove": (networked, {"vm": "web1", "network": "net101"}),
     "vm.snapshot-download-begin": (snapshotted, DAILY),
     "vm.snapshot-export": (snapshotted, {**DAILY, "path": "/srv/backup", "parent": None}),
-    "vm.snapshot-import": (stored, {"name": "web2", "path": "/srv/backup/web1-daily", "pool": "vms"}),
+    "vm.snapshot-import": (stored, {"name": "web2", "path": "/srv/backup/web1-daily", "node": "n2"}),
+    "vm.snapshot-upload-begin": (stored, SENT),
     "vm.snapshot-create": (snapshotted, {"vm": "web1", "snapshot": "weekly"}),
     "vm.snapshot-remove": (snapshotted, DAILY),
     "vm.snapshot-rollback": (snapshotted, DAILY),
@@ -297,7 +306,10 @@ CHANGES: dict[str, tuple[Make, dict[str, Any]]] = {
 """Each changing operation: where it works, and arguments with which it changes something."""
 
 
-OF_A_NODE = {"storage.volume-upload-piece", "storage.volume-download-end", "vm.snapshot-download-end"}
+OF_A_NODE = {
+    *("storage.volume-upload-piece", "storage.volume-download-end"),
+    *("vm.snapshot-upload-piece", "vm.snapshot-download-end"),
+}
 """They change something there and nothing in the store; tests/integration has them."""
 
 
@@ -399,6 +411,24 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("vm.snapshot-import", a_world, {"name": "a", "path": "x"}, Invalid, "is not an absolute path"),
     ("vm.snapshot-import", with_vm, {"name": "web1", "path": "/x"}, Conflict, "a VM named web1 already"),
     ("vm.snapshot-import", a_world, {"name": "a", "path": "/x", "pool": "vms"}, NotFound, "no pool vms"),
+    ("vm.snapshot-import", stored, {"name": "a", "path": "/x"}, Invalid, "which node has /x"),
+    ("vm.snapshot-import", stored, {"name": "a", "path": "/x", "node": "n9"}, NotFound, "no node named n9"),
+    ("vm.snapshot-upload", a_world, {"name": "a", "file": []}, Invalid, "no FILE"),
+    (
+        "vm.snapshot-upload",
+        a_world,
+        {"name": "a", "file": ["/dev/zero/x"]},
+        Failed,
+        "cannot read /dev/zero/x",
+    ),
+    ("vm.snapshot-upload", a_world, {"name": "-a", "file": ["x"]}, Invalid, "is not a VM's name"),
+    ("vm.snapshot-upload-begin", with_vm, {**SENT, "name": "web1"}, Conflict, "a VM named web1 already"),
+    ("vm.snapshot-upload-begin", a_world, SENT, NotFound, "no pool vms, in which disk vda was"),
+    ("vm.snapshot-upload-begin", a_world, {**SENT, "pool": "fast"}, NotFound, "no pool fast"),
+    ("vm.snapshot-upload-begin", stored, {**SENT, "manifest": []}, Invalid, "between 1 and"),
+    ("vm.snapshot-upload-begin", stored, {**SENT, "manifest": ["\ud800"]}, Invalid, "manifest 1 is no mani"),
+    ("vm.snapshot-upload-begin", stored, {**SENT, "manifest": [EXPORTED] * 2}, Invalid, "web1 is whole"),
+    ("vm.snapshot-upload-piece", with_task, PIECE, Conflict, "0000000a is another one: making it"),
     ("vm.snapshot-list", with_vm, {"vm": "web9"}, NotFound, "no VM named web9"),
     ("vm.snapshot-remove", with_vm, DAILY, NotFound, "web1 has no snapshot daily"),
     ("vm.snapshot-rollback", with_vm, DAILY, NotFound, "web1 has no snapshot daily"),

@@ -19,9 +19,9 @@ from pvc.cluster.store import Create, Delete, Put
 from pvc.cluster.tasks import TaskState
 from pvc.cluster.view import View
 from pvc.cluster.vm import VMSpec
-from pvc.errors import Conflict, Failed, NotFound, Unavailable
+from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from tests.fakes.pool import FakeContent, FakeFilling
-from tests.unit.commands.storing import Storing
+from tests.unit.commands.storing import Storing, announced, stream
 from tests.unit.commands.world import UUID
 
 SIZE = 64 * 1024
@@ -60,7 +60,23 @@ class Exporting:
         )
 
     def imported(self, place: str, name: str = "web2", **given: Any) -> dict[str, Any]:
-        return self.storing.done("vm.snapshot-import", name=name, path=str(self.where / place), **given)
+        given = {"node": "n1", "name": name, "path": str(self.where / place), **given}
+        return self.storing.done("vm.snapshot-import", **given)
+
+    def brought(self, *places: str, **given: Any) -> dict[str, Any]:
+        """As by a client that has them in files."""
+        begun = self.storing.call("vm.snapshot-upload-begin", name="web2", **self.announced(*places), **given)
+        with self.storing.bringing(begun["name"], self.stream(*places)):
+            self.storing.work()
+        found = self.storing.call("task.info", task=begun["name"])
+        assert isinstance(found, dict)
+        return found
+
+    def announced(self, *places: str) -> dict[str, Any]:
+        return {"manifest": announced(self.where, *places)}
+
+    def stream(self, *places: str) -> bytes:
+        return stream(self.where, *places)
 
     def content(self, volume: str) -> bytes:
         return self.storing.pool.kept[volume].content
@@ -202,7 +218,7 @@ def test_with_the_same_identity_it_is_the_vm_that_was_lost(made: Exporting) -> N
     assert made.spec.tags == spec.tags
     made.write(disk0=b"new")
     made.keep("tue")
-    assert made.export("tue", parent="mon.1")["state"] == "done"  # it is the very snapshot
+    assert made.export("tue", parent="mon.1", node="n1")["state"] == "done"  # it is the very snapshot
 
 
 def test_into_another_pool(made: Exporting) -> None:
@@ -219,6 +235,95 @@ def test_into_another_pool(made: Exporting) -> None:
     assert made.imported("web1-mon.1", pool="fast")["state"] == "done"
     facts = domainxml.parse(made.storing.world.spec("web2").definition)
     assert facts.disks[0].source == "/srv/fast/web2-disk0/disk.qcow2"
+
+
+def test_what_a_client_brings_is_a_vm(chain: Exporting) -> None:
+    done = chain.brought("web1-mon.1", "web1-tue", "web1-wed")
+    assert (done["state"], done["reason"]) == ("done", "")
+    spec = chain.storing.world.spec("web2")
+    assert done["result"] == {"vm": "web2", "uuid": spec.uuid, "snapshot": "wed"}
+    assert spec.snapshots == ("wed",)
+    assert chain.content("web2-disk0") == (b"c" * 100).ljust(SIZE, b"\0")
+    assert chain.content("web2-disk1") == bytes(SIZE)
+    assert chain.storing.world.store.children(paths.pool_claims("vms")) == ()
+    with pytest.raises(Conflict, match="a VM named web2 already"):
+        chain.brought("web1-mon.1")
+
+
+def test_the_same_upload_goes_on(chain: Exporting) -> None:
+    given = {"name": "web2", **chain.announced("web1-mon.1")}
+    begun = chain.storing.call("vm.snapshot-upload-begin", **given)
+    assert chain.storing.call("vm.snapshot-upload-begin", **given)["name"] == begun["name"]
+    for other in ({**given, "retain": False}, {**given, **chain.announced("web1-mon.1", "web1-tue")}):
+        with pytest.raises(Conflict, match="web2-disk0 is being changed by task"):
+            chain.storing.call("vm.snapshot-upload-begin", **other)
+    with chain.storing.bringing(begun["name"], chain.stream("web1-mon.1")):
+        chain.storing.work()
+    assert chain.content("web2-disk0") == (b"a" * 5000).ljust(SIZE, b"\0")
+
+
+def test_what_a_client_brings_is_what_it_announced(chain: Exporting) -> None:
+    """Checked on its way, wherever it is wrong; and nothing is left."""
+    whole = chain.stream("web1-mon.1", "web1-tue")
+    manifests = len("".join(chain.announced("web1-mon.1", "web1-tue")["manifest"]).encode())
+    for place, said in (
+        (10, "are not those that were announced"),
+        (manifests, "is not of the format"),
+        (manifests + 3000, "vda.rbddiff of snapshot mon.1 is damaged"),
+        (len(whole) - 1, "vdb.rbddiff of snapshot tue has an unknown record"),
+    ):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        given = {"name": "web2", **chain.announced("web1-mon.1", "web1-tue")}
+        begun = chain.storing.call("vm.snapshot-upload-begin", **given)
+        with chain.storing.bringing(begun["name"], bytes(damaged)):
+            chain.storing.work()
+        found = chain.storing.call("task.info", task=begun["name"])
+        assert (found["state"], said in found["reason"]) == ("failed", True), found["reason"]
+        assert chain.untouched()
+
+
+def test_what_a_client_brings_needs_room_and_a_place(made: Exporting) -> None:
+    made.export("mon.1")
+    made.storing.pool.total_bytes = SIZE
+    assert "more do not fit into pool vms" in made.brought("web1-mon.1")["reason"]
+    made.storing.pool.total_bytes = 100 * 1024**3
+    made.storing.pool.add("web2-disk1", SIZE, Format.QCOW2, "t")
+    assert made.brought("web1-mon.1")["reason"] == "there is a volume web2-disk1 in pool vms already"
+    del made.storing.pool.kept["web2-disk1"]
+    assert made.untouched()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"definition": "<domain/>"}, "is not a QEMU machine"),
+        ({"settings": {"tags": 7}}, "of how web1 is treated"),
+        ({"disks": "elsewhere"}, "has no disk vdx"),
+    ],
+)
+def test_an_export_that_makes_no_vm_is_refused(made: Exporting, change: dict[str, Any], said: str) -> None:
+    """Its checksums are right."""
+    made.export("mon.1")
+    where = made.where / "web1-mon.1" / MANIFEST
+    found = exports.read(where.read_bytes(), "")
+    if "disks" in change:
+        change = {"disks": (replace(found.disks[0], target="vdx"), found.disks[1])}
+    where.write_bytes(exports.written(replace(found, **change)))
+    for failed in (made.brought("web1-mon.1"), made.imported("web1-mon.1")):
+        assert (failed["state"], said in failed["reason"]) == ("failed", True), failed["reason"]
+        assert made.untouched()
+
+
+def test_a_directory_is_of_the_node_that_is_named_or_of_the_only_one_it_can_be(made: Exporting) -> None:
+    made.export("mon.1")
+    made.storing.add_pool("local", node="n2", path="/srv/local")
+    with pytest.raises(Invalid, match="it could be any of n1, n2, n3"):
+        made.imported("web1-mon.1", node=None)
+    done = made.imported("web1-mon.1", node=None, pool="local")
+    assert (done["state"], done["node"]) == ("done", "n2")
+    with pytest.raises(Unavailable, match="n1 does not reach local now"):
+        made.imported("web1-mon.1", "web3", node="n1", pool="local")
 
 
 # What is refused
@@ -289,6 +394,12 @@ def test_what_is_being_removed_is_not_exported(made: Exporting) -> None:
     made.storing.world.kill_node("n3")
     with pytest.raises(Unavailable, match="n3"):
         made.export("mon.1", node="n3")
+    made.storing.world.edit(paths.vm(UUID), node="n3")
+    with pytest.raises(Unavailable, match="n3 does not reach vms now"):
+        made.export("mon.1")
+    made.storing.world.edit(paths.vm(UUID), node=None)
+    with pytest.raises(Invalid, match="it could be any of n1, n2, n3"):
+        made.export("mon.1")
 
 
 @pytest.mark.parametrize("damage", range(5))
@@ -374,13 +485,14 @@ def end(made: Exporting, ending: str) -> None:
     job.progress.check()
 
 
-def carried_out(made: Exporting, operation: str, **given: Any) -> str:
+def carried_out(made: Exporting, operation: str, brought: bytes = b"", **given: Any) -> str:
     """Up to its end, by another life of the daemon where one was killed. Its state."""
     begun = made.storing.call(operation, **given)
     try:
-        made.storing.work()
+        with made.storing.bringing(begun["name"], brought):
+            made.storing.work()
     except KeyboardInterrupt:
-        made.storing.restart("n1")
+        made.storing.restart(begun["node"])
         made.storing.work()
     return str(made.storing.call("task.info", task=begun["name"])["state"])
 
@@ -398,7 +510,7 @@ def test_half_an_export_is_none(made: Exporting, ending: str, monkeypatch: pytes
         return real(content, offset, length)
 
     monkeypatch.setattr(FakeContent, "read", read)
-    given = {"vm": "web1", "snapshot": "mon.1", "path": str(made.where)}
+    given: dict[str, Any] = {"vm": "web1", "snapshot": "mon.1", "path": str(made.where)}
     assert carried_out(made, "vm.snapshot-export", **given) == STATES[ending]
     assert made.there() == []
     assert made.untouched()
@@ -407,8 +519,11 @@ def test_half_an_export_is_none(made: Exporting, ending: str, monkeypatch: pytes
     assert "no whole export" in made.export("tue", parent="mon.1")["reason"]
 
 
+@pytest.mark.parametrize("comes", ["of a directory", "of a client"])
 @pytest.mark.parametrize("at", ["first disk", "second disk", "known"])
-def test_half_a_vm_is_none(made: Exporting, ending: str, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_vm_is_none(
+    made: Exporting, ending: str, at: str, comes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made.export("mon.1")
     real, told = FakeFilling.write, made.storing.pool.add_snapshot
     count = 0
@@ -427,8 +542,13 @@ def test_half_a_vm_is_none(made: Exporting, ending: str, at: str, monkeypatch: p
 
     monkeypatch.setattr(FakeFilling, "write", write)
     monkeypatch.setattr(made.storing.pool, "add_snapshot", add_snapshot)
-    given = {"name": "web2", "path": str(made.where / "web1-mon.1")}
-    assert carried_out(made, "vm.snapshot-import", **given) == STATES[ending]
+    if comes == "of a directory":
+        given: dict[str, Any] = {"name": "web2", "path": str(made.where / "web1-mon.1"), "node": "n1"}
+        assert carried_out(made, "vm.snapshot-import", **given) == STATES[ending]
+    else:
+        sent = {"name": "web2", **made.announced("web1-mon.1")}
+        brought = made.stream("web1-mon.1")
+        assert carried_out(made, "vm.snapshot-upload-begin", brought, **sent) == STATES[ending]
     assert made.untouched()
     monkeypatch.undo()
     assert made.imported("web1-mon.1")["state"] == "done"

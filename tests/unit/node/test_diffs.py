@@ -10,7 +10,7 @@ import pytest
 
 from pvc.cluster.storage import Format
 from pvc.errors import Failed, Invalid
-from pvc.node.diffs import HEADER, Written, apply, check, write
+from pvc.node.diffs import HEADER, Written, apply, check, opened, write
 from tests.fakes.pool import FakeFilling, FakePool
 
 SIZE = 64 * 1024
@@ -59,7 +59,8 @@ def test_a_chain_makes_what_the_last_snapshot_was(pool: FakePool, tmp_path: Path
     filling, size = FakeFilling(bytearray(len(content))), 0
     for number, one in enumerate(sums):
         check(tmp_path / str(number), one, told)
-        size = apply(tmp_path / str(number), one, filling, len(content), size, told)
+        with opened(tmp_path / str(number)) as file:
+            size = apply(file, one, filling, len(content), size, told)
     assert size == len(content)
     assert bytes(filling.content) == content
 
@@ -93,8 +94,8 @@ def test_what_is_damaged_is_noticed_wherever_it_is(pool: FakePool, tmp_path: Pat
     ]
     for damaged in (*cut, *turned, whole + b"e"):
         where.write_bytes(damaged)
-        with pytest.raises(Invalid, match="diff"):
-            apply(where, sha256, FakeFilling(bytearray(SIZE)), SIZE, 0, told)
+        with pytest.raises(Invalid, match="diff"), opened(where) as file:
+            apply(file, sha256, FakeFilling(bytearray(SIZE)), SIZE, 0, told)
         with pytest.raises(Failed, match="checksum"):
             check(where, sha256, told)
 
@@ -114,5 +115,5 @@ def test_what_is_damaged_is_noticed_wherever_it_is(pool: FakePool, tmp_path: Pat
 def test_what_makes_no_sense_is_refused(tmp_path: Path, body: bytes) -> None:
     where = tmp_path / "diff"
     where.write_bytes(HEADER + body)
-    with pytest.raises(Invalid):
-        apply(where, "", FakeFilling(bytearray(10)), 10, 0, told)
+    with pytest.raises(Invalid), opened(where) as file:
+        apply(file, "", FakeFilling(bytearray(10)), 10, 0, told)
