@@ -10,7 +10,7 @@ import os
 import sys
 
 from pvc import output
-from pvc.commands import FLAG_VERBS, NOUNS, verbs_of
+from pvc.commands import FLAG_VERBS, NOUNS, typed_verbs, verbs_of
 from pvc.errors import EXIT_INTERRUPTED, Failed, Invalid
 
 TYPE_CHECKING = False  # importing typing is not worth its time in `pvc --help`
@@ -204,7 +204,7 @@ def _refuse_rest(rest: Sequence[str], where: str, known: Iterable[str]) -> None:
 def _verbs(prefix: Sequence[str]) -> list[str]:
     """What may follow `pvc vm` or `pvc vm tag`."""
     start = "".join(f"{word} " for word in prefix[1:])
-    return [verb.removeprefix(start) for verb in verbs_of(prefix[0]) if verb.startswith(start)]
+    return [verb.removeprefix(start) for verb in typed_verbs(prefix[0]) if verb.startswith(start)]
 
 
 # Help
@@ -229,23 +229,16 @@ def overview() -> str:
 
 
 def noun_help(prefix: Sequence[str]) -> str:
-    from pvc.commands.registry import operations
-
     noun, *group = prefix
-    start = "".join(f"{word} " for word in group)
-    verbs = {
-        verb.removeprefix(start): found.help
-        for verb, found in sorted(operations(noun).items(), key=lambda one: (one[0] not in FIRST, one[0]))
-        if verb.startswith(start)
-    }
     name = " ".join(["pvc", *prefix])
+    verbs = sorted(_verbs(prefix), key=lambda verb: (verb not in FIRST, verb))
     return "\n".join(
         [
             f"{name}: {NOUNS.get(noun, noun)}",
             "",
             f"usage: {name} VERB [arguments] [options]",
             "",
-            *_listed(verbs),
+            *_listed({verb: _operation(noun, " ".join([*group, verb])).help for verb in verbs}),
             "",
             f"{name} VERB --help tells what a verb takes; pvc --help lists the options of every verb.",
         ]

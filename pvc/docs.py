@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from pvc import __version__
 from pvc.cli import EXIT_CODES, GLOBALS
-from pvc.commands import NOUNS
-from pvc.commands.registry import Operation, every_operation
+from pvc.commands import NOUNS, typed_verbs
+from pvc.commands.registry import Operation, find, named
 from pvc.parser import automatic, option_lines, positional_lines, usage
 
 INTRODUCTION = """\
 # The command line
 
 Written by `./build.py docs` from the declarations in `pvc/commands`; `pvc --help`, `pvc NOUN --help` and
-`pvc NOUN VERB --help` say the same.
+`pvc NOUN VERB --help` say the same. What only programs ask for is in `pvc api openapi`.
 
 A VM is named by its name or UUID. NODE is this machine where it may be left out. LIMIT is a regular
 expression, matched anywhere unless anchored. Options may stand before, between and after the arguments.
@@ -42,7 +42,7 @@ def cli_reference() -> str:
 
 
 def _operations(noun: str) -> list[Operation]:
-    return sorted((one for one in every_operation() if one.noun == noun), key=lambda one: one.verb)
+    return [find(named(noun, verb)) for verb in sorted(typed_verbs(noun))]
 
 
 def _globals() -> Iterator[tuple[str, str]]:

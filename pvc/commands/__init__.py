@@ -103,5 +103,25 @@ FLAG_VERBS: dict[tuple[str, str, str], tuple[str, ...]] = {
 """Noun, verb and option that together mean another verb: `node fence --verify` switches nothing."""
 
 
+FOR_PROGRAMS: dict[str, tuple[str, ...]] = {
+    "vm": (
+        *("definition", "set-definition", "log-text"),
+        *("snapshot download-begin", "snapshot download-piece", "snapshot download-end"),
+    ),
+    "node": ("log-text",),
+    "storage": (
+        *("volume upload-begin", "volume upload-piece"),
+        *("volume download-begin", "volume download-map", "volume download-piece", "volume download-end"),
+    ),
+    "completion": ("complete",),
+}
+"""Verbs that nobody types: help, completion and manual are silent about them, the API describes them."""
+
+
 def verbs_of(noun: str) -> list[str]:
     return [verb for verbs in VERBS.get(noun, {}).values() for verb in verbs]
+
+
+def typed_verbs(noun: str) -> list[str]:
+    """Those that people type."""
+    return [verb for verb in verbs_of(noun) if verb not in FOR_PROGRAMS.get(noun, ())]

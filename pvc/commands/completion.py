@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pvc.commands import NOUNS, verbs_of
+from pvc.commands import NOUNS, typed_verbs, verbs_of
 from pvc.commands.context import LocalContext
 from pvc.commands.registry import Arg, Operation, Param, find, local, named
 from pvc.errors import PVCError
@@ -116,9 +116,8 @@ def _following(before: Sequence[str], current: str) -> Iterable[str]:
     start = "".join(f"{word} " for word in words[1:])
     if current.startswith("-"):
         return every_global
-    return {verb.removeprefix(start).partition(" ")[0] for verb in verbs if verb.startswith(start)} - {
-        "complete"
-    }
+    typed = typed_verbs(words[0])
+    return {verb.removeprefix(start).partition(" ")[0] for verb in typed if verb.startswith(start)}
 
 
 def _verb_of(before: Sequence[str]) -> bool:

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import pytest
 
+from pvc.cli import noun_help, resolve
 from pvc.cluster.cluster import ClusterSpec
+from pvc.commands import FOR_PROGRAMS
 from pvc.commands.context import Context
 from pvc.commands.registry import (
     Arg,
@@ -17,10 +19,12 @@ from pvc.commands.registry import (
     convert,
     every_operation,
     find,
+    named,
     operation,
 )
+from pvc.docs import _roff, cli_reference, man_page
 from pvc.errors import Invalid, NotFound
-from pvc.parser import build, clashes, parse
+from pvc.parser import build, clashes, parse, usage
 
 OPERATIONS = {found.name: found for found in every_operation()}
 
@@ -39,6 +43,26 @@ def test_no_option_of_a_verb_hides_another(name: str) -> None:
     found = OPERATIONS[name]
     assert not clashes(found)
     build(found)
+
+
+def test_what_nobody_types_is_in_no_help_and_no_manual_but_can_be_called() -> None:
+    hidden = {named(noun, verb) for noun, verbs in FOR_PROGRAMS.items() for verb in verbs}
+    assert hidden == {
+        *("vm.definition", "vm.set-definition", "vm.log-text", "node.log-text", "completion.complete"),
+        *("vm.snapshot-download-begin", "vm.snapshot-download-piece", "vm.snapshot-download-end"),
+        *("storage.volume-upload-begin", "storage.volume-upload-piece"),
+        *("storage.volume-download-begin", "storage.volume-download-map"),
+        *("storage.volume-download-piece", "storage.volume-download-end"),
+    }
+    manual, page = cli_reference(), man_page()
+    for found in map(OPERATIONS.__getitem__, sorted(hidden)):
+        *group, last = found.verb.split(" ")
+        assert f"  {last} " not in noun_help([found.noun, *group])
+        assert f"pvc {found.noun} {found.verb}\n" not in manual
+        assert f".SS {_roff(usage(found))}\n" not in page
+        assert resolve([found.noun, *found.verb.split(" ")], [])[0] is found
+    assert ".SS pvc vm log VM" in page
+    assert "### pvc vm log\n" in manual
 
 
 @pytest.mark.parametrize("name", [name for name, found in OPERATIONS.items() if found.waits])
