@@ -476,7 +476,7 @@ def _number(name: str, value: float) -> str:
         return f"{value:g} %"
     if last.endswith("_ms"):
         return f"{value:g} ms"
-    if last == "since" or last.endswith(("_at", "_time")):
+    if last in ("at", "since") or last.endswith(("_at", "_time")):
         return _when(value)
     if last.endswith("_s"):
         return f"{value:g} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 DAY_S = 86_400.0
@@ -38,6 +39,50 @@ class OSD:
     size_bytes: int
     used_bytes: int
     pgs: int
+
+    @property
+    def used_percent(self) -> int:
+        return self.used_bytes * 100 // max(self.size_bytes, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class OSDInfo:
+    """All that is known of one."""
+
+    id: int
+    node: str
+    tier: str
+    state: str
+    devices: tuple[str, ...]
+    """Of its node; known since it ran first."""
+    db_devices: tuple[str, ...]
+    """Where its database is, if not there."""
+    serials: tuple[str, ...]
+    """Model and serial number of each."""
+    weight: float
+    reweight: float
+    """How much of that counts: 0 while it is out."""
+    size_bytes: int
+    used_bytes: int
+    used_percent: int
+    pgs: int
+    commit_latency_ms: float | None
+    """Until what is written is safe, of late; None while it is down."""
+    apply_latency_ms: float | None
+    """Until it can be read."""
+    is_safe_to_stop: bool
+    """All can go on being written without it."""
+    is_safe_to_remove: bool
+    """Nothing depends on it any more."""
+    objections: tuple[str, ...]
+    """Why not."""
+    address: str
+    store: str
+    version: str
+    """Of Ceph, that it runs."""
+    created_at: float | None
+    down_at: float | None
+    """When it went down last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +209,86 @@ def _state(osd: Mapping[str, Any]) -> str:
     if "destroyed" in osd["state"]:
         return "destroyed"
     return f"{'up' if osd['up'] else 'down'},{'in' if osd['in'] else 'out'}"
+
+
+def osd_info(
+    osd: int,
+    tree: Mapping[str, Any],
+    dump: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    perf: Mapping[str, Any],
+    stop: Mapping[str, Any],
+    removal: Mapping[str, Any],
+) -> OSDInfo | None:
+    """From `osd df tree`, `osd dump`, `osd metadata`, `osd perf`, `osd ok-to-stop` and `osd safe-to-destroy`.
+
+    The last two may say `refused`, and why. None: there is no such OSD.
+    """
+    found = next((one for one in _osds(tree, dump) if one.id == osd), None)
+    if found is None:
+        return None
+    (entry,) = (one for one in dump["osds"] if one["osd"] == osd)
+    (stamps,) = (one for one in dump["osd_xinfo"] if one["osd"] == osd)
+    figures = (one["perf_stats"] for one in perf["osdstats"]["osd_perf_infos"] if one["id"] == osd)
+    latency: Mapping[str, Any] = next(figures, {}) if entry["up"] else {}
+    objections = {"stop": _why_not_stop(stop), "remove": _why_not_remove(osd, removal)}
+    return OSDInfo(
+        id=osd,
+        node=found.node,
+        tier=found.tier,
+        state=found.state,
+        devices=_devices(metadata, "bluestore_bdev_devices"),
+        db_devices=_devices(metadata, "bluefs_db_devices"),
+        serials=tuple(one for one in str(metadata.get("device_ids", "")).split(",") if one),
+        weight=found.weight,
+        reweight=round(entry["weight"], 5),
+        size_bytes=found.size_bytes,
+        used_bytes=found.used_bytes,
+        used_percent=found.used_percent,
+        pgs=found.pgs,
+        commit_latency_ms=_milliseconds(latency, "commit_latency_ns"),
+        apply_latency_ms=_milliseconds(latency, "apply_latency_ns"),
+        is_safe_to_stop=not objections["stop"],
+        is_safe_to_remove=not objections["remove"],
+        objections=tuple(f"{what}: {why}" for what, why in objections.items() if why),
+        address=next((one["addr"] for one in entry["public_addrs"]["addrvec"]), ""),
+        store=metadata.get("osd_objectstore", ""),
+        version=metadata.get("ceph_version_short", ""),
+        created_at=_time(metadata.get("created_at", "")),
+        down_at=_time(stamps["down_stamp"]),
+    )
+
+
+def _devices(metadata: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(f"/dev/{name}" for name in str(metadata.get(key, "")).split(",") if name)
+
+
+def _milliseconds(latency: Mapping[str, Any], key: str) -> float | None:
+    return round(latency[key] / 1e6, 2) if key in latency else None
+
+
+def _time(text: str) -> float | None:
+    """Ceph says 0.000000 for never."""
+    return datetime.fromisoformat(text).timestamp() if text.startswith("2") else None
+
+
+def _why_not_stop(answer: Mapping[str, Any]) -> str:
+    if "refused" in answer:
+        return str(answer["refused"])
+    return "" if answer.get("ok_to_stop") else "Ceph does not know"
+
+
+def _why_not_remove(osd: int, answer: Mapping[str, Any]) -> str:
+    """That Ceph does not know is no yes."""
+    if "refused" in answer:
+        return str(answer["refused"])
+    if answer.get("safe_to_destroy") == [osd]:
+        return ""
+    if osd in answer.get("active", ()):
+        return "placement groups are on it"
+    return (
+        "it has what is not whole elsewhere" if osd in answer.get("stored_pgs", ()) else "Ceph does not know"
+    )
 
 
 def _pools(df: Mapping[str, Any]) -> Iterator[PoolUse]:

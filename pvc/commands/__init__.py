@@ -65,7 +65,15 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     "storage": {
         "pvc.commands.storage_status": ("status", "util"),
         "pvc.commands.storage_osd": (
-            *("osd list", "osd add", "osd replace", "osd refresh", "osd remove", "osd create-db-vg"),
+            *(
+                "osd list",
+                "osd info",
+                "osd add",
+                "osd replace",
+                "osd refresh",
+                "osd remove",
+                "osd create-db-vg",
+            ),
             *("osd in", "osd out", "osd set", "osd unset"),
         ),
         "pvc.commands.storage_pool": ("pool add", "pool remove", "pool set-pgs", "pool info", "pool list"),

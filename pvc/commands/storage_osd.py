@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pvc import sizes
 from pvc.cluster import paths
-from pvc.cluster.ceph import OSD, Figures
+from pvc.cluster.ceph import OSD, Figures, OSDInfo
 from pvc.cluster.codec import from_json
 from pvc.commands import task, types
 from pvc.commands.context import Context
@@ -109,9 +109,15 @@ def row(osd: OSD) -> OSDRow:
         weight=osd.weight,
         size_bytes=osd.size_bytes,
         used_bytes=osd.used_bytes,
-        used_percent=osd.used_bytes * 100 // max(osd.size_bytes, 1),
+        used_percent=osd.used_percent,
         pgs=osd.pgs,
     )
+
+
+@operation("GET", "/storage/osd/{osd}", noun="storage", verb="osd info")
+def info(ctx: Context, osd: OSDNumber) -> OSDInfo:
+    """Show an OSD: where and on which disk it is, how full and how fast, and whether it could go now."""
+    return from_json(OSDInfo, ask(ctx, f"ceph/osd/{osd}"))
 
 
 @operation(
@@ -373,15 +379,15 @@ def reaching(ctx: Context) -> list[Node]:
     return able
 
 
-def ask(ctx: Context) -> Any:
+def ask(ctx: Context, path: str = "ceph") -> Any:
     """How Ceph is, from a node that reaches it; from another one when that does not answer."""
     *others, last = reaching(ctx)[:TRIES]
     for node in others:
         try:
-            return ctx.ask(node.spec.address, node.status.console_port, "ceph")
+            return ctx.ask(node.spec.address, node.status.console_port, path)
         except Unavailable:
             continue
-    return ctx.ask(last.spec.address, last.status.console_port, "ceph")
+    return ctx.ask(last.spec.address, last.status.console_port, path)
 
 
 def _check_ceph(ctx: Context, node: str) -> None:

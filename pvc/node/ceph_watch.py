@@ -8,15 +8,17 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pvc.clock import Clock
 from pvc.cluster import ceph
-from pvc.cluster.ceph import Figures, Sample
+from pvc.cluster.ceph import Figures, OSDInfo, Sample
 from pvc.cluster.codec import dumps, from_json, to_json
 from pvc.cluster.node import CephSeen
 from pvc.cluster.store import SessionState, Store
 from pvc.cluster.view import View
-from pvc.errors import PVCError
+from pvc.errors import NotFound, PVCError
+from pvc.node.drivers import DriverError
 from pvc.node.monitors import Monitors, connect
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,29 @@ def look(monitors: Monitors) -> Figures:
         tree=monitors.command("osd df", output_method="tree"),
         dump=monitors.command("osd dump"),
     )
+
+
+def look_at_osd(monitors: Monitors, osd: int) -> OSDInfo:
+    """Raises NotFound, PVCError."""
+    found = ceph.osd_info(
+        osd,
+        tree=monitors.command("osd df", output_method="tree"),
+        dump=monitors.command("osd dump"),
+        metadata=_unless_refused(monitors, "osd metadata", id=osd),
+        perf=monitors.command("osd perf"),
+        stop=_unless_refused(monitors, "osd ok-to-stop", ids=[str(osd)]),
+        removal=_unless_refused(monitors, "osd safe-to-destroy", ids=[str(osd)]),
+    )
+    if found is None:
+        raise NotFound(f"there is no OSD {osd}", hint="pvc storage osd list")
+    return found
+
+
+def _unless_refused(monitors: Monitors, prefix: str, **arguments: Any) -> Any:
+    try:
+        return monitors.command(prefix, **arguments)
+    except DriverError as error:
+        return {"refused": error.message}
 
 
 class CephWatch:
@@ -91,8 +116,10 @@ class CephWatch:
         node = View(self.store).nodes([self.node]).get(self.node)
         return node is not None and node.is_primary
 
-    def tell(self) -> dict[str, object]:
-        """How Ceph is now, and how fast it has filled lately. Raises PVCError."""
+    def tell(self, osd: int | None = None) -> dict[str, object]:
+        """How Ceph is now, and how fast it has filled lately; or one OSD of it. Raises PVCError."""
+        if osd is not None:
+            return dict(to_json(look_at_osd(self.connect(), osd)))
         found = look(self.connect())
         return {
             "figures": to_json(found),

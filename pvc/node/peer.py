@@ -154,8 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
             return {"without_quorum_s": self.server.without_quorum_s()}
         if found := re.fullmatch(r"/storage/([^/]+)(?:/([^/]+))?", path):
             return self.server.storage(found[1], found[2] or "", brief="brief" in query)
-        if path == "/ceph":
-            return self.server.ceph()
+        if found := re.fullmatch(r"/ceph(?:/osd/(\d{1,6}))?", path):
+            return self.server.ceph(None if found[1] is None else int(found[1]))
         if found := re.fullmatch(TRANSFER, path):
             return self.server.transfer(found[1], found[2], query, None)
         if found := re.fullmatch(r"/filters/(\d{1,8})", path):
@@ -225,11 +225,11 @@ def _no_transfer(task: str, what: str, query: Mapping[str, str], piece: bytes | 
     raise Unavailable("this node has only just begun")
 
 
-Ceph = Callable[[], dict[str, object]]
-"""Tells how Ceph is."""
+Ceph = Callable[[int | None], dict[str, object]]
+"""Tells how Ceph is, or an OSD of it."""
 
 
-def _not_yet(*_: str, brief: bool = False) -> dict[str, object]:
+def _not_yet(*_: object, brief: bool = False) -> dict[str, object]:
     raise Unavailable("this node has only just begun")
 
 

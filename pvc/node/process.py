@@ -549,14 +549,21 @@ def _own_networks(config: Config, guard: Guard, clock: Clock) -> OwnNetworks:
 class Disks:
     """Of Ceph: a loop that looks how it is, and the tasks that concern its disks here."""
 
-    def __init__(self, daemon: Daemon, store: Store, clock: Clock) -> None:
-        from pvc.node import osds
+    def __init__(
+        self, daemon: Daemon, store: Store, clock: Clock, connect: Callable[[], Ceph] | None = None
+    ) -> None:
+        from pvc.node import monitors, osds
         from pvc.node.ceph_watch import CephWatch
         from pvc.node.drivers.ceph_volume import CephVolume
 
+        to_monitors = connect or monitors.connect
         self.loop, state = Loop("watch of Ceph", clock), daemon.config.paths.state
-        self.watch = CephWatch(daemon.name, store, daemon.ceph_is, clock, f"{state}/ceph-use.json")
-        self.works = osds.works(osds.OSDs(daemon.name, CephVolume(), f"{state}/osds", self.loop.wake))
+        self.watch = CephWatch(
+            daemon.name, store, daemon.ceph_is, clock, f"{state}/ceph-use.json", to_monitors
+        )
+        self.works = osds.works(
+            osds.OSDs(daemon.name, CephVolume(), f"{state}/osds", self.loop.wake, to_monitors)
+        )
         self.loop.start(self.watch.step)
 
     def close(self) -> None:
@@ -624,7 +631,7 @@ class Working:
             daemon.guard.may_start,
         )
         daemon.executor.free_disks = held.free
-        self.disks = Disks(daemon, store, clock)
+        self.disks = Disks(daemon, store, clock, connect)
         self.transfers = transfer.Transfers(clock)
         daemon.executor.ceph = self.pools.ceph
         carrying = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import rbd
 
 from pvc.cluster import paths
-from pvc.errors import Conflict, Invalid
+from pvc.errors import Conflict, Invalid, NotFound
 from pvc.node.drivers import ceph as client
 from tests.ceph import Ceph, ceph
 from tests.contract.test_storage_tasks import OneNode, one_node
@@ -65,6 +66,25 @@ def test_a_pool_from_beginning_to_end(node: OneNode, cluster: Ceph) -> None:
     assert in_ceph(cluster) == {}
     assert node.call("storage.pool-list") == []
     assert cluster.command("config dump") == [], "what was allowed for it is not any more"
+
+
+def test_all_that_is_known_of_an_osd(node: OneNode, cluster: Ceph) -> None:
+    made(node)
+    node.world.edit(paths.node_status("n1"), ceph={"fsid": "f", "osds": [0], "problems": []})
+    (row,) = node.call("storage.osd-list")
+    found = node.call("storage.osd-info", osd=0)
+    shared = row.keys() - {"used_bytes", "used_percent", "pgs"}
+    assert {name: found[name] for name in shared} == {name: row[name] for name in shared}
+    assert found["version"].startswith("16.2.")
+    assert (found["store"], found["reweight"], found["down_at"]) == ("memstore", 1.0, None)
+    assert 0 < found["created_at"] < time.time()
+    assert (found["commit_latency_ms"], found["devices"]) == (0.0, [])
+    assert (found["is_safe_to_stop"], found["is_safe_to_remove"]) == (False, False)
+    stop, remove = found["objections"]
+    assert "would become offline" in stop
+    assert remove == "remove: placement groups are on it"
+    with pytest.raises(NotFound, match="there is no OSD 7"):
+        node.call("storage.osd-info", osd=7)
 
 
 def test_placement_groups_become_more_and_fewer(node: OneNode, cluster: Ceph) -> None:

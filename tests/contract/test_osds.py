@@ -17,7 +17,7 @@ from pvc.cluster.ceph import problems
 from pvc.cluster.tasks import TaskSpec, TaskState
 from pvc.errors import Conflict, NotFound
 from pvc.node import devices
-from pvc.node.ceph_watch import look
+from pvc.node.ceph_watch import look, look_at_osd
 from pvc.node.drivers import DriverError
 from pvc.node.drivers.ceph import ASK_TIMES
 from pvc.node.drivers.ceph import Ceph as Client
@@ -229,6 +229,9 @@ def test_an_osd_is_added_and_removed(real: Bench, cluster: Ceph) -> None:
     assert {one.id: one.state for one in found.osds} == {0: "up,in", osd: "up,in"}
     assert [one.tier for one in found.osds] == ["hdd", "hdd"]
     assert not [one for one in problems(found) if "OSD" in one]
+    known = look_at_osd(real.monitors, osd)
+    assert (known.devices, known.db_devices, known.store) == ((path,), (), "bluestore")
+    assert (known.node, known.tier, known.state) == (HOST, "hdd", "up,in")
     with pytest.raises(Conflict, match=f"{path} has data or the database of OSD {osd}"):
         kinds["storage.osd-add"].do(task("add", **{**MAKING, "wipe": True}, device=path), telling([]))
     kinds["storage.osd-remove"].do(task("remove", osd=osd, here=True, force=False), telling([]))

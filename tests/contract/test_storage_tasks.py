@@ -106,6 +106,7 @@ def one_node(tmp_path: Path, connect: Callable[[], Ceph] | None = None) -> Itera
     clock, host = SystemClock(), daemon.hypervisor
     working = Working(cast(Daemon, daemon), world.cluster.connect(), clock, host, connect)
     server.tell_of_storage(working.pools.tell)
+    server.tell_of_ceph(working.disks.watch.tell)
     server.carry_for(working.transfers.carry)
     yield OneNode(world, config, working)
     working.close()

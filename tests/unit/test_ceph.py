@@ -15,7 +15,15 @@ GIB = 1024**3
 
 
 def osd(number: int, *, up: int = 1, is_in: int = 1, state: str = "exists") -> dict[str, Any]:
-    return {"osd": number, "uuid": str(number), "up": up, "in": is_in, "state": [state]}
+    return {
+        "osd": number,
+        "uuid": str(number),
+        "up": up,
+        "in": is_in,
+        "weight": is_in,
+        "state": [state],
+        "public_addrs": {"addrvec": [{"addr": f"10.0.0.{number + 1}:6800"}] if up else []},
+    }
 
 
 def node(number: int, kb_used: int) -> dict[str, Any]:
@@ -82,6 +90,10 @@ def told() -> dict[str, Any]:
             "flags_set": ["noout", "sortbitwise", "pglog_hardlimit"],
             "full_ratio": 0.949999988079071,
             "osds": [osd(1, up=0), osd(0), osd(2, up=0, is_in=0), osd(7, up=0, is_in=0, state="destroyed")],
+            "osd_xinfo": [
+                {"osd": 0, "down_stamp": "0.000000"},
+                {"osd": 1, "down_stamp": "2026-11-22T02:31:23.215946+0000"},
+            ],
         },
     }
 
@@ -99,6 +111,60 @@ def test_figures_are_what_ceph_tells() -> None:
     assert found.pools == (ceph.PoolUse("vms", GIB, 3 * GIB, 8 * GIB, 7),)
     assert ceph.osds_of("n1", found) == (0, 2)
     assert from_json(ceph.Figures, to_json(found)) == found
+
+
+PERF = {"osdstats": {"osd_perf_infos": [{"id": 0, "perf_stats": {"commit_latency_ns": 1_234_567}}]}}
+METADATA = {
+    "osd_objectstore": "bluestore",
+    "bluestore_bdev_devices": "sdb",
+    "bluefs_db_devices": "nvme0n1",
+    "device_ids": "sdb=INTEL_1,nvme0n1=SAMSUNG_2",
+    "ceph_version_short": "16.2.15",
+    "created_at": "2026-11-22T02:25:33.985784Z",
+}
+
+
+def known(number: int, **other: Any) -> ceph.OSDInfo | None:
+    answers: dict[str, Any] = {"metadata": METADATA, "perf": PERF, "stop": {"ok_to_stop": True}}
+    answers |= {"removal": {"safe_to_destroy": [number]}, **other}
+    return ceph.osd_info(number, told()["tree"], told()["dump"], **answers)
+
+
+def test_all_that_is_known_of_an_osd() -> None:
+    assert known(5) is None
+    found = known(0)
+    assert found is not None
+    assert (found.devices, found.db_devices) == (("/dev/sdb",), ("/dev/nvme0n1",))
+    assert found.serials == ("sdb=INTEL_1", "nvme0n1=SAMSUNG_2")
+    assert (found.commit_latency_ms, found.apply_latency_ms, found.address) == (1.23, None, "10.0.0.1:6800")
+    assert (found.created_at, found.down_at) == (1795314333.985784, None)
+    assert (found.is_safe_to_stop, found.is_safe_to_remove, found.objections) == (True, True, ())
+    assert from_json(ceph.OSDInfo, to_json(found)) == found
+    down = known(1, metadata={})
+    assert down is not None
+    assert (down.state, down.commit_latency_ms, down.devices, down.version) == ("down,in", None, (), "")
+    assert down.down_at == 1795314683.215946
+
+
+@pytest.mark.parametrize(
+    ("answers", "objections"),
+    [
+        ({"stop": {"refused": "8 PGs would be offline"}}, ("stop: 8 PGs would be offline",)),
+        ({"stop": {}}, ("stop: Ceph does not know",)),
+        ({"removal": {"safe_to_destroy": [1]}}, ("remove: Ceph does not know",)),
+        ({"removal": {"safe_to_destroy": [], "active": [0]}}, ("remove: placement groups are on it",)),
+        ({"removal": {"stored_pgs": [0]}}, ("remove: it has what is not whole elsewhere",)),
+        ({"removal": {"refused": "no stats"}}, ("remove: no stats",)),
+    ],
+)
+def test_an_osd_that_ceph_does_not_call_safe_is_not(
+    answers: dict[str, Any], objections: tuple[str, ...]
+) -> None:
+    found = known(0, **answers)
+    assert found is not None
+    assert found.objections == objections
+    assert found.is_safe_to_stop is ("stop" not in answers)
+    assert found.is_safe_to_remove is ("removal" not in answers)
 
 
 def test_problems_are_what_somebody_has_to_look_at() -> None:

@@ -167,6 +167,7 @@ def test_texts_stay_as_they_are(format: str) -> None:
         ("size_bytes", 1 << 60, "1024 PiB"),
         ("size_bytes", 1, "1 B"),
         ("since", 0.0, "-"),
+        ("at", 0.0, "-"),
         ("shutdown_timeout_s", 90, "90 s"),
         ("load", 0.256, "0.26"),
         ("load", 2.0, "2"),

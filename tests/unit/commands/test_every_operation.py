@@ -581,6 +581,8 @@ BAD: list[tuple[str, Make, dict[str, Any], type[PVCError], str]] = [
     ("storage.status", a_world, {}, Conflict, "this cluster has no Ceph"),
     ("storage.util", World, {}, Conflict, "this cluster has no Ceph"),
     ("storage.osd-list", a_world, {"node": "N 1"}, Invalid, "is not a node's name"),
+    ("storage.osd-info", with_ceph, {"osd": -1}, Invalid, "at least 0"),
+    ("storage.osd-info", a_world, {"osd": 1}, Conflict, "this cluster has no Ceph"),
     ("storage.osd-add", a_world, {"node": "n1", "device": "/dev/sdb"}, Unavailable, "n1 reaches no Ceph"),
     ("storage.osd-add", with_ceph, {"node": "n9", "device": "/dev/sdb"}, NotFound, "no node named n9"),
     ("storage.osd-add", with_ceph, {"node": "n1", "device": "sdb"}, Invalid, "a path like /dev/sdb"),

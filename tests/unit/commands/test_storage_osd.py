@@ -14,7 +14,7 @@ from pvc.commands.registry import Role, find
 from pvc.errors import Conflict, Unavailable
 from tests.unit.commands.test_every_operation import with_ceph
 from tests.unit.commands.world import World
-from tests.unit.test_ceph import GIB, told
+from tests.unit.test_ceph import GIB, known, told
 
 
 class Asked:
@@ -36,6 +36,8 @@ class Asked:
         self.asked.append(f"{address} {path}")
         if address in self.silent:
             raise Unavailable(f"{address} does not answer")
+        if path == "ceph/osd/1":
+            return to_json(known(1))
         growth = {ALL: Growth(GIB, 12.0), "vms": Growth(None, None)}
         return {"figures": to_json(ceph.figures(**told())), "growth": to_json(growth)}
 
@@ -57,6 +59,13 @@ def test_osds_are_listed_with_their_figures() -> None:
     }
     assert [row["id"] for row in asked.call("storage.osd-list", node="n1")] == [0, 2]
     assert asked.asked[0] == "10.0.0.1 ceph"
+
+
+def test_one_osd_is_asked_for_by_its_number() -> None:
+    asked = Asked()
+    found = asked.call("storage.osd-info", osd=1)
+    assert (found["id"], found["node"], found["is_safe_to_remove"]) == (1, "n2", True)
+    assert asked.asked == ["10.0.0.1 ceph/osd/1"]
 
 
 def test_another_node_is_asked_when_one_does_not_answer() -> None:

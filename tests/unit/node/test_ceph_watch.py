@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pvc.clock import SystemClock
 from pvc.cluster import paths
 from pvc.cluster.ceph import ALL, Sample
@@ -12,10 +14,11 @@ from pvc.cluster.codec import dumps
 from pvc.cluster.membership import Primary
 from pvc.cluster.node import CephSeen
 from pvc.cluster.store import Create
-from pvc.errors import Unavailable
+from pvc.errors import NotFound, Unavailable
 from pvc.node.ceph_watch import MOST_SAMPLES, PRIMARY_LOOK_S, SAMPLE_S, CephWatch, History
+from pvc.node.drivers import DriverError
 from tests.unit.commands.world import a_world
-from tests.unit.test_ceph import GIB, told
+from tests.unit.test_ceph import GIB, PERF, told
 
 COMMANDS = {"status": "status", "health": "health", "df": "df", "osd df": "tree", "osd dump": "dump"}
 
@@ -28,7 +31,11 @@ class Monitors:
     def command(self, prefix: str, data: bytes = b"", **arguments: Any) -> Any:
         if self.is_silent:
             raise Unavailable("Ceph is not reached from here: timed out")
-        return self.told[COMMANDS[prefix]]
+        if prefix in ("osd metadata", "osd ok-to-stop"):
+            raise DriverError(f"Ceph says to {prefix}: no")
+        if prefix == "osd safe-to-destroy":
+            return {"safe_to_destroy": [int(one) for one in arguments["ids"]]}
+        return PERF if prefix == "osd perf" else self.told[COMMANDS[prefix]]
 
 
 class Watch:
@@ -92,6 +99,19 @@ def test_figures_are_told_with_growth(tmp_path: Path) -> None:
     answer: Any = watch.watch.tell()
     assert answer["figures"]["fsid"] == "f"
     assert round(answer["growth"][ALL]["bytes_a_day"] / GIB, 2) == 1.0
+
+
+def test_one_osd_is_told_of_also_where_ceph_refuses_some_of_it(tmp_path: Path) -> None:
+    watch = Watch(tmp_path)
+    answer = watch.watch.tell(0)
+    assert (answer["node"], answer["commit_latency_ms"], answer["version"]) == ("n1", 1.23, "")
+    assert (answer["is_safe_to_stop"], answer["is_safe_to_remove"]) == (False, True)
+    assert answer["objections"] == ["stop: Ceph says to osd ok-to-stop: no"]
+    with pytest.raises(NotFound, match="there is no OSD 9"):
+        watch.watch.tell(9)
+    watch.monitors.is_silent = True
+    with pytest.raises(Unavailable):
+        watch.watch.tell(0)
 
 
 def test_a_history_has_a_sample_each_quarter_of_an_hour_and_at_most_a_week(tmp_path: Path) -> None:
