@@ -98,6 +98,18 @@ class PoolUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """What goes on, each second: of late, as the manager of Ceph sees it."""
+
+    read_bytes: int
+    write_bytes: int
+    reads: int
+    writes: int
+    recovery_bytes: int
+    """To other disks, so that there are all copies, where they are to be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     name: str
     severity: str
@@ -125,11 +137,7 @@ class Figures:
     degraded: int
     """Copies of objects that are missing."""
     misplaced: int
-    read_bytes_s: int
-    write_bytes_s: int
-    read_ops_s: int
-    write_ops_s: int
-    recovery_bytes_s: int
+    traffic: Traffic
     size_bytes: int
     used_bytes: int
     full_ratio: float
@@ -163,16 +171,24 @@ def figures(
         objects=pgmap["num_objects"],
         degraded=pgmap.get("degraded_objects", 0),
         misplaced=pgmap.get("misplaced_objects", 0),
-        read_bytes_s=pgmap.get("read_bytes_sec", 0),
-        write_bytes_s=pgmap.get("write_bytes_sec", 0),
-        read_ops_s=pgmap.get("read_op_per_sec", 0),
-        write_ops_s=pgmap.get("write_op_per_sec", 0),
-        recovery_bytes_s=pgmap.get("recovering_bytes_per_sec", 0),
+        traffic=traffic(pgmap),
         size_bytes=df["stats"]["total_bytes"],
         used_bytes=df["stats"]["total_used_raw_bytes"],
         full_ratio=round(dump["full_ratio"], 4),
         osds=tuple(_osds(tree, dump)),
         pools=tuple(_pools(df)),
+    )
+
+
+def traffic(*rates: Mapping[str, Any]) -> Traffic:
+    """From where Ceph tells of it: what is not said there is 0."""
+    told = {name: count for some in rates for name, count in some.items()}
+    return Traffic(
+        read_bytes=told.get("read_bytes_sec", 0),
+        write_bytes=told.get("write_bytes_sec", 0),
+        reads=told.get("read_op_per_sec", 0),
+        writes=told.get("write_op_per_sec", 0),
+        recovery_bytes=told.get("recovering_bytes_per_sec", 0),
     )
 
 

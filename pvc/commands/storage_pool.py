@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pvc.cluster import ceph_pools, paths, storage
+from pvc.cluster.ceph import Traffic
 from pvc.cluster.ceph_pools import CephFacts, Tier
 from pvc.cluster.codec import dumps, from_json, to_json
 from pvc.cluster.storage import Driver, PoolSpec
@@ -59,6 +60,8 @@ class PoolInfo:
     provisioned_bytes: int
     """What the volumes could grow to."""
     ceph: CephFacts | None
+    """None for a directory."""
+    each_second: Traffic | None
     """None for a directory."""
 
 
@@ -251,9 +254,9 @@ def set_pgs(ctx: Context, pool: PoolName, pgs: PGs | None = None) -> TaskInfo:
 def info(ctx: Context, pool: PoolName) -> PoolInfo:
     """Show a pool: how it is on each node and in Ceph, how full it is, what is in it."""
     found = ctx.view.pool(pool)
-    told, more = ask(ctx, found.spec), ask(ctx, found.spec, brief=True)
+    told = ask(ctx, found.spec, how="whole")
     total, used = told["capacity"]["total_bytes"], told["capacity"]["used_bytes"]
-    nodes, facts = ctx.view.nodes(), _facts(more)
+    nodes, facts = ctx.view.nodes(), _facts(told)
     return PoolInfo(
         name=pool,
         driver=found.spec.driver,
@@ -268,6 +271,7 @@ def info(ctx: Context, pool: PoolName) -> PoolInfo:
         volumes=len(told["volumes"]),
         provisioned_bytes=sum(volume["size_bytes"] for volume in told["volumes"]),
         ceph=facts,
+        each_second=None if told.get("traffic") is None else from_json(Traffic, told["traffic"]),
     )
 
 
@@ -295,7 +299,7 @@ def _row(ctx: Context, pool: Pool, nodes: Mapping[str, Node]) -> PoolRow:
     """One that nobody can tell of is in the list all the same."""
     spec, health = pool.spec, "ok"
     try:
-        told = ask(ctx, spec, brief=True)
+        told = ask(ctx, spec, how="brief")
     except PVCError as error:
         told, health = {}, error.message
     facts, capacity = _facts(told), told.get("capacity", {})
@@ -346,10 +350,13 @@ def who_does(ctx: Context, spec: PoolSpec, volume: str) -> str:
     return storage.spread((node.spec.name for node in reaching(ctx, spec)), f"{spec.name}/{volume}")
 
 
-def ask(ctx: Context, spec: PoolSpec, volume: str = "", *, brief: bool = False) -> Any:
-    """A node that reaches the pool; another one when that does not answer."""
+def ask(ctx: Context, spec: PoolSpec, volume: str = "", *, how: str = "") -> Any:
+    """A node that reaches the pool; another one when that does not answer.
+
+    `how`: brief (how it is, not what is in it) or whole (both).
+    """
     *others, last = reaching(ctx, spec)[:TRIES]
-    path = f"storage/{spec.name}/{volume}" if volume else f"storage/{spec.name}{'?brief=1' if brief else ''}"
+    path = f"storage/{spec.name}" + (f"/{volume}" if volume else f"?{how}=1" if how else "")
     for node in others:
         try:
             return _asked(ctx, node, path)

@@ -7,22 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pvc.cluster import ceph
-from pvc.cluster.ceph import ALL, Figures, Growth
+from pvc.cluster.ceph import ALL, Figures, Growth, Traffic
 from pvc.cluster.codec import from_json
 from pvc.commands.context import Context
 from pvc.commands.registry import operation
 from pvc.commands.storage_osd import OSDRow, ask, row
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What goes on, each second."""
-
-    read_bytes: int
-    write_bytes: int
-    reads: int
-    writes: int
-    recovery_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +38,7 @@ class StorageStatus:
     used_bytes: int
     available_bytes: int
     """Until Ceph takes no writes."""
-    each_second: Work
+    each_second: Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +93,7 @@ def status(ctx: Context) -> StorageStatus:
         size_bytes=found.size_bytes,
         used_bytes=found.used_bytes,
         available_bytes=ceph.available_bytes(found),
-        each_second=Work(
-            read_bytes=found.read_bytes_s,
-            write_bytes=found.write_bytes_s,
-            reads=found.read_ops_s,
-            writes=found.write_ops_s,
-            recovery_bytes=found.recovery_bytes_s,
-        ),
+        each_second=found.traffic,
     )
 
 

@@ -153,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/quorum":
             return {"without_quorum_s": self.server.without_quorum_s()}
         if found := re.fullmatch(r"/storage/([^/]+)(?:/([^/]+))?", path):
-            return self.server.storage(found[1], found[2] or "", brief="brief" in query)
+            how = {word: word in query for word in ("brief", "whole")}
+            return self.server.storage(found[1], found[2] or "", **how)
         if found := re.fullmatch(r"/ceph(?:/osd/(\d{1,6}))?", path):
             return self.server.ceph(None if found[1] is None else int(found[1]))
         if found := re.fullmatch(TRANSFER, path):
@@ -229,7 +230,7 @@ Ceph = Callable[[int | None], dict[str, object]]
 """Tells how Ceph is, or an OSD of it."""
 
 
-def _not_yet(*_: object, brief: bool = False) -> dict[str, object]:
+def _not_yet(*_: object, **__: bool) -> dict[str, object]:
     raise Unavailable("this node has only just begun")
 
 

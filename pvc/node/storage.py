@@ -232,13 +232,18 @@ class Pools:
 
     # For other nodes that ask
 
-    def tell(self, name: str, volume: str, *, brief: bool = False) -> dict[str, object]:
-        """Of a pool and all that is in it unless it is to be brief, or of one volume."""
+    def tell(self, name: str, volume: str, *, brief: bool = False, whole: bool = False) -> dict[str, object]:
+        """Of a pool, what is in it or (`brief`) how it is, or all (`whole`); or of one volume."""
         pool = self.open(name)
-        if brief:
-            return {"capacity": to_json(pool.capacity()), "ceph": to_json(pool.ceph_facts())}
         if not volume:
-            return {"capacity": to_json(pool.capacity()), "volumes": to_json(pool.volumes())}
+            told: dict[str, object] = {"capacity": to_json(pool.capacity())}
+            if brief or whole:
+                told["ceph"] = to_json(pool.ceph_facts())
+            if not brief:
+                told["volumes"] = to_json(pool.volumes())
+            if whole:
+                told["traffic"] = to_json(pool.traffic())
+            return told
         return {
             "volume": to_json(pool.volume(volume)),
             "location": pool.location(volume),

@@ -824,6 +824,22 @@ def test_capacity_is_of_the_whole_pool(pool: Pool) -> None:
     assert 0 <= found.used_bytes < found.total_bytes
 
 
+def test_what_goes_on_is_counted_in_ceph(bench: Bench) -> None:
+    pool = bench.pool
+    if not isinstance(pool, RBDPool):
+        assert pool.traffic() is None
+        return
+    pool.add("web1", SIZE, Format.RAW, "t1")
+
+    def written() -> bool:
+        bench.write("web1", os.urandom(MIB))
+        found = pool.traffic()
+        assert found is not None
+        return found.write_bytes > 0 and found.writes > 0
+
+    eventually(written, within=60)
+
+
 def test_a_pool_that_is_not_here_is_not_touched(bench: Bench) -> None:
     pool = bench.pool
     pool.add("web1", SIZE, bench.with_snapshots, "t1")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pvc import names
+from pvc.cluster.ceph import Traffic
 from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.images import ImageFormat
 from pvc.cluster.storage import Format
@@ -50,6 +51,7 @@ class FakePool:
     open: set[str] = field(default_factory=set)
     """Volumes that somebody has open."""
     ceph: CephFacts | None = None
+    goes_on: Traffic | None = None
     shared_bytes: dict[str, int] = field(default_factory=dict)
     """Of volumes, what their clones have of them."""
     kept: dict[str, Kept] = field(default_factory=dict)
@@ -67,6 +69,9 @@ class FakePool:
 
     def ceph_facts(self) -> CephFacts | None:
         return self.ceph
+
+    def traffic(self) -> Traffic | None:
+        return self.goes_on
 
     def volumes(self) -> tuple[Volume, ...]:
         self.check()

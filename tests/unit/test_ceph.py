@@ -98,6 +98,11 @@ def told() -> dict[str, Any]:
     }
 
 
+def test_what_ceph_does_not_say_of_traffic_is_nothing() -> None:
+    rates = {"read_bytes_sec": 1, "read_op_per_sec": 2}
+    assert ceph.traffic(rates, {"recovering_bytes_per_sec": 3}) == ceph.Traffic(1, 0, 2, 0, 3)
+
+
 def test_figures_are_what_ceph_tells() -> None:
     found = ceph.figures(**told())
     assert [(one.id, one.node, one.state) for one in found.osds] == [

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from pvc.cluster import ceph_pools
+from pvc.cluster import ceph, ceph_pools
+from pvc.cluster.ceph import Traffic
 from pvc.cluster.ceph_pools import CephFacts, CephPlan
 from pvc.errors import Conflict, Unavailable
 from pvc.node.drivers import DriverError
@@ -111,6 +112,10 @@ class CephPools:
         """Raises Unavailable where there is no such pool of ours."""
         found = self._required(name, identity)
         return ceph_pools.facts(found, self.ceph.command("osd crush rule dump"), self._states(name))
+
+    def traffic(self, name: str) -> Traffic:
+        (found,) = self.ceph.command("osd pool stats", pool_name=name)
+        return ceph.traffic(found["client_io_rate"], found["recovery_rate"])
 
     def set_pgs(self, name: str, identity: str, pgs: int) -> None:
         """More or fewer, to which Ceph then moves by itself; 0: as its autoscaler finds right."""

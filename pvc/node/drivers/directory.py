@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pvc import names
+from pvc.cluster.ceph import Traffic
 from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.images import ImageFormat, written
 from pvc.cluster.storage import Format
@@ -126,6 +127,9 @@ class Directory:
         return Capacity(used + found.f_bavail * found.f_frsize, used)
 
     def ceph_facts(self) -> CephFacts | None:
+        return None
+
+    def traffic(self) -> Traffic | None:
         return None
 
     def volumes(self) -> tuple[Volume, ...]:

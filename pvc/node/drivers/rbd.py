@@ -18,6 +18,7 @@ from typing import Any
 import rbd
 
 from pvc import names
+from pvc.cluster.ceph import Traffic
 from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.images import ImageFormat, written
 from pvc.cluster.storage import Format
@@ -91,6 +92,10 @@ class RBDPool:
 
     def ceph_facts(self) -> CephFacts | None:
         return CephPools(self.ceph).facts(self.pool, self.identity)
+
+    def traffic(self) -> Traffic | None:
+        self.check()
+        return CephPools(self.ceph).traffic(self.pool)
 
     def volumes(self) -> tuple[Volume, ...]:
         """Without opening each: how much one uses is told by `volume`."""

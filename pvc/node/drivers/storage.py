@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from pvc.cluster.ceph import Traffic
 from pvc.cluster.ceph_pools import CephFacts
 from pvc.cluster.images import ImageFormat
 from pvc.cluster.storage import Format
@@ -178,6 +179,10 @@ class Pool(Protocol):
 
     def ceph_facts(self) -> CephFacts | None:
         """How Ceph keeps it; None for what is not in Ceph."""
+        ...
+
+    def traffic(self) -> Traffic | None:
+        """How much is read and written at the moment; None where nobody counts."""
         ...
 
     def volumes(self) -> tuple[Volume, ...]:

@@ -151,7 +151,8 @@ class Storing:
         node = NODES[int(address.rpartition(".")[2]) - 1]
         path, _, query = path.partition("?")
         _, name, *volume = path.split("/")
-        return self.pools[node].tell(name, volume[0] if volume else "", brief=query == "brief=1")
+        how = {word: query == f"{word}=1" for word in ("brief", "whole")}
+        return self.pools[node].tell(name, volume[0] if volume else "", **how)
 
     def call(self, operation: str, /, **given: Any) -> Any:
         return to_json(invoke(find(operation), self.context(), given))

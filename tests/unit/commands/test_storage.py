@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pvc.cluster import paths
-from pvc.cluster.codec import dumps
+from pvc.cluster.ceph import Traffic
+from pvc.cluster.codec import dumps, from_json
 from pvc.cluster.store import Create, Put
 from pvc.cluster.view import View
 from pvc.commands.types import volume_bytes
@@ -127,7 +128,17 @@ def test_info_tells_what_is_in_it_and_how_it_is_on_each_node() -> None:
     found = cluster.call("storage.pool-info", pool="vms")
     assert (found["used_percent"], found["volumes"], found["provisioned_bytes"]) == (30, 1, 10 * GIB)
     assert found["nodes"] == {"n1": "up", "n2": "is it mounted?", "n3": "its daemon is dead"}
-    assert found["state"] == "incomplete"
+    assert (found["state"], found["ceph"], found["each_second"]) == ("incomplete", None, None)
+
+
+def test_info_of_a_pool_in_ceph_tells_what_goes_on_by_one_question() -> None:
+    cluster = storing()
+    cluster.add_ceph_pool("ssds")
+    cluster.pool.goes_on = Traffic(read_bytes=1, write_bytes=2, reads=3, writes=4, recovery_bytes=5)
+    found = cluster.call("storage.pool-info", pool="ssds")
+    assert from_json(Traffic, found["each_second"]) == cluster.pool.goes_on
+    assert (found["ceph"]["copies"], found["volumes"]) == (3, 1)
+    assert cluster.asked == ["10.0.0.1 storage/ssds?whole=1"]
 
 
 def test_nodes_publish_which_pools_they_do_not_reach() -> None:
