@@ -632,6 +632,8 @@ class Working:
         )
         daemon.executor.free_disks = held.free
         self.disks = Disks(daemon, store, clock, connect)
+        stillness = vm_snapshots.Stillness(hypervisor, Path(daemon.config.paths.state))
+        self.standing_still = Loop("guests that stand still", clock)
         self.transfers = transfer.Transfers(clock)
         daemon.executor.ceph = self.pools.ceph
         carrying = {
@@ -647,13 +649,14 @@ class Working:
             **vm_export.works(self.pools),
             **locks.works(held),
             **self.disks.works,
-            **vm_snapshots.works(self.pools, hypervisor, Path(daemon.config.paths.state), clock),
+            **vm_snapshots.works(self.pools, stillness, clock),
         }
         waiting = {*carrying, "storage.osd-remove", "storage.osd-replace"}
         self.tasks = Tasks(daemon.me, store, every, clock, self.doing.wake, waiting=waiting)
         self.looking.start(self.pools.step)
         self.shut_out.start(self.blocked.step)
         self.doing.start(self.tasks.step)
+        self.standing_still.start(stillness.step)
 
     def _shut_out_changed(self) -> None:
         self.looking.wake()
@@ -668,7 +671,7 @@ class Working:
 
     def close(self) -> None:
         self.end()
-        for loop in (self.doing, self.shut_out, self.looking, self.disks):
+        for loop in (self.doing, self.standing_still, self.shut_out, self.looking, self.disks):
             loop.close()
 
 

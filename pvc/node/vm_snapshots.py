@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,13 +37,14 @@ log = logging.getLogger(__name__)
 
 TRIES = 16
 """To write what is done, while operations change the VM at the same time."""
-ASKING = "asking"
-"""Its agent may be about to hold file systems still."""
+AGAIN_S = 5.0
+"""Between two tries to have a guest go on."""
+NOTE = "still-"
 
 
-def works(pools: Pools, hypervisor: Snapshotter, notes: Path, clock: Clock) -> dict[str, Work]:
-    """By the operation that asks for them. `notes`: a directory that outlives the daemon."""
-    host = Host(pools, hypervisor, Stillness(hypervisor, notes), clock)
+def works(pools: Pools, stillness: Stillness, clock: Clock) -> dict[str, Work]:
+    """By the operation that asks for them."""
+    host = Host(pools, stillness.hypervisor, stillness, clock)
     return {
         "vm.snapshot-create": Take(host),
         "vm.snapshot-remove": Remove(host),
@@ -51,53 +53,97 @@ def works(pools: Pools, hypervisor: Snapshotter, notes: Path, clock: Clock) -> d
 
 
 class Stillness:
-    """Guests that stand still for a moment. Noted in a file before: another life of the daemon ends it."""
+    """Guests that stand still for a moment. Noted in a file before: whatever happens, `step` ends it."""
 
     def __init__(self, hypervisor: Snapshotter, notes: Path) -> None:
+        """`notes`: a directory that outlives the daemon."""
         self.hypervisor = hypervisor
         self.notes = notes
+        self._busy: set[str] = set()
+        self._freed = threading.Condition()
+        self._late: set[str] = set()
 
     @contextmanager
     def of(self, uuid: str, domain: Domain | None) -> Iterator[Quiesced]:
-        """While nothing is written to its disks. One that was paused already stays so."""
+        """While nothing is written to its disks. One that was paused already stays so. Raises DriverError."""
         if domain is None:
             yield Quiesced.STOPPED
             return
         if domain.state is DomainState.PAUSED:
             yield Quiesced.PAUSED
             return
+        with self._alone(uuid):
+            self._end(uuid)  # one from before, if it still lasts
+            try:
+                yield self._begin(uuid)
+            finally:
+                self._end(uuid)
+
+    @contextmanager
+    def _alone(self, uuid: str) -> Iterator[None]:
+        with self._freed:
+            self._freed.wait_for(lambda: uuid not in self._busy)
+            self._busy.add(uuid)
         try:
-            yield self._begin(uuid)
+            yield
         finally:
-            self.end(uuid)
+            with self._freed:
+                self._busy.discard(uuid)
+                self._freed.notify_all()
 
     def _begin(self, uuid: str) -> Quiesced:
-        self._note(uuid, ASKING)
-        if self.hypervisor.freeze(uuid):
+        if self.hypervisor.can_freeze(uuid):
             self._note(uuid, Quiesced.AGENT)
-            return Quiesced.AGENT
+            try:
+                if self.hypervisor.freeze(uuid):
+                    return Quiesced.AGENT
+            except NoAnswer as error:
+                log.warning("%s: %s", uuid, error.message)
+                self._end(uuid)
         self._note(uuid, Quiesced.PAUSED)
         self.hypervisor.suspend(uuid)
         return Quiesced.PAUSED
 
-    def end(self, uuid: str) -> None:
-        """Done already where nothing is noted, and where it has ended."""
+    def end(self, uuid: str) -> bool:
+        """False where it lasts, until `step` ends it. Done already where nothing stands still."""
+        with self._alone(uuid):
+            try:
+                self._end(uuid)
+            except DriverError as error:
+                if uuid not in self._late:
+                    log.warning("%s: %s", uuid, error.message)
+                    self._late.add(uuid)
+                return False
+        if uuid in self._late:
+            log.info("%s: its guest goes on, or has ended", uuid)
+            self._late.discard(uuid)
+        return True
+
+    def step(self) -> float:
+        """End what has not ended, in this life of the daemon or an earlier one, as soon as that can be."""
+        for note in sorted(self.notes.glob(f"{NOTE}*")):
+            if (uuid := note.name.removeprefix(NOTE)) not in self._busy:
+                self.end(uuid)
+        return AGAIN_S
+
+    def _end(self, uuid: str) -> None:
         try:
             how = self._file(uuid).read_text()
         except FileNotFoundError:
             return
         try:
-            if how != Quiesced.PAUSED:
+            if how == Quiesced.AGENT:
                 self.hypervisor.thaw(uuid)
-            elif self._stands_still(uuid):
+            elif how == Quiesced.PAUSED and self._stands_still(uuid):
                 self.hypervisor.resume(uuid)
         except NoSuchDomain:
             log.info("%s has ended while it stood still", uuid)
         except DriverError as error:
-            if how != ASKING or isinstance(error, NoAnswer):  # else there was no agent to freeze anything
-                raise DriverError(
-                    f"its guest does not go on: {error.message}", hint="pvc vm restart", retryable=True
-                ) from error
+            raise DriverError(
+                f"its guest does not go on, and is told again: {error.message}",
+                hint="pvc vm restart, if that does not help",
+                retryable=True,
+            ) from error
         self._file(uuid).unlink(missing_ok=True)
 
     def _stands_still(self, uuid: str) -> bool:
@@ -105,7 +151,7 @@ class Stillness:
         return found is not None and found.state is DomainState.PAUSED
 
     def _file(self, uuid: str) -> Path:
-        return self.notes / f"still-{uuid}"
+        return self.notes / f"{NOTE}{uuid}"
 
     def _note(self, uuid: str, how: str) -> None:
         self.notes.mkdir(parents=True, exist_ok=True)
@@ -278,12 +324,10 @@ class Take:
 
     def undo(self, task: TaskSpec) -> None:
         uuid, name = task.arguments["vm"], task.arguments["snapshot"]
-        try:
-            self.host.stillness.end(uuid)
-        finally:
-            self.host.touch(uuid)
-            if self.host.document(uuid, name) is None:
-                self.host.drop(uuid, _disks(task), on_volumes(uuid, name))
+        self.host.stillness.end(uuid)
+        self.host.touch(uuid)
+        if self.host.document(uuid, name) is None:
+            self.host.drop(uuid, _disks(task), on_volumes(uuid, name))
 
 
 class Remove:

@@ -28,6 +28,7 @@ from pvc.node.drivers import (
     MigrationResult,
     MigrationSettings,
     MigrationTarget,
+    NoAnswer,
     NoSuchDomain,
     Progress,
 )
@@ -93,6 +94,7 @@ class Guest:
     shutdown_takes_s: float = 0.0
     has_agent: bool = False
     is_frozen: bool = False
+    is_slow: bool = False  # its agent, to freeze
     ends: Ended | None = None  # right after its start: it panics, or powers itself off
 
 
@@ -293,19 +295,30 @@ class FakeHypervisor:
         machine.domain = replace(machine.domain, state=DomainState.PAUSED, reason="user")
         self._tell(DomainEvent(EventKind.PAUSED, uuid))
 
-    def freeze(self, uuid: str) -> bool:
-        self._connect("freeze", uuid)
+    def can_freeze(self, uuid: str) -> bool:
+        self._connect("can_freeze", uuid)
         self._machine(uuid)
         guest = self.world.guest(uuid)
-        guest.is_frozen = guest.has_agent
-        return guest.has_agent
+        return guest.has_agent and not guest.is_frozen
+
+    def freeze(self, uuid: str) -> bool:
+        self._connect("freeze", uuid)
+        self._ask_agent(uuid)
+        guest = self.world.guest(uuid)
+        guest.is_frozen = not guest.is_slow
+        if guest.is_slow:
+            raise NoAnswer("Guest agent is not responding: Guest agent not available for now", retryable=True)
+        return True
 
     def thaw(self, uuid: str) -> None:
         self._connect("thaw", uuid)
+        self._ask_agent(uuid)
+        self.world.guest(uuid).is_frozen = False
+
+    def _ask_agent(self, uuid: str) -> None:
         self._machine(uuid)
         if not self.world.guest(uuid).has_agent:
-            raise DriverError("Guest agent is not responding: QEMU guest agent is not connected")
-        self.world.guest(uuid).is_frozen = False
+            raise NoAnswer("Guest agent is not responding: QEMU guest agent is not connected", retryable=True)
 
     def add_snapshots(self, uuid: str, snapshots: Mapping[str, str]) -> None:
         self._connect("add_snapshots", uuid)

@@ -31,7 +31,7 @@ class NoSuchDomain(DriverError):
 
 
 class NoAnswer(DriverError):
-    """QEMU, or libvirt itself, hangs: what was asked for may still happen."""
+    """QEMU, libvirt itself or an agent in a guest hangs: what was asked for may still happen."""
 
 
 class Cancelled(DriverError):
@@ -264,15 +264,19 @@ class Snapshotter(Hypervisor, Protocol):
         """Its guest stands still from then on, until `resume`, and what it wrote is on its disks."""
         ...
 
+    def can_freeze(self, uuid: str) -> bool:
+        """An agent in the guest answers, and holds nothing still for somebody else."""
+        ...
+
     def freeze(self, uuid: str) -> bool:
         """Have the agent in the guest write what file systems hold back, and hold them still until `thaw`.
 
-        False where there is no agent that does. Raises NoAnswer when one hangs: it may be at it yet.
+        False where it does not: then nothing is held still. Raises NoAnswer: it may be at it yet.
         """
         ...
 
     def thaw(self, uuid: str) -> None:
-        """Done already where nothing is frozen."""
+        """Done already where nothing is frozen. Raises NoAnswer where no agent answers."""
         ...
 
     def add_snapshots(self, uuid: str, snapshots: Mapping[str, str]) -> None:

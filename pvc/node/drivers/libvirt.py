@@ -46,8 +46,9 @@ KEEPALIVE_S, KEEPALIVE_MISSES = 5, 3
 POLL_S = 0.2
 CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 3.0  # by QEMU, to a request of ours
-PING, PING_WITHIN_S = '{"execute": "guest-ping"}', 2
-FREEZE_WITHIN_S = 10  # by a guest: it writes first what it holds back
+FREEZE_STATUS = '{"execute": "guest-fsfreeze-status"}'
+AGENT_WITHIN_S = 5  # in a guest
+FREEZE_WITHIN_S = 60  # it writes first what it holds back, and programs in there may have to as well
 SNAPSHOTS_WITHIN_S = 30.0
 CHANGES_WITHIN_S = 10.0  # a device: the host's part of it takes time, too
 UNPLUGGING = ("already in the process of unplug", "no device found with alias")
@@ -260,23 +261,33 @@ class LibvirtHypervisor:
 
     # Snapshots
 
-    def freeze(self, uuid: str) -> bool:
-        def ask(domain: libvirt.virDomain) -> bool:
-            if not _try(lambda: libvirt_qemu.qemuAgentCommand(domain, PING, PING_WITHIN_S, 0)):
-                return False
-            domain.agentSetResponseTimeout(FREEZE_WITHIN_S)
-            if _try(domain.fsFreeze):
-                return True
-            domain.fsThaw()  # it may have begun
+    def can_freeze(self, uuid: str) -> bool:
+        try:
+            return self._ask(uuid, "say whether it is frozen", _is_thawed, 3.0 * AGENT_WITHIN_S)
+        except libvirt.libvirtError as error:
+            log.info("no agent in %s that could freeze it: %s", uuid, error.get_error_message())
             return False
 
+    def freeze(self, uuid: str) -> bool:
+        def ask(domain: libvirt.virDomain) -> bool:
+            domain.agentSetResponseTimeout(FREEZE_WITHIN_S)
+            try:
+                domain.fsFreeze()
+            except libvirt.libvirtError as error:
+                if _is_unanswered(error):
+                    raise
+                log.warning("the agent in %s does not freeze it: %s", uuid, error.get_error_message())
+                _thaw(domain)
+                return False
+            return True
+
         try:
-            return self._ask(uuid, "freeze file systems", ask, 3.0 * FREEZE_WITHIN_S)
+            return self._ask(uuid, "freeze file systems", ask, 2.0 * FREEZE_WITHIN_S)
         except libvirt.libvirtError as error:
             raise _error(error) from error
 
     def thaw(self, uuid: str) -> None:
-        self._request(uuid, "thaw file systems", lambda domain: domain.fsThaw(), 2.0 * FREEZE_WITHIN_S)
+        self._request(uuid, "thaw file systems", _thaw, 5.0 * AGENT_WITHIN_S)
 
     def add_snapshots(self, uuid: str, snapshots: Mapping[str, str]) -> None:
         nodes = self._block_nodes(uuid)
@@ -674,12 +685,34 @@ def _error(error: libvirt.libvirtError) -> DriverError:
     message = " ".join((error.get_error_message() or str(error)).split())  # QEMU speaks in lines
     if _is_gone(error):
         return NoSuchDomain(message)
+    if _is_unanswered(error):
+        return NoAnswer(message, retryable=True)
     lost = error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_RPC
     if lost:
         return DriverError(
             f"libvirt does not answer: {message}", hint="systemctl status libvirtd", retryable=True
         )
     return DriverError(message, retryable=error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT)
+
+
+def _is_unanswered(error: libvirt.libvirtError) -> bool:
+    """By an agent; also where there is none."""
+    return error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE
+
+
+def _is_thawed(domain: libvirt.virDomain) -> bool:
+    said = libvirt_qemu.qemuAgentCommand(domain, FREEZE_STATUS, AGENT_WITHIN_S, 0)
+    return bool(json.loads(said)["return"] == "thawed")
+
+
+def _thaw(domain: libvirt.virDomain) -> None:
+    """A program in the guest that is to be told of it may fail, or be missing, and all is thawed."""
+    domain.agentSetResponseTimeout(AGENT_WITHIN_S)
+    try:
+        domain.fsThaw()
+    except libvirt.libvirtError as error:
+        if _is_unanswered(error) or not _is_thawed(domain):
+            raise
 
 
 def _secret(uuid: str, usage: str) -> str:

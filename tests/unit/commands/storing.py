@@ -25,6 +25,7 @@ from pvc.node.drivers.storage import Snapshot
 from pvc.node.storage import Pools, new_pool_ops, works
 from pvc.node.tasks import Tasks
 from pvc.node.transfer import Transfers
+from pvc.node.vm_snapshots import Stillness
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.fakes.lanes import Lanes
 from tests.fakes.pool import FakePool
@@ -51,16 +52,18 @@ class Storing:
         self.notes = TemporaryDirectory()
         """What outlives daemons; no two VMs run in one test on different nodes."""
         self.pools = {name: self._pools(name) for name in NODES}
+        self.stillness: dict[str, Stillness] = {}
         self.tasks = {name: self._tasks(name, 1) for name in NODES}
 
     def _tasks(self, name: str, incarnation: int) -> Tasks:
         pools, clock = self.pools[name], SystemClock()
+        self.stillness[name] = Stillness(self.hypervisors[name], Path(self.notes.name, name))
         known = {
             **works(pools),
             **vm_disks.works(pools, self.host),
             **vm_export.works(pools),
             **vm_upload.works(pools, self.transfers),
-            **vm_snapshots.works(pools, self.hypervisors[name], Path(self.notes.name, name), clock),
+            **vm_snapshots.works(pools, self.stillness[name], clock),
         }
         me = Owner(name, incarnation)
         return Tasks(me, self.world.store, known, clock, lambda: None, lanes=Lanes)

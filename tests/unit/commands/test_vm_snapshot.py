@@ -284,21 +284,69 @@ def test_what_is_written_down_is_kept_whatever_becomes_of_the_task() -> None:
     assert all(on_volumes(made).values())
 
 
-def test_an_agent_that_hangs_is_told_until_it_answers() -> None:
+def test_an_agent_that_hangs_is_told_until_it_answers_and_the_vm_is_free() -> None:
     made = two()
     host = runs(made)
-    made.hosts.guest(uuid_of(made)).has_agent = True
+    guest = made.hosts.guest(uuid_of(made))
+    guest.has_agent = True
     refuse(host, "thaw")
     found = made.done("vm.snapshot-create", **DAILY)
-    assert "undoing: its guest does not go on: it does not want to" in found["activity"]
-    assert made.hosts.guest(uuid_of(made)).is_frozen
+    assert (found["state"], found["settled"], guest.is_frozen) == ("failed", True, True)
+    assert "its guest does not go on, and is told again: it does not want to" in found["reason"]
+    assert made.world.store.get(paths.vm_claim(uuid_of(made))) is None
+    made.stillness["n1"].step()
+    assert guest.is_frozen
+    assert "its guest does not go on" in made.done("vm.snapshot-create", **DAILY)["reason"]
     host.refuses.clear()
-    made.again()
-    found = made.call("task.info", task=found["name"])
-    assert (found["state"], found["settled"]) == ("failed", True)
-    assert "its guest does not go on: it does not want to" in found["reason"]
-    assert not made.hosts.guest(uuid_of(made)).is_frozen
-    assert on_volumes(made) == {"root": [], "data": []}
+    made.stillness["n1"].step()
+    assert not guest.is_frozen
+    leaves_nothing(made)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_agent_that_is_slow_to_freeze_is_told_to_thaw_before_anything_else(answers: bool) -> None:
+    """What it was asked for may still come true."""
+    made = two()
+    host = runs(made)
+    guest = made.hosts.guest(uuid_of(made))
+    guest.has_agent = guest.is_slow = True
+    if not answers:
+        refuse(host, "thaw")
+    found = made.done("vm.snapshot-create", **DAILY)
+    assert [call for call, _ in host.calls if call in ("freeze", "thaw", "suspend")][:2] == ["freeze", "thaw"]
+    if answers:
+        assert (found["reason"], found["result"]["quiesced"]) == ("", "paused")
+        assert (guest.is_frozen, state(host, made)) == (False, DomainState.RUNNING)
+    else:
+        assert "its guest does not go on, and is told again" in found["reason"]
+        guest.is_frozen = True
+        host.refuses.clear()
+        made.stillness["n1"].step()
+        assert not guest.is_frozen
+        leaves_nothing(made)
+
+
+def test_what_somebody_else_holds_still_stays_so() -> None:
+    made = two()
+    host = runs(made)
+    guest = made.hosts.guest(uuid_of(made))
+    guest.has_agent = guest.is_frozen = True
+    assert made.done("vm.snapshot-create", **DAILY)["result"]["quiesced"] == "paused"
+    assert (guest.is_frozen, state(host, made)) == (True, DomainState.RUNNING)
+
+
+def test_a_guest_goes_on_also_where_nothing_is_known_of_the_task() -> None:
+    made = two()
+    host = runs(made)
+    host.suspend(uuid_of(made))
+    note = Path(made.notes.name, "n1", f"still-{uuid_of(made)}")
+    note.parent.mkdir()
+    note.write_text("paused")
+    note.with_name("still-of-one-that-ended").write_text("agent")
+    note.with_name("still-of-one-that-had-not-begun").write_text("")
+    made.stillness["n1"].step()
+    assert state(host, made) is DomainState.RUNNING
+    leaves_nothing(made)
 
 
 # Not while something else goes on
