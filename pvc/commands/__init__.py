@@ -115,6 +115,7 @@ FOR_PROGRAMS: dict[str, tuple[str, ...]] = {
     "vm": (
         *("definition", "set-definition", "log-text"),
         *("snapshot download-begin", "snapshot download-piece", "snapshot download-end"),
+        *("snapshot upload-begin", "snapshot upload-piece"),
     ),
     "node": ("log-text",),
     "storage": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -20,9 +20,19 @@ WITHIN_S = 1.0
 PLAIN = re.compile(r"[\w.:/=@,+~-]+")
 """Only such words are offered: a shell might evaluate others."""
 
-NAMES = {"vm": ("vm.list", "name"), "node": ("node.list", "name")}
-NAMES |= {"network": ("network.list", "vni"), "token": ("api.token-list", "name")}
-NAMES |= {"task": ("task.list", "name"), "pool": ("storage.pool-list", "name")}
+NAMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "vm": ("vm.list", "name", ()),
+    "vm-snapshot": ("vm.snapshot-list", "name", ("vm",)),
+    "node": ("node.list", "name", ()),
+    "network": ("network.list", "vni", ()),
+    "token": ("api.token-list", "name", ()),
+    "task": ("task.list", "name", ()),
+    "pool": ("storage.pool-list", "name", ()),
+    "volume": ("storage.volume-list", "name", ("pool",)),
+    "volume-snapshot": ("storage.volume-snapshot-list", "name", ("pool", "volume")),
+    "osd": ("storage.osd-list", "id", ()),
+}
+"""Kind → the operation that lists them, the field with the name, what it is given of the arguments before."""
 
 BASH = """\
 # completion of pvc for bash:  source <(pvc completion bash)
@@ -153,45 +163,47 @@ def _of_verb(found: Operation, given: Sequence[str], current: str, before: Seque
         flag: (dest, value) for spelled, dest, value, _ in GLOBALS for flag in spelled if flag not in options
     }
     valued |= {flag for flag, (_, value) in of_globals.items() if value}
+    positional, said = [param for param in found.params if param.positional], _arguments(given, valued)
+    known = {param.name: word for param, word in zip(positional, said, strict=False)}
     last = given[-1] if given else ""
     if last in valued:
         param = options.get(last)
         if param is not None:
-            return _values(param, before, current)
+            return _values(param, known, before, current)
         return _of_global(of_globals[last][0]) if last in of_globals else ()
     if current.startswith("-"):
         return [*options, *of_globals]
-    positional = [param for param in found.params if param.positional]
-    place = _arguments(given, valued)
-    if place < len(positional):
-        return _values(positional[place], before, current)
-    return _values(positional[-1], before, current) if positional and positional[-1].many else ()
+    if len(said) < len(positional):
+        return _values(positional[len(said)], known, before, current)
+    return _values(positional[-1], known, before, current) if positional and positional[-1].many else ()
 
 
-def _arguments(given: Sequence[str], valued: set[str]) -> int:
-    """How many arguments that are neither options nor their values."""
-    count, skip = 0, False
+def _arguments(given: Sequence[str], valued: set[str]) -> list[str]:
+    """Those that are neither options nor their values."""
+    found: list[str] = []
+    skip = False
     for word in given:
         if skip:
             skip = False
         elif word.startswith("-") and word != "-":
             skip = word in valued
         else:
-            count += 1
-    return count
+            found.append(word)
+    return found
 
 
 # Values
 
 
-def _values(param: Param, before: Sequence[str], current: str) -> Iterable[str]:
+def _values(param: Param, known: Mapping[str, str], before: Sequence[str], current: str) -> Iterable[str]:
+    """`known`: the arguments that the line has already."""
     if param.choices:
         return param.choices
     if param.arg.file or param.arg.complete == "file":
         return _paths(current)
     if param.arg.complete == "connection":
         return _connections()
-    return _live(param.arg.complete, before)
+    return _live(param.arg.complete, known, before)
 
 
 def _paths(current: str) -> list[str]:
@@ -209,18 +221,24 @@ def _nothing() -> Any:
     raise AssertionError("the names of connections need no cluster")
 
 
-def _live(kind: str, before: Sequence[str]) -> Iterable[str]:
+def _live(kind: str, known: Mapping[str, str], before: Sequence[str]) -> Iterable[str]:
     """Names of objects of the cluster that the line is about."""
-    if kind not in NAMES and kind != "tag":
+    if kind == "tag":
+        return {_tag_name(tag) for vm in _asked("vm.list", {}, before) for tag in vm.get("tags", ())}
+    if kind not in NAMES:
         return ()
+    name, field, needed = NAMES[kind]
+    if not known.keys() >= set(needed):
+        return ()
+    return [str(row[field]) for row in _asked(name, {one: known[one] for one in needed}, before)]
+
+
+def _asked(name: str, arguments: Mapping[str, str], before: Sequence[str]) -> Any:
     from pvc.commands.connection import pick
 
     transport = pick(_chosen(before), timeout_s=WITHIN_S)
     try:
-        if kind == "tag":
-            return {_tag_name(tag) for vm in transport.call("vm.list", {}) for tag in vm.get("tags", ())}
-        name, field = NAMES[kind]
-        return [str(row[field]) for row in transport.call(name, {})]
+        return transport.call(name, arguments)
     finally:
         transport.close()
 

@@ -45,7 +45,7 @@ class Arg:
     """`-t`, or `-a/-A` for a switch that can also be turned off."""
     metavar: str = ""
     complete: str = ""
-    """Whose names complete it: vm, node, tag, connection, file."""
+    """Whose names complete it: vm, node, file … as in pvc.commands.completion; none: of nobody."""
     pattern: str = ""
     what: str = ""
     """What the pattern describes, for the error: "a VM name: letters, …"."""

@@ -33,7 +33,9 @@ Device = Annotated[
         what="a path like /dev/sdb, or detect:NAME:SIZE:N like detect:INTEL:800GB:0",
     ),
 ]
-OSDNumber = Annotated[int, Arg("number of the OSD", metavar="OSD", minimum=0, maximum=100_000)]
+OSDNumber = Annotated[
+    int, Arg("number of the OSD", metavar="OSD", complete="osd", minimum=0, maximum=100_000)
+]
 Tier = Annotated[
     str,
     Arg(

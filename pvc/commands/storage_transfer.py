@@ -33,7 +33,7 @@ SHA256 = r"[0-9a-f]{64}"
 MOST_BYTES = 1024**5
 PIECE_BYTES = 4 * 1024**2
 
-NewVolume = Annotated[VolumeName, Arg("what the volume is called", metavar="NAME")]
+NewVolume = Annotated[VolumeName, Arg("what the volume is called", metavar="NAME", complete="none")]
 Raw = Annotated[bool, Arg("a raw volume in a directory: a little faster, without snapshots")]
 Force = Annotated[bool, Arg("also when the pool gets fuller than it should")]
 Offset = Annotated[int, Arg("where in it", metavar="BYTES", minimum=0, maximum=MOST_BYTES)]

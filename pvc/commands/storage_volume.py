@@ -137,7 +137,7 @@ def snapshots(ctx: Context, pool: PoolName, volume: VolumeName) -> tuple[Snapsho
 def add(
     ctx: Context,
     pool: PoolName,
-    volume: Annotated[VolumeName, Arg("what it is called", metavar="NAME")],
+    volume: Annotated[VolumeName, Arg("what it is called", metavar="NAME", complete="none")],
     size: VolumeSize,
     *,
     format: Annotated[
@@ -241,7 +241,7 @@ def clone(
     ctx: Context,
     pool: PoolName,
     volume: VolumeName,
-    new: Annotated[VolumeName, Arg("what the clone is called", metavar="NEW")],
+    new: Annotated[VolumeName, Arg("what the clone is called", metavar="NEW", complete="none")],
     *,
     flatten: Annotated[bool, Arg("copy all of it now, and share nothing")] = False,
     force: Annotated[bool, Arg("also when the pool gets fuller than it should")] = False,
@@ -274,7 +274,7 @@ def add_snapshot(
     ctx: Context,
     pool: PoolName,
     volume: VolumeName,
-    snapshot: Annotated[SnapshotName, Arg("what it is called", metavar="NAME")],
+    snapshot: Annotated[SnapshotName, Arg("what it is called", metavar="NAME", complete="none")],
 ) -> TaskInfo:
     """Keep a volume as it is now. Not while it is in use."""
     _check_own_name(snapshot)
@@ -311,7 +311,7 @@ def rename_snapshot(
     pool: PoolName,
     volume: VolumeName,
     snapshot: SnapshotName,
-    new: Annotated[SnapshotName, Arg("its name from now on", metavar="NEW")],
+    new: Annotated[SnapshotName, Arg("its name from now on", metavar="NEW", complete="none")],
 ) -> TaskInfo:
     """Give a snapshot another name."""
     _check_own_name(new)

@@ -162,18 +162,30 @@ VolumeName = Annotated[
     Arg(
         "name of the volume",
         metavar="VOLUME",
+        complete="volume",
         pattern=names.VOLUME,
         what=_VOLUME_WORDS.format("a volume's"),
     ),
 ]
-NewVolumeName = Annotated[VolumeName, Arg("its name from now on", metavar="NEW")]
+NewVolumeName = Annotated[VolumeName, Arg("its name from now on", metavar="NEW", complete="none")]
 SnapshotName = Annotated[
     str,
     Arg(
         "name of the snapshot",
         metavar="SNAPSHOT",
+        complete="volume-snapshot",
         pattern=names.SNAPSHOT,
         what=_VOLUME_WORDS.format("a snapshot's"),
+    ),
+]
+VMSnapshotName = Annotated[
+    str,
+    Arg(
+        "name of the snapshot",
+        metavar="NAME",
+        complete="vm-snapshot",
+        pattern=VM_PATTERN,
+        what=_VM_WORDS.replace("a VM's", "a snapshot's"),
     ),
 ]
 VolumeSize = Annotated[

@@ -10,7 +10,7 @@ from pvc import output, sizes
 from pvc.commands.context import LocalContext
 from pvc.commands.registry import Arg, local
 from pvc.commands.storage_image import Calling, Meter, cancelled, ended, part_of, told
-from pvc.commands.types import SnapshotName, VMName
+from pvc.commands.types import VMName, VMSnapshotName
 from pvc.errors import Failed, Invalid
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ DAMAGED = "what came is not a whole export"
 def download(
     ctx: LocalContext,
     vm: VMName,
-    snapshot: SnapshotName,
+    snapshot: VMSnapshotName,
     file: Annotated[str, Arg("where to; - is standard output", metavar="FILE", complete="file")],
     *,
     parent: Annotated[
-        SnapshotName, Arg("only what differs from that snapshot, which you have already", short="-i")
+        VMSnapshotName, Arg("only what differs from that snapshot, which you have already", short="-i")
     ]
     | None = None,
     force: Annotated[bool, Arg("also over a file that is there")] = False,

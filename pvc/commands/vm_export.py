@@ -14,7 +14,7 @@ from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.storage_transfer import Offset, carry, going_on
 from pvc.commands.task import TaskInfo
-from pvc.commands.types import NodeName, SnapshotName, TaskName, VMName
+from pvc.commands.types import NodeName, TaskName, VMName, VMSnapshotName
 from pvc.commands.vm_snapshot import document
 from pvc.errors import Conflict, Invalid, Unavailable
 
@@ -41,11 +41,11 @@ Place = Annotated[
 def export(
     ctx: Context,
     vm: VMName,
-    snapshot: SnapshotName,
+    snapshot: VMSnapshotName,
     path: Annotated[Place, Arg("a directory of the node, in which a new one is made: VM-SNAPSHOT")],
     *,
     parent: Annotated[
-        SnapshotName,
+        VMSnapshotName,
         Arg("only what differs from that snapshot, whose export is in the same directory", short="-i"),
     ]
     | None = None,
@@ -100,9 +100,9 @@ def _begin(
 def download_begin(
     ctx: Context,
     vm: VMName,
-    snapshot: SnapshotName,
+    snapshot: VMSnapshotName,
     *,
-    parent: Annotated[SnapshotName, Arg("only what differs from that snapshot", short="-i")] | None = None,
+    parent: Annotated[VMSnapshotName, Arg("only what differs from that snapshot", short="-i")] | None = None,
 ) -> TaskInfo:
     """Begin a task that makes an export, as a zip file, while it is fetched; people: `snapshot download`."""
     return _begin(ctx, DOWNLOAD, vm, snapshot, parent, None)

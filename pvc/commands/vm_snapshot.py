@@ -11,24 +11,17 @@ from pvc.cluster import paths, records
 from pvc.cluster.codec import to_json
 from pvc.cluster.storage import Volume
 from pvc.cluster.vm import State, VMSpec
-from pvc.commands import types, vm_write
+from pvc.commands import vm_write
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.task import TaskInfo
-from pvc.commands.types import VMName
+from pvc.commands.types import VMName, VMSnapshotName
 from pvc.commands.vm_info import is_moving
 from pvc.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from pvc.cluster.snapshots import SnapshotDisk, VMSnapshot
     from pvc.cluster.view import VM
-
-NAME_WORDS = (
-    "a snapshot's name: up to 63 letters, digits, dots, dashes and underscores, the first a letter or digit"
-)
-VMSnapshotName = Annotated[
-    str, Arg("name of the snapshot", metavar="NAME", pattern=types.VM_PATTERN, what=NAME_WORDS)
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +72,10 @@ def list_(ctx: Context, vm: VMName) -> tuple[VMSnapshotRow, ...]:
 def create(
     ctx: Context,
     vm: VMName,
-    snapshot: Annotated[VMSnapshotName, Arg("what it is called; the time of now unless given")] | None = None,
+    snapshot: Annotated[
+        VMSnapshotName, Arg("what it is called; the time of now unless given", complete="none")
+    ]
+    | None = None,
 ) -> TaskInfo:
     """Keep all disks of a VM and its definition as they are at one moment; what its memory holds is not kept.
 

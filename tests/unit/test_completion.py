@@ -5,16 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pvc.commands import connection
-from pvc.commands.completion import BASH, PLAIN, candidates, complete
+from pvc.commands.completion import BASH, NAMES, PLAIN, candidates, complete
 from pvc.commands.connection import Connection, Known
 from pvc.commands.context import LocalContext
-from pvc.commands.registry import Operation, every_operation
+from pvc.commands.registry import Operation, every_operation, find
 from pvc.http.client import HttpTransport
+from pvc.http.serve import Texts
 from tests.fakes.serving import Serving, serving
+from tests.unit.commands.storing import with_disks
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +88,58 @@ def test_live_names_come_from_the_cluster(tmp_path: Path) -> None:
         (tmp_path / "pvc.toml").write_text(f'[api]\nsocket = "{served.path}"\n')
         assert offered("pvc vm start ") == {"web1", "web2", "db"}
         assert offered("pvc vm start w") == {"web1", "web2"}
+
+
+@pytest.mark.sockets
+def test_names_inside_of_others_are_those_of_what_the_line_names(tmp_path: Path) -> None:
+    made = with_disks("root", "data")
+    made.done("vm.snapshot-create", vm="web1", snapshot="daily")
+    made.done("storage.volume-add", pool="vms", volume="web2", size="1M")
+    made.done("storage.volume-snapshot-add", pool="vms", volume="web2", snapshot="s1")
+    texts = Texts(_no_text, made.ask, _no_piece)
+    with serving(tmp_path, made.world.cluster, _real(), texts) as served:
+        (tmp_path / "pvc.toml").write_text(f'[api]\nsocket = "{served.path}"\n')
+        for line, names in INSIDE.items():
+            assert offered(line) == names, line
+
+
+INSIDE: dict[str, set[str]] = {
+    "pvc vm snapshot remove web1 ": {"daily"},
+    "pvc vm snapshot rollback web9 ": set(),
+    "pvc vm snapshot export web1 d": {"daily"},
+    "pvc vm snapshot export web1 tuesday /srv -i ": {"daily"},
+    "pvc vm snapshot download web1 --parent ": {"daily"},
+    "pvc vm snapshot create web1 ": set(),
+    "pvc storage volume info vms ": {"root", "data", "web2"},
+    "pvc storage volume remove vms w": {"web2"},
+    "pvc storage volume remove nosuch ": set(),
+    "pvc storage volume add vms ": set(),
+    "pvc storage volume clone vms web2 ": set(),
+    "pvc storage volume snapshot protect --off vms web2 ": {"s1"},
+    "pvc storage volume snapshot rename vms web2 ": {"s1"},
+    "pvc storage volume snapshot rename vms web2 s1 ": set(),
+    "pvc storage volume snapshot add vms web2 ": set(),
+}
+
+
+def _no_text(*_: Any, **__: Any) -> tuple[str, int]:
+    raise AssertionError("names are no texts")
+
+
+def _no_piece(address: str, port: int, path: str, piece: bytes | None = None) -> bytes:
+    raise AssertionError("names are no pieces")
+
+
+def test_whatever_is_completed_can_be_and_has_what_that_needs() -> None:
+    plain = {"", "none", "file", "connection", "tag"}
+    for found in every_operation():
+        before: set[str] = set()
+        for param in found.params:
+            if (kind := param.arg.complete) not in plain:
+                operation, _, needed = NAMES[kind]
+                assert set(needed) <= before, f"{found.name}: {param.name}"
+                assert set(needed) <= {one.name for one in find(operation).params}
+            before |= {param.name} if param.positional else set()
 
 
 def _real() -> list[Operation]:

@@ -50,6 +50,7 @@ def test_what_nobody_types_is_in_no_help_and_no_manual_but_can_be_called() -> No
     assert hidden == {
         *("vm.definition", "vm.set-definition", "vm.log-text", "node.log-text", "completion.complete"),
         *("vm.snapshot-download-begin", "vm.snapshot-download-piece", "vm.snapshot-download-end"),
+        *("vm.snapshot-upload-begin", "vm.snapshot-upload-piece"),
         *("storage.volume-upload-begin", "storage.volume-upload-piece"),
         *("storage.volume-download-begin", "storage.volume-download-map"),
         *("storage.volume-download-piece", "storage.volume-download-end"),

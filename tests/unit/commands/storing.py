@@ -144,10 +144,10 @@ class Storing:
 
     def context(self, *, planning: bool = False) -> Context:
         context = self.world.context(planning=planning)
-        context.ask = self._ask
+        context.ask = self.ask
         return context
 
-    def _ask(self, address: str, port: int, path: str) -> Any:
+    def ask(self, address: str, port: int, path: str) -> Any:
         self.asked.append(f"{address} {path}")
         if address in self.silent:
             raise Unavailable(f"{address} does not answer")
