@@ -26,7 +26,7 @@ FILE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 LATEST = 1e11
 """When a snapshot can have been taken."""
-MANIFESTS_BYTES = 2 * 1024**2
+MANIFESTS_BYTES = 1024**2
 """All those together that a VM is made of."""
 
 

@@ -108,7 +108,10 @@ def upload_begin(
 
     documents = [one.encode("utf-8", "surrogatepass") for one in manifest]
     if not 0 < sum(len(one) for one in documents) <= exports.MANIFESTS_BYTES:
-        raise Invalid(f"the manifests are not between 1 and {exports.MANIFESTS_BYTES} bytes")
+        raise Invalid(
+            f"all manifests together are to have between 1 and {exports.MANIFESTS_BYTES} bytes",
+            hint="a shorter chain: all of a newer snapshot, and what differs from that",
+        )
     chain = tuple(exports.read(one, f"manifest {place}") for place, one in enumerate(documents, 1))
     exports.check_order(chain)
     _check_new(ctx, name)

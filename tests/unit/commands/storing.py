@@ -42,7 +42,7 @@ class Storing:
         self.hosts = FakeWorld(when_snapshot=self._snapshot_inside)
         self.hypervisors = {name: self.hosts.add(name) for name in NODES}
         self.host = self.hypervisors["n1"]
-        self.transfers = Transfers(silence_s=5.0)
+        self.transfers = Transfers()
         """Of whichever node does a task."""
         self.asked: list[str] = []
         self.silent: set[str] = set()
