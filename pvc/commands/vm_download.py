@@ -38,8 +38,8 @@ def download(
 ) -> Any:
     """Write an export of a snapshot of a VM into a file here: a zip file of what `snapshot export` makes.
 
-    Its checksums are compared before the file gets its name. Unpacked on a node, beside those that it needs,
-    it is what `snapshot import` takes.
+    Its checksums are compared before the file gets its name. It is what `snapshot upload` takes, after those
+    that it needs; and `snapshot import`, unpacked on a node beside those.
     """
 
     def fetch(write: Callable[[bytes], object]) -> dict[str, Any]:

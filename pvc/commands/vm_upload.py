@@ -34,11 +34,11 @@ def upload(
     retain: Retain = True,
     force: Force = False,
 ) -> Any:
-    """Make a new VM of what `snapshot download` wrote here, the oldest first: of all of it, what differs from
-    that, and so on. It is stopped.
+    """Make a new VM of files that `snapshot download` wrote here. It is stopped.
 
-    What comes goes straight onto its disks. An upload that was cut off goes on where it was when it is asked
-    for again within a minute. Ctrl-C ends it and takes away what has come.
+    The oldest first: the one with all of a snapshot, what differs from that, and so on. What comes goes
+    straight onto its disks. An upload that was cut off goes on where it was when it is asked for again
+    within a minute. Ctrl-C ends it and takes away what has come.
     """
     if not file:
         raise Invalid("there is no FILE to make it of")
