@@ -15,7 +15,7 @@ COLUMNS = "NAME,PATH,TYPE,SIZE,VENDOR,MODEL,FSTYPE,MOUNTPOINTS,RO,ROTA,TRAN"
 WHOLE = ("disk", "loop", "mpath")
 LEAST_BYTES = 1024**3
 TOLERANCE = 0.03
-"""Makers count 1000 where others count 1024, and round."""
+"""Makers round."""
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 
 
@@ -97,7 +97,7 @@ def parse_detect(wanted: str) -> tuple[str, int, int]:
 
 
 def _matches(device: Device, name: str, size_bytes: int) -> bool:
-    """A size may be meant in units of 1000 or 1024: both are tried."""
+    """The size as makers give it: in units of 1000."""
     near = abs(device.size_bytes - size_bytes) <= size_bytes * TOLERANCE
     return near and name.lower() in device.model.lower()
 

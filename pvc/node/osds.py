@@ -168,6 +168,11 @@ class OSDs:
             if one.uuid not in known:
                 self.disks.zap(one.device, [one])
 
+    def sweep(self) -> None:
+        """Not beside a task that prepares: what is not finished there looks the same."""
+        with self.choosing:
+            self.disks.sweep()
+
     def start_again(self, osd: int) -> None:
         """As after `stop`; from its disk where that is known."""
         known = self.get(osd)["uuid"]
@@ -257,6 +262,7 @@ class Add:
             for one in osds.on_disks(osd, notes["device"]):
                 osds.disks.zap(notes["device"], [one])
             osds.purge(osd)
+        osds.sweep()
         osds.journal.forget(task.id)
 
 
@@ -352,6 +358,7 @@ class Replace(Remove):
         osds.disks.stop(osd)
         for one in osds.on_disks(osd, notes["device"]):
             osds.disks.zap(notes["device"], [one])
+        osds.sweep()
         if osd not in osds.known():  # what prepares it takes its id back when it fails
             osds.connect().command("osd new", uuid=str(uuid.uuid4()), id=osd)
         osds.destroy(osd)
@@ -392,7 +399,8 @@ class MakeDBGroup:
         return {"device": device}
 
     def undo(self, task: TaskSpec) -> None:
-        """An empty physical volume at most, which --force takes away."""
+        """All of it or nothing is there."""
+        self.osds.sweep()
 
 
 STEERING = {"osd in": "ids", "osd out": "ids", "osd set": "key", "osd unset": "key"}

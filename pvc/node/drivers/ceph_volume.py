@@ -28,6 +28,10 @@ LONG_S = 3600.0
 LABELS_MIB = 100
 """So much of a device's beginning is written over: labels and superblocks are there."""
 DB_GROUP = "osd-db"
+OSD_GROUPS = "ceph-"
+"""So begin the names of those that ceph-volume makes."""
+OURS = "pvc"
+"""The tag of a group that we have made."""
 BOOTSTRAP_KEYRING = "var/lib/ceph/bootstrap-osd/ceph.keyring"
 UNIT = """\
 # Of pvc: without LVM nobody else gives the disk to the user of Ceph when the machine starts.
@@ -85,6 +89,10 @@ class OSDDisks(Protocol):
         """Take these OSDs off the device; whatever else is on it with `osds` empty."""
         ...
 
+    def sweep(self) -> None:
+        """Take away what `prepare` or `make_db_group` has left that was cut off. Not beside another one."""
+        ...
+
     def make_db_group(self, device: str) -> None:
         """Make a device the place for the databases of OSDs on slower ones. Raises Conflict where one is."""
         ...
@@ -107,6 +115,14 @@ class CephVolume:
         return devices.devices(self.run(["lsblk", "--json", "--bytes", "-o", devices.COLUMNS]).stdout)
 
     def check_free(self, device: Device, *, force: bool) -> None:
+        if self.has_lvm():
+            for one in self._physical(device):
+                if int(one["pv_count"] or 0) > 1:
+                    group = one["vg_name"]
+                    raise Conflict(
+                        f"{one['pv_name']} is one of {one['pv_count']} disks of the volume group {group}",
+                        hint=f"vgreduce {group} {one['pv_name']}, or vgremove {group}",
+                    )
         is_held = any(_is_held(one.path) for one in devices.leaves(device))
         devices.check_free(device, self._signatures(device.path), is_held=is_held, force=force)
 
@@ -220,8 +236,7 @@ class CephVolume:
             )
         if self.run(["vgs", DB_GROUP], check=False).code == 0:
             raise Conflict(f"there is a volume group {DB_GROUP} already", hint="vgextend makes it larger")
-        self.run(["pvcreate", "--yes", device])
-        self.run(["vgcreate", DB_GROUP, device])
+        self.run(["vgcreate", "--yes", "--addtag", OURS, DB_GROUP, device])
         # With its last logical volume ceph-volume takes the group away as well.
         self.run(["lvcreate", "--yes", "--name", "keep", "--extents", "1", DB_GROUP])
 
@@ -244,6 +259,8 @@ class CephVolume:
 
     def stop(self, osd: int) -> None:
         """It is not there to be stopped after a failed start: that is no failure."""
+        # ceph-volume enables it until the next start of the machine only.
+        self.run(["systemctl", "disable", "--quiet", "--runtime", _unit(osd)], check=False)
         self.run(["systemctl", "disable", "--quiet", "--now", _unit(osd)], check=False, timeout_s=LONG_S)
         if self.run(["systemctl", "is-active", "--quiet", _unit(osd)], check=False).code == 0:
             raise DriverError(f"the daemon of OSD {osd} does not end", hint=f"systemctl status {_unit(osd)}")
@@ -254,42 +271,80 @@ class CephVolume:
     # Taking away
 
     def zap(self, device: str, osds: Sequence[Prepared]) -> None:
-        if self.has_lvm():
-            for one in osds:
-                if one.is_lvm:
-                    # By its number alone it also takes one of another Ceph, or of an earlier life.
-                    self._volume("lvm", "zap", "--destroy", "--osd-id", str(one.osd), "--osd-fsid", one.uuid)
-            if not osds:
-                self._volume("lvm", "zap", "--destroy", device)
         for one in osds:
-            self._forget(one.osd)
+            if one.is_lvm:
+                # By its number alone it also takes one of another Ceph, or of an earlier life.
+                self._volume("lvm", "zap", "--destroy", "--osd-id", str(one.osd), "--osd-fsid", one.uuid)
+            self._forget(one)
         if all(not one.is_lvm for one in osds):
-            self._wipe(device)
+            self._wipe(devices.choose(device, self.devices()))
 
-    def _forget(self, osd: int) -> None:
-        drop_in = self._drop_in(osd)
+    def _forget(self, one: Prepared) -> None:
+        if one.is_lvm:
+            self.run(["systemctl", "disable", "--quiet", f"ceph-volume@lvm-{one.osd}-{one.uuid}.service"])
+        drop_in = self._drop_in(one.osd)
         if drop_in.is_file():
             drop_in.unlink()
             drop_in.parent.rmdir()
             self.run(["systemctl", "daemon-reload"])
-        where = f"/var/lib/ceph/osd/ceph-{osd}"
+        where = f"/var/lib/ceph/osd/ceph-{one.osd}"
         self.run(["umount", "--quiet", where], check=False)
         self.run(["rm", "-rf", "--one-file-system", where])
 
-    def _wipe(self, device: str) -> None:
-        """ceph-volume wipes whatever it knows; labels of BlueStore on other kinds of devices it leaves."""
-        self.run(["wipefs", "--all", "--force", device])
-        self.run(["partx", "--delete", device], check=False)  # where it had any
-        size = int(self.run(["blockdev", "--getsize64", device]).stdout)
-        count = min(LABELS_MIB, size // 1024**2)
-        words = [f"of={device}", "bs=1M", f"count={count}", "conv=fsync,notrunc", "status=none"]
+    def _wipe(self, device: Device) -> None:
+        """ceph-volume stumbles over small logical volumes, and leaves labels on other kinds of devices."""
+        if self.has_lvm():
+            for one in self._physical(device):
+                self._remove_group(one["vg_name"], one["pv_name"])
+        for part in (one.path for one in devices.tree(device) if one.kind == "part"):
+            self.run(["wipefs", "--all", "--force", part])
+        self.run(["wipefs", "--all", "--force", device.path])
+        self.run(["partx", "--delete", device.path], check=False)  # where it had any
+        count = min(LABELS_MIB, device.size_bytes // 1024**2)
+        words = [f"of={device.path}", "bs=1M", f"count={count}", "conv=fsync,notrunc", "status=none"]
         self.run(["dd", "if=/dev/zero", *words], timeout_s=LONG_S)
+
+    def sweep(self) -> None:
+        """Logical volumes are made first, and then marked as an OSD's, by which they are found."""
+        if not self.has_lvm():
+            return
+        for one in self._report("lvs", "lv_name", "vg_name", "lv_tags"):
+            if "ceph.osd_fsid=" not in one["lv_tags"] and _is_for_osds(one["vg_name"], one["lv_name"]):
+                self.run(["lvremove", "--yes", f"{one['vg_name']}/{one['lv_name']}"])
+        for one in self._report("pvs", "pv_name", "vg_name", "lv_count", "vg_tags"):
+            is_ours = one["vg_name"].startswith(OSD_GROUPS) or OURS in one["vg_tags"].split(",")
+            if is_ours and one["lv_count"] == "0":
+                self._remove_group(one["vg_name"], one["pv_name"])
+
+    # LVM
+
+    def _report(self, what: str, *fields: str) -> list[dict[str, str]]:
+        said = self.run([what, "--reportformat", "json", "--options", ",".join(fields)]).stdout
+        found: list[dict[str, str]] = json.loads(said)["report"][0][what[:-1]]
+        return found
+
+    def _physical(self, device: Device) -> list[dict[str, str]]:
+        """Those volumes of LVM that it is, or has."""
+        paths = {os.path.realpath(one.path) for one in devices.tree(device)}
+        found = self._report("pvs", "pv_name", "vg_name", "pv_count")
+        return [one for one in found if os.path.realpath(one["pv_name"]) in paths]
+
+    def _remove_group(self, group: str, device: str) -> None:
+        if group:
+            self.run(["vgremove", "--yes", "--force", group])
+        self.run(["pvremove", "--yes", device])
 
     def _volume(self, *words: str) -> str:
         try:
             return self.run([*proc.WITH_US, "ceph-volume", *words], timeout_s=LONG_S).stdout
         except proc.CommandFailed as error:
             raise DriverError(f"ceph-volume {words[0]} {words[1]}: {_said(error.result.stderr)}") from None
+
+
+def _is_for_osds(group: str, volume: str) -> bool:
+    if group == DB_GROUP:
+        return volume.startswith("db-")
+    return group.startswith(OSD_GROUPS) and volume.startswith("osd-block-")
 
 
 def _unit(osd: int) -> str:

@@ -46,6 +46,7 @@ class Machine:
     def __init__(self, tmp_path: Path, *, lvm: bool = True) -> None:
         self.said: list[str] = []
         self.raw: dict[str, dict[str, str]] = {}
+        self.reports: dict[str, list[dict[str, str]]] = {"pvs": [], "lvs": []}
         self.codes = {"vgs osd-db": 5, "systemctl is-active --quiet ceph-osd@3.service": 3}
         if lvm:
             (tmp_path / "dev/mapper").mkdir(parents=True)
@@ -62,6 +63,8 @@ class Machine:
         out = ""
         if argv[1:3] == ["lvm", "list"]:
             out = json.dumps(LVM_LIST)
+        if argv[0] in self.reports:
+            out = json.dumps({"report": [{argv[0][:-1]: self.reports[argv[0]]}]})
         if argv[1:3] == ["raw", "list"]:
             out = json.dumps(self.raw)
         found = Completed(self.codes.get(line, 0), out, FAILED)
@@ -150,9 +153,11 @@ def test_an_osd_on_a_logical_volume_is_started_stopped_and_zapped(tmp_path: Path
     machine.disks.zap("/dev/sdb", [one])
     assert machine.said == [
         "ceph-volume lvm activate --bluestore 3 u3",
+        "systemctl disable --quiet --runtime ceph-osd@3.service",
         "systemctl disable --quiet --now ceph-osd@3.service",
         "systemctl is-active --quiet ceph-osd@3.service",
         "ceph-volume lvm zap --destroy --osd-id 3 --osd-fsid u3",
+        "systemctl disable --quiet ceph-volume@lvm-3-u3.service",
         "umount --quiet /var/lib/ceph/osd/ceph-3",
         "rm -rf --one-file-system /var/lib/ceph/osd/ceph-3",
     ]
@@ -169,13 +174,56 @@ def test_a_place_for_databases_is_a_volume_group(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.disks.make_db_group("/dev/nvme0n1")
     assert machine.said[1:] == [
-        "pvcreate --yes /dev/nvme0n1",
-        "vgcreate osd-db /dev/nvme0n1",
+        "vgcreate --yes --addtag pvc osd-db /dev/nvme0n1",
         "lvcreate --yes --name keep --extents 1 osd-db",
     ]
     machine.codes["vgs osd-db"] = 0
     with pytest.raises(Conflict, match="there is a volume group osd-db already"):
         machine.disks.make_db_group("/dev/nvme0n1")
+
+
+def test_what_was_cut_off_is_swept_up_and_nothing_else(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    done = "ceph.osd_fsid=u3,ceph.type=block"
+    machine.reports["lvs"] = [
+        {"lv_name": name, "vg_name": group, "lv_tags": tags}
+        for name, group, tags in (
+            ("osd-block-u3", "ceph-1", done),
+            ("osd-block-u4", "ceph-2", "ceph.type=block"),
+            ("osd-block-u5", "mine", ""),
+            ("db-3", "osd-db", done),
+            ("db-4", "osd-db", ""),
+            ("keep", "osd-db", ""),
+        )
+    ]
+    machine.reports["pvs"] = [
+        {"pv_name": path, "vg_name": group, "lv_count": count, "vg_tags": tags}
+        for path, group, count, tags in (
+            ("/dev/sdb", "ceph-1", "1", ""),
+            ("/dev/sdc", "ceph-2", "0", ""),
+            ("/dev/sdd", "osd-db", "0", ""),
+            ("/dev/sde", "osd-db", "0", "pvc"),
+            ("/dev/sdf", "", "", ""),
+            ("/dev/sdg", "mine", "0", ""),
+        )
+    ]
+    machine.disks.sweep()
+    assert [line for line in machine.said if line.split()[0] not in ("lvs", "pvs")] == [
+        "lvremove --yes ceph-2/osd-block-u4",
+        "lvremove --yes osd-db/db-4",
+        "vgremove --yes --force ceph-2",
+        "pvremove --yes /dev/sdc",
+        "vgremove --yes --force osd-db",
+        "pvremove --yes /dev/sde",
+    ]
+
+
+def test_one_of_several_disks_of_a_volume_group_is_refused_whatever_is_forced(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.reports["pvs"] = [{"pv_name": "/dev/sdb1", "vg_name": "two", "pv_count": "2"}]
+    there = device("/dev/sdb", device("/dev/sdb1", kind="part"))
+    with pytest.raises(Conflict, match="/dev/sdb1 is one of 2 disks of the volume group two"):
+        machine.disks.check_free(there, force=True)
 
 
 def test_without_lvm_the_disk_is_given_to_ceph_whenever_the_machine_starts(tmp_path: Path) -> None:
@@ -184,7 +232,7 @@ def test_without_lvm_the_disk_is_given_to_ceph_whenever_the_machine_starts(tmp_p
     one = Prepared(3, "u3", "f", "/dev/loop9", is_lvm=False)
     machine.disks.start(one)
     assert "ExecStartPre=+/bin/chown ceph:ceph /var/lib/ceph/osd/ceph-%i/block" in drop_in.read_text()
-    machine.disks._forget(3)
+    machine.disks._forget(one)
     assert not drop_in.parent.exists()
 
 
