@@ -20,7 +20,7 @@ from pvc.lab.render import File
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(pytest.__file__).parents[1]
-PYTHON = ("_pytest", "pytest", "pluggy", "iniconfig", "packaging", "pygments")
+PYTHON = ("_pytest", "pytest", "pluggy*", "iniconfig", "packaging", "pygments", "py.py")
 """What tests need inside."""
 
 MODULES = (
@@ -141,8 +141,9 @@ class Machine:
             path.chmod(file.mode)
         for name in ("pvc", "tests"):
             shutil.copytree(ROOT / name, over / "work" / name)
-        for name in PYTHON:
-            shutil.copytree(SITE / name, over / "work" / name)
+        for path in (path for name in PYTHON for path in SITE.glob(name)):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, over / "work" / path.name)
         shutil.copy(ROOT / "pyproject.toml", over / "work")
         words = ["-noappend", "-quiet", "-no-progress", "-comp", "zstd", "-all-root"]
         subprocess.run(["mksquashfs", over, self.where / "over.sqfs", *words], check=True)
