@@ -139,9 +139,7 @@ def test_of_a_full_ceph_nobody_gets_a_volume_and_a_guest_waits_until_there_is_ro
             assert refused.code != 0
             assert "pool ceph" in refused.stderr
             assert len(volumes(cluster)) == 1
-            last = cluster.wrote("patient", "n1")
-            dying.pause(3)
-            assert cluster.wrote("patient", "n1") == last
+            eventually(lambda: stands_still(cluster, "patient", "n1"), within=60)
         goes_on(cluster, "patient", "n1")
         assert cluster.kept("patient", "n1") == [0], "it booted once"
 
@@ -157,6 +155,12 @@ def full(lab: RunningLab) -> Iterator[None]:
     finally:
         for ratio, usual in reversed(ratios.items()):
             ceph(lab, "osd", f"set-{ratio}-ratio", usual)
+
+
+def stands_still(cluster: Cluster, name: str, node: str) -> bool:
+    last = cluster.wrote(name, node)
+    dying.pause(5)
+    return cluster.wrote(name, node) == last
 
 
 def health(cluster: Cluster) -> str:
