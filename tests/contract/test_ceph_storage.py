@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,47 @@ def test_a_pool_from_beginning_to_end(node: OneNode, cluster: Ceph) -> None:
     assert in_ceph(cluster) == {}
     assert node.call("storage.pool-list") == []
     assert cluster.command("config dump") == [], "what was allowed for it is not any more"
+
+
+@contextmanager
+def full(cluster: Ceph) -> Iterator[None]:
+    """What it holds is more than it takes."""
+    with client.Ceph(cluster.conf, "admin").opened("vms", client.ASK_TIMES) as io:
+        for piece in range(16):
+            io.write("large", bytes(4 * 1024**2), piece * 4 * 1024**2)
+    ratios = {"nearfull": 0.85, "backfillfull": 0.90, "full": 0.95}
+    for at, ratio in enumerate(ratios):
+        cluster.command(f"osd set-{ratio}-ratio", ratio=0.003 + 0.001 * at)
+    try:
+        yield
+    finally:
+        for ratio, usual in reversed(ratios.items()):
+            cluster.command(f"osd set-{ratio}-ratio", ratio=usual)
+
+
+def test_nobody_waits_in_a_full_ceph(node: OneNode, cluster: Ceph) -> None:
+    """Its clients do, in every change, also in one that removes."""
+    made(node)
+    assert node.done("storage.volume-add", pool="vms", volume="web1", size="8M")["reason"] == ""
+    before = node.call("storage.volume-info", pool="vms", volume="web1")
+    with full(cluster):
+        eventually(lambda: "full" in in_ceph(cluster)["vms"]["flags_names"].split(","), within=60)
+        for operation, given in (
+            ("volume-add", {"volume": "web2", "size": "8M"}),
+            ("volume-add", {"volume": "web2", "size": "8M", "force": True}),
+            ("volume-clone", {"volume": "web1", "new": "web2", "force": True}),
+            ("volume-resize", {"volume": "web1", "size": "16M", "force": True}),
+            ("volume-rename", {"volume": "web1", "new": "web2"}),
+            ("volume-remove", {"volume": "web1"}),
+            ("volume-snapshot-add", {"volume": "web1", "snapshot": "tue"}),
+        ):
+            ended = node.done(f"storage.{operation}", pool="vms", **given)
+            assert ended["state"] == "failed", operation
+            assert "full" in ended["reason"], operation
+    eventually(lambda: "full" not in in_ceph(cluster)["vms"]["flags_names"].split(","), within=60)
+    assert node.call("storage.volume-info", pool="vms", volume="web1") == before
+    assert node.done("storage.volume-remove", pool="vms", volume="web1")["reason"] == ""
+    assert node.call("storage.volume-list") == []
 
 
 def test_all_that_is_known_of_an_osd(node: OneNode, cluster: Ceph) -> None:

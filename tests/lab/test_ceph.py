@@ -138,7 +138,11 @@ def test_of_a_full_ceph_nobody_gets_a_volume_and_a_guest_waits_until_there_is_ro
             refused = cluster.pvc("storage", "volume", "add", "ceph", "late", "1G", check=False)
             assert refused.code != 0
             assert "pool ceph" in refused.stderr
-            assert len(volumes(cluster)) == 1
+            (there,) = volumes(cluster)
+            changing = ("volume", "snapshot", "add", "ceph", there["name"], "tue")
+            refused = cluster.pvc("storage", *changing, check=False)
+            assert "Ceph is full" in refused.stderr
+            assert [one["name"] for one in volumes(cluster)] == [there["name"]]
             eventually(lambda: stands_still(cluster, "patient", "n1"), within=60)
         goes_on(cluster, "patient", "n1")
         assert cluster.kept("patient", "n1") == [0], "it booted once"

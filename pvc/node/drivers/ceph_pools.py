@@ -102,9 +102,9 @@ class CephPools:
         pools = {one["name"]: one["stats"] for one in self.ceph.command("df")["pools"]}
         found = pools.get(name, {})
         stored, free = int(found.get("stored", 0)), int(found.get("max_avail", 0))
-        return stored, 0 if self._is_full(name) else free
+        return stored, 0 if self.is_full(name) else free
 
-    def _is_full(self, name: str) -> bool:
+    def is_full(self, name: str) -> bool:
         """Now: figures of use come some seconds late, and who writes to a full pool waits in there."""
         return "full" in str(self._pools().get(name, {}).get("flags_names", "")).split(",")
 

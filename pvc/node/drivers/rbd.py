@@ -157,14 +157,14 @@ class RBDPool:
 
     def add(self, name: str, size_bytes: int, format: Format, token: str) -> None:
         self._check_format(format)
-        with self._opened() as io:
+        with self._writing() as io:
             self._check_free(io, name)
             self.rbd.create(io, HALF_DONE + token, size_bytes, old_format=False, features=FEATURES)
             self._name(io, HALF_DONE + token, name)
 
     def remove(self, name: str, token: str, progress: Progress = unheard) -> None:
         if self._is_lost(name):
-            with self._opened() as io:
+            with self._writing() as io:
                 self.rbd.remove(io, name)
             return
         for snapshot in self.snapshots(name):
@@ -175,12 +175,14 @@ class RBDPool:
 
     def set_aside(self, name: str, token: str, progress: Progress = unheard) -> None:
         self._check_unused(name)
-        with self._opened() as io:
+        with self._writing() as io:
             self._part(io, name, progress)
             self._name(io, name, HALF_DONE + token)
 
     def put_back(self, name: str, token: str) -> None:
-        with self._opened() as io, suppress(rbd.ImageNotFound):
+        if not self._is_listed(HALF_DONE + token):
+            return
+        with self._writing() as io, suppress(rbd.ImageNotFound):
             self._name(io, HALF_DONE + token, name)
 
     def _is_lost(self, name: str) -> bool:
@@ -188,14 +190,17 @@ class RBDPool:
         try:
             self.volume(name)
         except NotFound:
-            with self._opened(ASK_TIMES) as io:
-                return name in {one["name"] for one in self.rbd.list2(io)}
+            return self._is_listed(name)
         return False
+
+    def _is_listed(self, name: str) -> bool:
+        with self._opened(ASK_TIMES) as io:
+            return _is_listed(io, name)
 
     def resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> None:
         before = self.volume(name).size_bytes
         if size_bytes >= before:
-            with self._opened() as io, rbd.Image(io, name) as image:
+            with self._writing() as io, rbd.Image(io, name) as image:
                 image.resize(size_bytes)
             return
         if not shrink:
@@ -205,13 +210,13 @@ class RBDPool:
 
     def rename(self, name: str, new: str) -> None:
         self._check_unused(name)
-        with self._opened() as io:
+        with self._writing() as io:
             self._check_free(io, new)
             self._name(io, name, new)
 
     def clone(self, name: str, new: str, token: str, progress: Progress, *, flatten: bool = False) -> None:
         self.volume(name)
-        with self._opened() as io:
+        with self._writing() as io:
             self._check_free(io, new)
             if flatten:
                 self._copy(io, name, new, token, progress)
@@ -272,7 +277,7 @@ class RBDPool:
     @contextmanager
     def incoming(self, name: str, image: Image, format: Format, token: str) -> Iterator[Incoming]:
         self._check_format(format)
-        with self._opened() as io:
+        with self._writing() as io:
             self._check_free(io, name)
             made = HALF_DONE + token
             came = made if image.format is ImageFormat.RAW else made + CAME
@@ -292,7 +297,7 @@ class RBDPool:
         """A clone that is never given a name."""
         self.volume(name)
         try:
-            with self._opened() as io:
+            with self._writing() as io:
                 self._shared(io, name, token)
                 with rbd.Image(io, HALF_DONE + token, read_only=True) as image:
                     yield _Reading(image)
@@ -302,7 +307,7 @@ class RBDPool:
     @contextmanager
     def scratch(self, size_bytes: int, token: str) -> Iterator[Scratch]:
         name = HALF_DONE + token
-        with self._opened() as io:
+        with self._writing() as io:
             self.rbd.create(io, name, size_bytes, old_format=False, features=FEATURES)
         where = (
             "--ioengine=rbd",
@@ -337,7 +342,7 @@ class RBDPool:
     def add_snapshot(self, name: str, snapshot: str) -> None:
         check_name(snapshot, names.SNAPSHOT, "snapshot")
         self._check_no_snapshot(name, snapshot)
-        with self._opened() as io, rbd.Image(io, name) as image:
+        with self._writing() as io, rbd.Image(io, name) as image:
             image.create_snap(snapshot)
 
     def name_in_qemu(self, snapshot: str) -> str:
@@ -346,14 +351,14 @@ class RBDPool:
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         if self._snapshot(name, snapshot).is_protected:
             raise is_protected(name, snapshot)
-        with self._opened() as io, rbd.Image(io, name) as image:
+        with self._writing() as io, rbd.Image(io, name) as image:
             image.remove_snap(snapshot)
 
     def rename_snapshot(self, name: str, snapshot: str, new: str) -> None:
         check_name(new, names.SNAPSHOT, "snapshot")
         self._snapshot(name, snapshot)
         self._check_no_snapshot(name, new)
-        with self._opened() as io, rbd.Image(io, name) as image:
+        with self._writing() as io, rbd.Image(io, name) as image:
             image.rename_snap(snapshot, new)
 
     def roll_back(self, name: str, snapshot: str) -> None:
@@ -364,7 +369,7 @@ class RBDPool:
     def protect(self, name: str, snapshot: str, *, on: bool) -> None:
         if self._snapshot(name, snapshot).is_protected is on:
             return
-        with self._opened() as io, rbd.Image(io, name) as image:
+        with self._writing() as io, rbd.Image(io, name) as image:
             if on:
                 image.protect_snap(snapshot)
             else:
@@ -391,7 +396,7 @@ class RBDPool:
     @contextmanager
     def filled(self, name: str, size_bytes: int, format: Format, token: str) -> Iterator[Filling]:
         self._check_format(format)
-        with self._opened() as io:
+        with self._writing() as io:
             self._check_free(io, name)
             self.rbd.create(io, HALF_DONE + token, size_bytes, old_format=False, features=FEATURES)
             with rbd.Image(io, HALF_DONE + token) as image:
@@ -402,11 +407,19 @@ class RBDPool:
     # Half done
 
     def discard(self, token: str, of: str = "") -> None:
-        with self._opened() as io:
-            for name in (HALF_DONE + token, HALF_DONE + token + CAME):
-                self._discard(io, name)
-            if of:
-                _release(io, of, PARENT + token)
+        """Where there is nothing, nothing is written: a full Ceph lets also that wait."""
+        for name in (HALF_DONE + token, HALF_DONE + token + CAME):
+            if self._is_listed(name):
+                with self._writing() as io:
+                    self._discard(io, name)
+        with suppress(NotFound):
+            if of and self._has_parent(of, PARENT + token):
+                with self._writing() as io:
+                    _release(io, of, PARENT + token)
+
+    def _has_parent(self, name: str, parent: str) -> bool:
+        with self._image(name) as image:
+            return parent in _parents(image)
 
     def _discard(self, io: Any, name: str) -> None:
         parent = None
@@ -441,7 +454,7 @@ class RBDPool:
 
     def _check_free(self, io: Any, name: str) -> None:
         check_name(name, names.VOLUME, "volume")
-        if name in {one["name"] for one in self.rbd.list2(io)}:
+        if _is_listed(io, name):
             raise volume_exists(name)
 
     def _check_unused(self, name: str) -> None:
@@ -460,6 +473,17 @@ class RBDPool:
             yield io
 
     @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """To change something. Raises Conflict where who does would wait until Ceph is less full."""
+        if CephPools(self.ceph).is_full(self.pool):
+            raise Conflict(
+                f"Ceph is full: it lets nobody change anything in the pool {self.pool}, nor remove it",
+                hint="add disks; or ceph osd set-full-ratio 0.97, and remove what nobody needs",
+            )
+        with self._opened() as io:
+            yield io
+
+    @contextmanager
     def _image(self, name: str) -> Iterator[rbd.Image]:
         """To look at: nobody sees that it is open."""
         check_name(name, names.VOLUME, "volume")
@@ -471,7 +495,7 @@ class RBDPool:
         """To change what is in it: who opens it from now on can write nothing. Raises Conflict."""
         check_name(name, names.VOLUME, "volume")
         self._check_unused(name)
-        with self._opened() as io, _named(name), rbd.Image(io, name) as image:
+        with self._writing() as io, _named(name), rbd.Image(io, name) as image:
             image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
             if sum(1 for _ in image.watchers_list()) > 1:  # ours is one
                 raise in_use(name)
@@ -615,6 +639,11 @@ def _release(io: Any, name: str, snapshot: str) -> None:
         if image.is_protected_snap(snapshot):
             image.unprotect_snap(snapshot)
         image.remove_snap(snapshot)
+
+
+def _is_listed(io: Any, name: str) -> bool:
+    """Also where no more is left of it."""
+    return omap_value(io, "rbd_directory", f"name_{name}") is not None
 
 
 def _size(io: Any, identity: str) -> int | None:
