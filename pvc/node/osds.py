@@ -149,14 +149,19 @@ class OSDs:
     def free(self, wanted: str, *, force: bool) -> str:
         """The path of a device that may become an OSD. Raises Conflict naming what is on it."""
         device = self.choose(wanted)
-        there = self.disks.identities(device)
-        if osds := sorted(osd for osd, one in self.known().items() if one["uuid"] in there):
-            raise Conflict(
-                f"{device.path} has data or the database of {_named(osds)}",
-                hint=f"pvc storage osd remove {osds[0]}",
-            )
+        self.check_others(device)
         self.disks.check_free(device, force=force)
         return device.path
+
+    def check_others(self, device: Device, besides: int | None = None) -> None:
+        """Raises Conflict naming the OSDs that have something on it."""
+        there = self.disks.identities(device)
+        found = sorted(n for n, one in self.known().items() if one["uuid"] in there and n != besides)
+        if found:
+            raise Conflict(
+                f"{device.path} has data or the database of {_named(found)}",
+                hint=f"pvc storage osd remove {found[0]}",
+            )
 
     def take_off(self, osd: int) -> None:
         """Its disk, where it is still there, is empty afterwards, but for OSDs beside it.
@@ -229,6 +234,7 @@ class Add:
         progress(0.0, f"looking at {asked['device']}")
         with osds.choosing:
             device = osds.free(asked["device"], force=asked["wipe"])
+            osds.disks.check_room(asked["db_bytes"])
             made = self._reserve(task, device)
             osds.prepare(task, device, made, progress)
         osds.start(device, made, progress)
@@ -330,9 +336,13 @@ class Replace(Remove):
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         osds, asked = self.osds, task.arguments
         osd, known = asked["osd"], osds.get(asked["osd"])
-        device = osds.choose(asked["device"]).path
-        if device not in {one.device for one in osds.on_disks(osd)}:
+        chosen = osds.choose(asked["device"])
+        device = chosen.path
+        if device in {one.device for one in osds.on_disks(osd)}:
+            osds.check_others(chosen, besides=osd)
+        else:
             osds.free(device, force=asked["wipe"])
+        osds.disks.check_room(asked["db_bytes"], osd)
         if "destroyed" not in known["state"]:
             self._drain(task, osd, progress)
             osds.destroy(osd)

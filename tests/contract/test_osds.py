@@ -172,6 +172,9 @@ def test_what_needs_lvm_is_refused_where_there_is_none(bench: Bench) -> None:
         bench.disks.prepare(path, [5, 6])
     with pytest.raises(Conflict, match="no LVM"):
         bench.disks.make_db_group(path)
+    bench.disks.check_room(0)
+    with pytest.raises(Conflict, match="no LVM"):
+        bench.disks.check_room(1)
 
 
 def test_a_device_that_is_not_there_is_told_with_those_that_are(bench: Bench) -> None:

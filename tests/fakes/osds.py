@@ -131,6 +131,10 @@ class FakeDisks:
         if not left:
             self.there[device] = replace(self.there[device], filesystem="")
 
+    def check_room(self, db_bytes: int, replaced: int | None = None) -> None:
+        if db_bytes:
+            raise Conflict("this machine has no LVM", hint="")
+
     def sweep(self) -> None:
         """Nothing here is ever cut off."""
 

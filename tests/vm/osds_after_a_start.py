@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pvc.node.osds import OSDs
 from tests.support import eventually
-from tests.vm.osds import do, empty, is_up, links, on, osds, volumes
+from tests.vm.osds import do, empty, info, is_up, links, on, osds, paths, volumes
 from tests.vm.osds_on_lvm import DATABASES, OTHER, SLOW
 
 __all__ = ["osds"]
@@ -13,6 +13,7 @@ __all__ = ["osds"]
 def test_osds_are_there_again_whatever_their_disks_are_called_now(osds: OSDs) -> None:
     eventually(lambda: is_up(osds, 0, 1, 2, 3), within=600, every=2)
     assert on(osds, OTHER) == [1]
+    assert (info(osds, 1).devices, info(osds, 1).db_devices) == paths(osds, OTHER, DATABASES)
     assert sorted(on(osds, SLOW)) == [2, 3]
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from pvc.cluster.codec import dumps
 from pvc.errors import Conflict
 from pvc.node.drivers import DriverError
 from pvc.node.osds import OSDs
-from tests.vm.osds import GIB, do, empty, is_up, links, metadata, on, osds, volumes
+from tests.support import eventually
+from tests.vm.osds import GIB, do, empty, info, is_up, links, new_task, on, osds, paths, undo, volumes
 
 __all__ = ["osds"]
 
@@ -42,12 +44,16 @@ def test_one_of_two_on_a_device_goes_and_the_other_stays(osds: OSDs) -> None:
 
 
 def test_an_osd_has_its_database_on_another_device(osds: OSDs) -> None:
+    with pytest.raises(Conflict, match="no volume group osd-db"):
+        do(osds, "add", device=SLOW, db_bytes=GIB)
     do(osds, "create-db-vg", device=DATABASES, wipe=False)
+    with pytest.raises(Conflict, match="osd-db has only 6 GiB left"):
+        do(osds, "add", device=SLOW, db_bytes=7 * GIB)
     with pytest.raises(Conflict, match="volume group osd-db already"):
         do(osds, "create-db-vg", device=OTHER, wipe=False)
     assert do(osds, "add", device=SLOW, db_bytes=GIB)["osds"] == [1]
     assert is_up(osds, 1)
-    assert metadata(osds, 1)["bluefs_dedicated_db"] == "1"
+    assert (info(osds, 1).devices, info(osds, 1).db_devices) == paths(osds, SLOW, DATABASES)
     assert on(osds, SLOW) == [1]
     assert on(osds, DATABASES) == []
     with pytest.raises(Conflict, match="has data or the database of OSD 1"):
@@ -67,8 +73,12 @@ def test_an_osd_is_taken_up_from_its_disk(osds: OSDs) -> None:
 
 
 def test_an_osd_gets_another_disk_and_another_database(osds: OSDs) -> None:
+    with pytest.raises(Conflict, match="osd-db has only"):
+        do(osds, "replace", osd=1, device=OTHER, db_bytes=7 * GIB)
+    assert is_up(osds, 1)
     assert do(osds, "replace", osd=1, device=OTHER, db_bytes=GIB)["osds"] == [1]
     assert is_up(osds, 1)
+    assert (info(osds, 1).devices, info(osds, 1).db_devices) == paths(osds, OTHER, DATABASES)
     assert on(osds, OTHER) == [1]
     assert volumes("osd-db") == ["db-1", "keep"]
     empty(osds, SLOW)
@@ -76,10 +86,10 @@ def test_an_osd_gets_another_disk_and_another_database(osds: OSDs) -> None:
 
 
 @contextmanager
-def failing(program: str) -> Iterator[None]:
-    """Before that of Debian."""
+def instead_of(program: str, script: str) -> Iterator[None]:
+    """Of Debian's, which is found later."""
     instead = Path("/usr/local/sbin", program)
-    instead.write_text("#!/bin/sh\necho it fails >&2\nexit 5\n")
+    instead.write_text(f"#!/bin/sh\n{script}\n")
     instead.chmod(0o755)
     try:
         yield
@@ -89,8 +99,25 @@ def failing(program: str) -> Iterator[None]:
 
 def test_what_could_not_be_prepared_leaves_nothing(osds: OSDs) -> None:
     """ceph-volume takes back what it has marked; here it could not mark anything."""
-    with failing("lvchange"), pytest.raises(DriverError, match="ceph-volume lvm prepare"):
+    script = "echo it fails >&2; exit 5"
+    with instead_of("lvchange", script), pytest.raises(DriverError, match="ceph-volume lvm prepare"):
         do(osds, "add", device=SLOW, db_bytes=GIB)
+    assert sorted(osds.known()) == [0, 1]
+    assert volumes("osd-db") == ["db-1", "keep"]
+    empty(osds, SLOW)
+
+
+def test_a_preparation_whose_daemon_dies_leaves_nothing(osds: OSDs) -> None:
+    task = new_task("add", device=SLOW, db_bytes=GIB)
+    reached = Path("/run/reached")
+    with instead_of("lvchange", f"echo >{reached}; exec sleep 60"):
+        daemon = subprocess.Popen(["python3", "-m", "tests.vm.osds", dumps(task)])
+        eventually(reached.exists, within=600, every=0.2)
+        daemon.kill()
+        daemon.wait()
+    with pytest.raises(Conflict, match="holds data: it has a logical volume"):
+        osds.disks.check_free(osds.choose(SLOW), force=False)
+    undo(osds, task)
     assert sorted(osds.known()) == [0, 1]
     assert volumes("osd-db") == ["db-1", "keep"]
     empty(osds, SLOW)
@@ -98,12 +125,12 @@ def test_what_could_not_be_prepared_leaves_nothing(osds: OSDs) -> None:
 
 def test_no_disk_of_a_larger_volume_group_is_taken(osds: OSDs) -> None:
     """What is on the others would go with it."""
-    paths = [osds.choose(one).path for one in (FAST, SLOW)]
-    subprocess.run(["vgcreate", "--yes", "two", *paths], check=True)
+    disks = [osds.choose(one).path for one in (FAST, SLOW)]
+    subprocess.run(["vgcreate", "--yes", "two", *disks], check=True)
     with pytest.raises(Conflict, match="is one of 2 disks of the volume group two"):
         do(osds, "add", device=FAST, wipe=True)
     subprocess.run(["vgremove", "--yes", "two"], check=True)
-    subprocess.run(["pvremove", "--yes", *paths], check=True)
+    subprocess.run(["pvremove", "--yes", *disks], check=True)
 
 
 def test_a_volume_in_use_is_not_taken_whatever_is_forced(osds: OSDs) -> None:

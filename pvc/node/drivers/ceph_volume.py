@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pvc import proc
+from pvc import proc, sizes
 from pvc.errors import Conflict
 from pvc.node import devices
 from pvc.node.devices import Device
@@ -62,6 +62,10 @@ class OSDDisks(Protocol):
         ...
 
     def has_lvm(self) -> bool: ...
+
+    def check_room(self, db_bytes: int, replaced: int | None = None) -> None:
+        """Raises Conflict where there is no room for a database, also when that of `replaced` is gone."""
+        ...
 
     def prepare(self, device: str, osds: Sequence[int], *, tier: str = "", db_bytes: int = 0) -> None:
         """Make these OSDs, whose ids are reserved, of a device that is free."""
@@ -136,6 +140,26 @@ class CephVolume:
             ["lvm", "version"], check=False
         ).code == 0
 
+    def check_room(self, db_bytes: int, replaced: int | None = None) -> None:
+        if not db_bytes:
+            return
+        if not self.has_lvm():
+            raise _no_lvm()
+        free = [int(one["vg_free"]) for one in self._report("vgs", "vg_name", "vg_free") if _is_db(one)]
+        if not free:
+            raise Conflict(
+                f"this machine has no volume group {DB_GROUP}",
+                hint="pvc storage osd create-db-vg NODE DEVICE",
+            )
+        volumes = self._report("lvs", "lv_name", "vg_name", "lv_size")
+        own = (one for one in volumes if _is_db(one) and one["lv_name"] == _db_name(replaced))
+        room = free[0] + sum(int(one["lv_size"]) for one in own)
+        if db_bytes > room:
+            raise Conflict(
+                f"the volume group {DB_GROUP} has only {sizes.show(room)} left",
+                hint="vgextend makes it larger",
+            )
+
     def prepared(self, device: str = "") -> tuple[Prepared, ...]:
         where = [device] if device else []
         found = json.loads(self._volume("raw", "list", *where, "--format", "json") or "{}")
@@ -196,16 +220,13 @@ class CephVolume:
         kind = ["--crush-device-class", tier] if tier else []
         if not self.has_lvm():
             if len(osds) > 1 or db_bytes:
-                raise Conflict(
-                    "this machine has no LVM, without which a device is one OSD with all that belongs to it",
-                    hint="apt-get install lvm2, and a kernel with device-mapper",
-                )
+                raise _no_lvm()
             self._volume(
                 "raw", "prepare", "--bluestore", "--data", device, "--no-tmpfs", "--osd-id", *ids, *kind
             )
         elif len(osds) == 1:
             data = ["--bluestore", "--data", device, "--osd-id", *ids, *kind]
-            with self._db(ids[0], db_bytes) as where:
+            with self._db(osds[0], db_bytes) as where:
                 self._volume("lvm", "prepare", *data, *where)
         elif db_bytes:
             raise Conflict("a device that is split has no databases elsewhere", hint="without --db-size")
@@ -214,12 +235,12 @@ class CephVolume:
             self._volume("lvm", "batch", "--bluestore", "--yes", "--prepare", "--no-systemd", *kind, *split)
 
     @contextmanager
-    def _db(self, osd: str, size_bytes: int) -> Iterator[list[str]]:
+    def _db(self, osd: int, size_bytes: int) -> Iterator[list[str]]:
         """A volume that stays when what needs it could be made. Of OSDs that go it goes with `zap`."""
         if not size_bytes:
             yield []
             return
-        name = f"db-{osd}"
+        name = _db_name(osd)
         volume = f"{DB_GROUP}/{name}"
         self.run(["lvremove", "--yes", volume], check=False)  # what a daemon that died has left
         self.run(["lvcreate", "--yes", "--name", name, "--size", f"{size_bytes}b", DB_GROUP])
@@ -231,9 +252,7 @@ class CephVolume:
 
     def make_db_group(self, device: str) -> None:
         if not self.has_lvm():
-            raise Conflict(
-                "this machine has no LVM", hint="apt-get install lvm2, and a kernel with device-mapper"
-            )
+            raise _no_lvm()
         if self.run(["vgs", DB_GROUP], check=False).code == 0:
             raise Conflict(f"there is a volume group {DB_GROUP} already", hint="vgextend makes it larger")
         self.run(["vgcreate", "--yes", "--addtag", OURS, DB_GROUP, device])
@@ -319,7 +338,8 @@ class CephVolume:
     # LVM
 
     def _report(self, what: str, *fields: str) -> list[dict[str, str]]:
-        said = self.run([what, "--reportformat", "json", "--options", ",".join(fields)]).stdout
+        plain = ["--reportformat", "json", "--units", "b", "--nosuffix"]
+        said = self.run([what, *plain, "--options", ",".join(fields)]).stdout
         found: list[dict[str, str]] = json.loads(said)["report"][0][what[:-1]]
         return found
 
@@ -339,6 +359,21 @@ class CephVolume:
             return self.run([*proc.WITH_US, "ceph-volume", *words], timeout_s=LONG_S).stdout
         except proc.CommandFailed as error:
             raise DriverError(f"ceph-volume {words[0]} {words[1]}: {_said(error.result.stderr)}") from None
+
+
+def _no_lvm() -> Conflict:
+    return Conflict(
+        "this machine has no LVM, without which a device is one OSD with all that belongs to it",
+        hint="apt-get install lvm2, and a kernel with device-mapper",
+    )
+
+
+def _is_db(reported: Mapping[str, str]) -> bool:
+    return reported["vg_name"] == DB_GROUP
+
+
+def _db_name(osd: int | None) -> str:
+    return f"db-{osd}"
 
 
 def _is_for_osds(group: str, volume: str) -> bool:

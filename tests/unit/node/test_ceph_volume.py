@@ -46,7 +46,7 @@ class Machine:
     def __init__(self, tmp_path: Path, *, lvm: bool = True) -> None:
         self.said: list[str] = []
         self.raw: dict[str, dict[str, str]] = {}
-        self.reports: dict[str, list[dict[str, str]]] = {"pvs": [], "lvs": []}
+        self.reports: dict[str, list[dict[str, str]]] = {"pvs": [], "lvs": [], "vgs": []}
         self.codes = {"vgs osd-db": 5, "systemctl is-active --quiet ceph-osd@3.service": 3}
         if lvm:
             (tmp_path / "dev/mapper").mkdir(parents=True)
@@ -63,7 +63,7 @@ class Machine:
         out = ""
         if argv[1:3] == ["lvm", "list"]:
             out = json.dumps(LVM_LIST)
-        if argv[0] in self.reports:
+        if argv[0] in self.reports and "json" in argv:
             out = json.dumps({"report": [{argv[0][:-1]: self.reports[argv[0]]}]})
         if argv[1:3] == ["raw", "list"]:
             out = json.dumps(self.raw)
@@ -89,6 +89,23 @@ def test_a_database_is_a_logical_volume_of_its_group(tmp_path: Path) -> None:
         "lvcreate --yes --name db-3 --size 4096b osd-db",
         "ceph-volume lvm prepare --bluestore --data /dev/sdb --osd-id 3 --block.db osd-db/db-3",
     ]
+
+
+def test_a_database_needs_its_group_and_room_in_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.disks.check_room(0)
+    with pytest.raises(Conflict, match="no volume group osd-db"):
+        machine.disks.check_room(1)
+    machine.reports["vgs"] = [{"vg_name": "osd-db", "vg_free": "1000"}, {"vg_name": "other", "vg_free": "9"}]
+    machine.reports["lvs"] = [
+        {"vg_name": "osd-db", "lv_name": "db-3", "lv_size": "500"},
+        {"vg_name": "other", "lv_name": "db-3", "lv_size": "500"},
+    ]
+    machine.disks.check_room(1000)
+    machine.disks.check_room(1500, replaced=3)
+    for replaced in (None, 4):
+        with pytest.raises(Conflict, match="osd-db has only 1000 B left"):
+            machine.disks.check_room(1001, replaced)
 
 
 def test_a_database_of_an_osd_that_could_not_be_made_goes(tmp_path: Path) -> None:

@@ -302,6 +302,25 @@ def test_a_new_disk_with_data_is_refused_before_the_old_one_is_touched(with_osd:
     with_osd.undo("replace", REPLACE)
 
 
+def test_what_has_no_room_for_a_database_is_refused_before_the_old_disk_is_touched(with_osd: Node) -> None:
+    before = list(with_osd.ceph.said)
+    with pytest.raises(Conflict, match="no LVM"):
+        with_osd.do("replace", {**REPLACE, "db_bytes": 1})
+    with pytest.raises(Conflict, match="no LVM"):
+        with_osd.do("add", {**ADD, "device": "/dev/sdc", "db_bytes": 1})
+    assert with_osd.ceph.said == before
+    with_osd.undo("replace", REPLACE)
+
+
+def test_an_osd_is_not_made_anew_on_a_disk_that_it_shares(with_osd: Node) -> None:
+    with_osd.disks.databases["/dev/sdb"] = {"other"}
+    with_osd.ceph.osds[1] = {"uuid": "other", "up": 1, "in": 1, "up_from": 1, "state": ["up"]}
+    before = list(with_osd.ceph.said)
+    with pytest.raises(Conflict, match="/dev/sdb has data or the database of OSD 1"):
+        with_osd.do("replace", {**REPLACE, "device": "/dev/sdb"})
+    assert with_osd.ceph.said == before
+
+
 def test_an_osd_whose_replacing_is_cancelled_comes_back(with_osd: Node) -> None:
     with_osd.at_pause[2] = with_osd.cancel
     with pytest.raises(Stopped):
