@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from pvc.cluster.codec import dumps
-from pvc.errors import Conflict
-from pvc.node.drivers import DriverError
+from pvc.errors import Conflict, PVCError
 from pvc.node.osds import OSDs
 from tests.support import eventually
 from tests.vm.osds import GIB, do, empty, info, is_up, links, new_task, on, osds, paths, undo, volumes
@@ -97,10 +96,15 @@ def instead_of(program: str, script: str) -> Iterator[None]:
         instead.unlink()
 
 
-def test_what_could_not_be_prepared_leaves_nothing(osds: OSDs) -> None:
-    """ceph-volume takes back what it has marked; here it could not mark anything."""
-    script = "echo it fails >&2; exit 5"
-    with instead_of("lvchange", script), pytest.raises(DriverError, match="ceph-volume lvm prepare"):
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("ceph-osd", "ceph-volume lvm prepare"),
+        ("lvchange", "is not on /dev/sd. after it was prepared"),  # ceph-volume does not look
+    ],
+)
+def test_what_could_not_be_prepared_leaves_nothing(osds: OSDs, program: str, told: str) -> None:
+    with instead_of(program, "echo it fails >&2; exit 5"), pytest.raises(PVCError, match=told):
         do(osds, "add", device=SLOW, db_bytes=GIB)
     assert sorted(osds.known()) == [0, 1]
     assert volumes("osd-db") == ["db-1", "keep"]
