@@ -1,10 +1,13 @@
-"""The guest for demo and tests: Debian's cloud kernel; an initrd of busybox, a few modules and one script."""
+"""The guest for demo and tests: Debian's cloud kernel; an initrd of busybox, a few modules and one script.
+
+Another initrd, three times as large, also has QEMU's guest agent, and what makes a file system.
+"""
 
 from __future__ import annotations
 
 import gzip
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,9 @@ MODULES = (
     "pvpanic-mmio",
     "pvpanic-pci",
 )
+
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+LOADER = "ld-linux-x86-64.so.2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +96,52 @@ def build_initrd(busybox: bytes, init: bytes, modules: Sequence[tuple[str, bytes
     return gzip.compress(newc(entries), compresslevel=9, mtime=0)
 
 
-def build_guest(packages: Path, init: Path, target: Path, run: Callable[[Sequence[str]], str]) -> None:
-    """Write target/vmlinuz and target/initrd from the unpacked kernel and busybox packages."""
+def build_programs(programs: Mapping[str, bytes], libraries: Mapping[str, bytes]) -> bytes:
+    """A compressed archive to follow an initrd: programs, and the libraries that they load."""
+    folder, program = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755
+    entries = [
+        *(Entry(name, folder) for name in ("sbin", "lib", "lib64")),
+        *(Entry(f"sbin/{name}", program, data) for name, data in sorted(programs.items())),
+        *(
+            Entry(f"{'lib64' if name == LOADER else 'lib'}/{name}", program, data)
+            for name, data in sorted(libraries.items())
+        ),
+    ]
+    return gzip.compress(newc(entries), compresslevel=9, mtime=0)
+
+
+def loaded(listing: str) -> set[str]:
+    """Names of the libraries that a program loads, as the loader lists them."""
+    names = {Path(line.split()[0]).name for line in listing.splitlines() if line.strip()}
+    return {name for name in names if not name.startswith("linux-vdso")}
+
+
+def build_guest(
+    packages: Path, tree: Path, init: Path, target: Path, run: Callable[[Sequence[str]], str]
+) -> None:
+    """Write vmlinuz, initrd and initrd-agent to `target`.
+
+    From the unpacked packages of kernel, busybox and guest agent; what these load is in the tree of the node.
+    """
     kernel = next(packages.glob("boot/vmlinuz-*"))
     release = kernel.name.removeprefix("vmlinuz-")
     run(["depmod", "-b", str(packages), release])
-    tree = packages / "lib/modules" / release
-    order = load_order(MODULES, (tree / "modules.dep").read_text())
-    modules = [(Path(path).name, (tree / path).read_bytes()) for path in order]
+    modules_tree = packages / "lib/modules" / release
+    order = load_order(MODULES, (modules_tree / "modules.dep").read_text())
+    modules = [(Path(path).name, (modules_tree / path).read_bytes()) for path in order]
     target.mkdir(parents=True, exist_ok=True)
     (target / "vmlinuz").write_bytes(kernel.read_bytes())
     busybox = (packages / "bin/busybox").read_bytes()
-    (target / "initrd").write_bytes(build_initrd(busybox, init.read_bytes(), modules))
+    initrd = build_initrd(busybox, init.read_bytes(), modules)
+    (target / "initrd").write_bytes(initrd)
+    programs = [packages / "usr/sbin/qemu-ga", tree / "usr/sbin/mke2fs"]
+    (target / "initrd-agent").write_bytes(initrd + _with_libraries(programs, tree / LIBRARIES, run))
+
+
+def _with_libraries(programs: Sequence[Path], libraries: Path, run: Callable[[Sequence[str]], str]) -> bytes:
+    loader = [str(libraries / LOADER), "--inhibit-cache", "--library-path", str(libraries), "--list"]
+    names = set[str]().union(*(loaded(run([*loader, str(program)])) for program in programs))
+    return build_programs(
+        {program.name: program.read_bytes() for program in programs},
+        {name: (libraries / name).read_bytes() for name in names},
+    )

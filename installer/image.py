@@ -332,10 +332,11 @@ def _add_guest(work: Path, tree: Path) -> None:
     kernel = _first_dependency("linux-image-cloud-amd64")
     debs, unpacked = work / "debs", work / "guest"
     debs.mkdir()
-    _run(["apt-get", "-o", "APT::Sandbox::User=root", "download", kernel, "busybox-static"], cwd=debs)
+    packages = (kernel, "busybox-static", "qemu-guest-agent")
+    _run(["apt-get", "-o", "APT::Sandbox::User=root", "download", *packages], cwd=debs)
     for deb in sorted(debs.glob("*.deb")):
         _run(["dpkg-deb", "-x", str(deb), str(unpacked)])
-    build_guest(unpacked, HERE / "guest" / "init", tree / "usr/share/pvc/guest", _run)
+    build_guest(unpacked, tree, HERE / "guest" / "init", tree / "usr/share/pvc/guest", _run)
 
 
 def _first_dependency(package: str) -> str:

@@ -13,6 +13,7 @@ from tests.lab.labs import Ended, RunningLab
 from tests.support import eventually
 
 KERNEL, INITRD = "/usr/share/pvc/guest/vmlinuz", "/usr/share/pvc/guest/initrd"
+WITH_AGENT = "/usr/share/pvc/guest/initrd-agent"
 CMDLINE = "console=ttyS0 quiet no_timer_check"
 """An emulated guest on a busy machine gets its timer interrupts late, and panics where it checks them."""
 TICK = re.compile(r"^tick (\d+) (\d+\.\d+)", re.MULTILINE)
@@ -46,12 +47,18 @@ class Cluster:
         return json.loads(self.pvc(*words, "-f", "json").stdout)
 
     def create(
-        self, name: str, *options: str, cmdline: str = "", memory: str = "96M", start: bool = True
+        self,
+        name: str,
+        *options: str,
+        cmdline: str = "",
+        memory: str = "96M",
+        initrd: str = INITRD,
+        start: bool = True,
     ) -> Any:
         """A ticking guest, and started unless told not to."""
         self.pvc(
             *("vm", "create", name, "--memory", memory, "--vcpus", "1", *options),
-            *("--kernel", KERNEL, "--initrd", INITRD, "--cmdline", f"{CMDLINE} {cmdline}".strip()),
+            *("--kernel", KERNEL, "--initrd", initrd, "--cmdline", f"{CMDLINE} {cmdline}".strip()),
         )
         if start:
             self.pvc("vm", "start", name, "--wait", "--timeout", "60")
@@ -140,9 +147,11 @@ class Cluster:
         self.pvc("vm", "remove", name, "--yes")
 
     @contextmanager
-    def vm(self, name: str, *options: str, cmdline: str = "", start: bool = True) -> Iterator[Any]:
+    def vm(
+        self, name: str, *options: str, cmdline: str = "", initrd: str = INITRD, start: bool = True
+    ) -> Iterator[Any]:
         self.remove(name)
         try:
-            yield self.create(name, *options, cmdline=cmdline, start=start)
+            yield self.create(name, *options, cmdline=cmdline, initrd=initrd, start=start)
         finally:
             self.remove(name)

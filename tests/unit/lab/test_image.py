@@ -109,5 +109,25 @@ def test_initrd_is_a_cpio_archive(tmp_path: Path) -> None:
     assert (tmp_path / "modules/a.ko").read_bytes() == b"x" * 5
 
 
+@pytest.mark.processes
+def test_programs_follow_an_initrd_with_the_libraries_that_they_load(tmp_path: Path) -> None:
+    listing = (
+        "\tlinux-vdso.so.1 (0x00007f)\n\tlibudev.so.1 => /tree/libudev.so.1 (0x00007f)\n"
+        "\tlibc.so.6 => /tree/libc.so.6 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n"
+    )
+    names = guest_initrd.loaded(listing)
+    assert names == {"libudev.so.1", "libc.so.6", "ld-linux-x86-64.so.2"}
+    first = guest_initrd.build_initrd(b"\x7fELF busybox", b"#!/bin/busybox sh\n", [])
+    more = guest_initrd.build_programs({"qemu-ga": b"agent"}, dict.fromkeys(names, b"library"))
+    for archive in (first, more):
+        packed = gzip.decompress(archive)
+        subprocess.run(["busybox", "cpio", "-i"], input=packed, cwd=tmp_path, check=True)
+    assert (tmp_path / "sbin/qemu-ga").read_bytes() == b"agent"
+    assert (tmp_path / "init").exists()
+    assert sorted(str(one.relative_to(tmp_path)) for one in tmp_path.glob("lib*/*")) == [
+        *("lib/libc.so.6", "lib/libudev.so.1", "lib64/ld-linux-x86-64.so.2"),
+    ]
+
+
 def test_every_module_of_the_guest_is_spelled_as_depmod_does() -> None:
     assert all(re.fullmatch(r"[a-z0-9_-]+", name) for name in guest_initrd.MODULES)
