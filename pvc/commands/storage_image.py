@@ -33,6 +33,10 @@ SAMPLE_BYTES = 1024**2
 PART = ".part"
 
 
+class IsDone(Conflict):
+    """The task to which something was to be brought needs no more."""
+
+
 class Interrupted(PVCError):
     """By the user, while something came or went."""
 
@@ -77,7 +81,8 @@ def upload(
             force=force,
         )
         with cancelled(ctx, begun["name"]):
-            sender.send(begun["name"])
+            with suppress(IsDone):  # the answer to the last piece may have been lost
+                sender.send(begun["name"])
             done = ended(ctx, begun["name"])
     return told(ctx, done, f"volume {volume} in pool {pool} is there")
 
@@ -161,9 +166,9 @@ class Calling:
         while True:
             try:
                 return self.ctx.call(operation, task=task, **arguments)
-            except Unavailable as error:
+            except (Unavailable, Conflict) as error:
                 self._check_goes_on(task)
-                if self.clock.monotonic() > end:
+                if isinstance(error, Conflict) or self.clock.monotonic() > end:
                     raise
                 output.progress(f"{error.message}; asking again")
                 pause(PAUSE_S)
@@ -176,7 +181,8 @@ class Calling:
         if found["settled"]:
             if error := found["error"]:
                 raise from_code(error["code"], error["message"], error["hint"])
-            raise Conflict(f"task {task} is over: {found['state']}", hint="begin again")
+            kind = IsDone if found["state"] == "done" else Conflict
+            raise kind(f"task {task} is over: {found['state']}", hint="begin again")
 
 
 @dataclass(slots=True)

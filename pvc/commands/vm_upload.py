@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pvc.commands.context import LocalContext
 from pvc.commands.registry import Arg, local
-from pvc.commands.storage_image import Calling, Meter, cancelled, ended, told
+from pvc.commands.storage_image import Calling, IsDone, Meter, cancelled, ended, told
 from pvc.commands.storage_transfer import PIECE_BYTES
 from pvc.commands.types import NewName
 from pvc.commands.vm_import import Force, IntoPool, Retain, SameIdentity
@@ -55,7 +55,8 @@ def upload(
             force=force,
         )
         with cancelled(ctx, begun["name"]):
-            _send(ctx, begun["name"], name, sending)
+            with suppress(IsDone):
+                _send(ctx, begun["name"], name, sending)
             done = ended(ctx, begun["name"])
     return told(ctx, done, f"{name} is a new VM, stopped: pvc vm start {name}")
 

@@ -129,7 +129,7 @@ class Stillness:
     def _end(self, uuid: str) -> None:
         try:
             how = self._file(uuid).read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         try:
             if how == Quiesced.AGENT:
@@ -154,11 +154,14 @@ class Stillness:
         return self.notes / f"{NOTE}{uuid}"
 
     def _note(self, uuid: str, how: str) -> None:
-        self.notes.mkdir(parents=True, exist_ok=True)
-        with self._file(uuid).open("w") as file:
-            file.write(how)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self.notes.mkdir(parents=True, exist_ok=True)
+            with self._file(uuid).open("w") as file:
+                file.write(how)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DriverError(f"{self.notes} takes no note of who stands still: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)

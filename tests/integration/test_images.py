@@ -194,6 +194,23 @@ def test_a_server_that_is_away_for_a_while_is_asked_again(cluster: Cluster) -> N
     assert cluster.content("web1")[: len(CONTENT)] == CONTENT
 
 
+def test_an_upload_whose_last_answer_is_lost_has_gone_well(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Interrupting.call
+
+    def lost(transport: Interrupting, operation: str, arguments: dict[str, Any], **how: Any) -> Any:
+        answer = ask(transport, operation, arguments, **how)
+        if "sha256" in arguments:
+            eventually(cluster.tasks_over, within=20)
+            raise Unavailable("the answer is lost")
+        return answer
+
+    monkeypatch.setattr(Interrupting, "call", lost)
+    assert cluster.pvc("storage", "volume", "upload", "vms", "web1", cluster.image("qcow2")) == 0
+    assert cluster.content("web1") == CONTENT
+
+
 def wrong(cluster: Cluster, kind: type[PVCError], words: str, *argv: str) -> None:
     """Refused with these words, and nothing is left."""
     with pytest.raises(kind, match=words):

@@ -326,6 +326,16 @@ def test_an_agent_that_is_slow_to_freeze_is_told_to_thaw_before_anything_else(an
         leaves_nothing(made)
 
 
+def test_no_guest_stands_still_of_which_no_note_is_taken() -> None:
+    made = two()
+    host = runs(made)
+    Path(made.notes.name, "n1").write_text("no directory")
+    assert "takes no note of who stands still" in made.done("vm.snapshot-create", **DAILY)["reason"]
+    assert not [call for call, _ in host.calls if call in ("freeze", "suspend")]
+    Path(made.notes.name, "n1").unlink()
+    leaves_nothing(made)
+
+
 def test_what_somebody_else_holds_still_stays_so() -> None:
     made = two()
     host = runs(made)
