@@ -41,6 +41,8 @@ def test_a_disk_of_a_node_becomes_an_osd_and_goes_again(lab: RunningLab, disk: s
     cluster.pvc("storage", "osd", "add", "n2", disk, "--yes")
     before = {0: "n1 up,in", 1: "n2 up,in", 2: "n3 up,in"}
     assert states(cluster) == {**before, 3: "n2 up,in"}
+    known = cluster.json("storage", "osd", "info", "3")
+    assert (known["node"], known["devices"], known["store"]) == ("n2", [disk], "bluestore")
     refused = cluster.pvc("storage", "osd", "add", "n2", disk, "--yes", "--force", check=False)
     assert (refused.code, f"{disk} has data or the database of OSD 3" in refused.stderr) == (4, True)
     # The manager's figures come some seconds late.
@@ -58,6 +60,8 @@ def test_an_osd_that_is_down_is_named_by_the_status_of_the_cluster(lab: RunningL
     try:
         eventually(lambda: told in cluster.json("cluster", "status")["problems"], within=60)
         assert states(cluster)[2] == "n3 down,in"
+        known = cluster.json("storage", "osd", "info", "2")
+        assert known["created_at"] < known["down_at"]
     finally:
         lab.sh("n3", "systemctl start ceph-osd@2")
     eventually(lambda: told not in cluster.json("cluster", "status")["problems"], within=60)
