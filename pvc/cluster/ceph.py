@@ -53,6 +53,8 @@ class OSDInfo:
     node: str
     tier: str
     state: str
+    since: float | None
+    """When it came up, or went down, last; None: longer ago than Ceph remembers."""
     devices: tuple[str, ...]
     """Of its node; known since it ran first."""
     db_devices: tuple[str, ...]
@@ -81,8 +83,6 @@ class OSDInfo:
     version: str
     """Of Ceph, that it runs."""
     created_at: float | None
-    down_at: float | None
-    """When it went down last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,20 +231,18 @@ def osd_info(
     osd: int,
     tree: Mapping[str, Any],
     dump: Mapping[str, Any],
+    changed: Mapping[str, Any],
     metadata: Mapping[str, Any],
     perf: Mapping[str, Any],
     stop: Mapping[str, Any],
     removal: Mapping[str, Any],
-) -> OSDInfo | None:
+) -> OSDInfo:
     """From `osd df tree`, `osd dump`, `osd metadata`, `osd perf`, `osd ok-to-stop` and `osd safe-to-destroy`.
 
-    The last two may say `refused`, and why. None: there is no such OSD.
+    `changed` is the `osd dump` in which it came up or went down. The last two may say `refused`, and why.
     """
-    found = next((one for one in _osds(tree, dump) if one.id == osd), None)
-    if found is None:
-        return None
+    (found,) = (one for one in _osds(tree, dump) if one.id == osd)
     (entry,) = (one for one in dump["osds"] if one["osd"] == osd)
-    (stamps,) = (one for one in dump["osd_xinfo"] if one["osd"] == osd)
     figures = (one["perf_stats"] for one in perf["osdstats"]["osd_perf_infos"] if one["id"] == osd)
     latency: Mapping[str, Any] = next(figures, {}) if entry["up"] else {}
     objections = {"stop": _why_not_stop(stop), "remove": _why_not_remove(osd, removal)}
@@ -253,6 +251,7 @@ def osd_info(
         node=found.node,
         tier=found.tier,
         state=found.state,
+        since=_time(changed.get("modified", "")),
         devices=_devices(metadata, "bluestore_bdev_devices"),
         db_devices=_devices(metadata, "bluefs_db_devices"),
         serials=tuple(one for one in str(metadata.get("device_ids", "")).split(",") if one),
@@ -271,7 +270,6 @@ def osd_info(
         store=metadata.get("osd_objectstore", ""),
         version=metadata.get("ceph_version_short", ""),
         created_at=_time(metadata.get("created_at", "")),
-        down_at=_time(stamps["down_stamp"]),
     )
 
 
@@ -284,8 +282,7 @@ def _milliseconds(latency: Mapping[str, Any], key: str) -> float | None:
 
 
 def _time(text: str) -> float | None:
-    """Ceph says 0.000000 for never."""
-    return datetime.fromisoformat(text).timestamp() if text.startswith("2") else None
+    return datetime.fromisoformat(text).timestamp() if text else None
 
 
 def _why_not_stop(answer: Mapping[str, Any]) -> str:

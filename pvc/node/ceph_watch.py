@@ -46,18 +46,22 @@ def look(monitors: Monitors) -> Figures:
 
 def look_at_osd(monitors: Monitors, osd: int) -> OSDInfo:
     """Raises NotFound, PVCError."""
-    found = ceph.osd_info(
+    dump = monitors.command("osd dump")
+    entry = next((one for one in dump["osds"] if one["osd"] == osd), None)
+    if entry is None:
+        raise NotFound(f"there is no OSD {osd}", hint="pvc storage osd list")
+    # The time that the map has of an OSD's going down is missing where its daemon ended in good order.
+    epoch = entry["up_from"] if entry["up"] else entry["down_at"]
+    return ceph.osd_info(
         osd,
         tree=monitors.command("osd df", output_method="tree"),
-        dump=monitors.command("osd dump"),
+        dump=dump,
+        changed=_unless_refused(monitors, "osd dump", epoch=epoch) if epoch else {},
         metadata=_unless_refused(monitors, "osd metadata", id=osd),
         perf=monitors.command("osd perf"),
         stop=_unless_refused(monitors, "osd ok-to-stop", ids=[str(osd)]),
         removal=_unless_refused(monitors, "osd safe-to-destroy", ids=[str(osd)]),
     )
-    if found is None:
-        raise NotFound(f"there is no OSD {osd}", hint="pvc storage osd list")
-    return found
 
 
 def _unless_refused(monitors: Monitors, prefix: str, **arguments: Any) -> Any:

@@ -21,6 +21,8 @@ def osd(number: int, *, up: int = 1, is_in: int = 1, state: str = "exists") -> d
         "up": up,
         "in": is_in,
         "weight": is_in,
+        "up_from": 5 if up else 0,
+        "down_at": 0 if up else 6,
         "state": [state],
         "public_addrs": {"addrvec": [{"addr": f"10.0.0.{number + 1}:6800"}] if up else []},
     }
@@ -90,10 +92,6 @@ def told() -> dict[str, Any]:
             "flags_set": ["noout", "sortbitwise", "pglog_hardlimit"],
             "full_ratio": 0.949999988079071,
             "osds": [osd(1, up=0), osd(0), osd(2, up=0, is_in=0), osd(7, up=0, is_in=0, state="destroyed")],
-            "osd_xinfo": [
-                {"osd": 0, "down_stamp": "0.000000"},
-                {"osd": 1, "down_stamp": "2026-11-22T02:31:23.215946+0000"},
-            ],
         },
     }
 
@@ -129,26 +127,28 @@ METADATA = {
 }
 
 
-def known(number: int, **other: Any) -> ceph.OSDInfo | None:
-    answers: dict[str, Any] = {"metadata": METADATA, "perf": PERF, "stop": {"ok_to_stop": True}}
+def known(number: int, **other: Any) -> ceph.OSDInfo:
+    answers: dict[str, Any] = {
+        "changed": {},
+        "metadata": METADATA,
+        "perf": PERF,
+        "stop": {"ok_to_stop": True},
+    }
     answers |= {"removal": {"safe_to_destroy": [number]}, **other}
     return ceph.osd_info(number, told()["tree"], told()["dump"], **answers)
 
 
 def test_all_that_is_known_of_an_osd() -> None:
-    assert known(5) is None
-    found = known(0)
-    assert found is not None
+    found = known(0, changed={"modified": "2026-11-22T02:31:23.215946+0000"})
     assert (found.devices, found.db_devices) == (("/dev/sdb",), ("/dev/nvme0n1",))
     assert found.serials == ("sdb=INTEL_1", "nvme0n1=SAMSUNG_2")
     assert (found.commit_latency_ms, found.apply_latency_ms, found.address) == (1.23, None, "10.0.0.1:6800")
-    assert (found.created_at, found.down_at) == (1795314333.985784, None)
+    assert (found.created_at, found.since) == (1795314333.985784, 1795314683.215946)
     assert (found.is_safe_to_stop, found.is_safe_to_remove, found.objections) == (True, True, ())
     assert from_json(ceph.OSDInfo, to_json(found)) == found
     down = known(1, metadata={})
-    assert down is not None
     assert (down.state, down.commit_latency_ms, down.devices, down.version) == ("down,in", None, (), "")
-    assert down.down_at == 1795314683.215946
+    assert (down.created_at, down.since) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,6 @@ def test_an_osd_that_ceph_does_not_call_safe_is_not(
     answers: dict[str, Any], objections: tuple[str, ...]
 ) -> None:
     found = known(0, **answers)
-    assert found is not None
     assert found.objections == objections
     assert found.is_safe_to_stop is ("stop" not in answers)
     assert found.is_safe_to_remove is ("removal" not in answers)

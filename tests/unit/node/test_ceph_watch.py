@@ -31,7 +31,9 @@ class Monitors:
     def command(self, prefix: str, data: bytes = b"", **arguments: Any) -> Any:
         if self.is_silent:
             raise Unavailable("Ceph is not reached from here: timed out")
-        if prefix in ("osd metadata", "osd ok-to-stop"):
+        if arguments.get("epoch") == 5:
+            return {"modified": "2026-11-22T02:31:23.215946+0000"}
+        if prefix in ("osd metadata", "osd ok-to-stop") or "epoch" in arguments:
             raise DriverError(f"Ceph says to {prefix}: no")
         if prefix == "osd safe-to-destroy":
             return {"safe_to_destroy": [int(one) for one in arguments["ids"]]}
@@ -106,6 +108,7 @@ def test_one_osd_is_told_of_also_where_ceph_refuses_some_of_it(tmp_path: Path) -
     answer = watch.watch.tell(0)
     assert (answer["node"], answer["commit_latency_ms"], answer["version"]) == ("n1", 1.23, "")
     assert (answer["is_safe_to_stop"], answer["is_safe_to_remove"]) == (False, True)
+    assert (answer["since"], watch.watch.tell(1)["since"]) == (1795314683.215946, None)
     assert answer["objections"] == ["stop: Ceph says to osd ok-to-stop: no"]
     with pytest.raises(NotFound, match="there is no OSD 9"):
         watch.watch.tell(9)
