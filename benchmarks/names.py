@@ -21,7 +21,7 @@ from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec
 from pvc.cluster.node import NodeRole, NodeSpec
 from pvc.cluster.store import Create
-from pvc.node.drivers import Answering
+from pvc.node.drivers.networks import Answering
 from pvc.node.drivers.powerdns import PowerDNS
 from pvc.node.names import Names
 from pvc.node.services import Scene

@@ -21,9 +21,10 @@ from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec, bridge_name
 from pvc.cluster.store import Create, Delete
-from pvc.node.drivers import Link, rtnetlink
+from pvc.node.drivers import rtnetlink
 from pvc.node.drivers.gateways import NetlinkGateways
 from pvc.node.drivers.links import OURS, NetlinkLinks
+from pvc.node.drivers.networks import Link
 from pvc.node.gateway import Gateways
 from pvc.node.network import Networks
 from pvc.node.path_mtu import PathMTU

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvc import pki
-from pvc.node.drivers import MigrationTarget
+from pvc.node.drivers.hypervisor import MigrationTarget
 from pvc.proc import run
 from tests.support import eventually
 

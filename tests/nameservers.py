@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from pvc.cluster.zones import Record, Zone
-from pvc.node.drivers import Answering, NameServer
+from pvc.node.drivers.networks import Answering, NameServer
 
 WEB, DB = Record("web.shop.example", "A", "10.1.0.9"), Record("db.shop.example", "A", "10.1.0.8")
 NS = Record("shop.example", "NS", "ns.pvc.example")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pvc.cluster.view import VM
 from pvc.cluster.vm import State, Target, VMSpec, VMStatus
-from pvc.node.drivers import Domain
+from pvc.node.drivers.hypervisor import Domain
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from pvc.cluster.store import Put, SessionState, Store
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner
 from pvc.errors import Invalid, PVCError
-from pvc.node.drivers import Domain
 from pvc.node.drivers.blocklist import Blocklist, as_listed
+from pvc.node.drivers.hypervisor import Domain
 from pvc.node.plan import NOT_LOOKED
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from pvc.cluster.timing import Timing
 from pvc.cluster.view import Node, View, expand_whole_cluster, whole_cluster
 from pvc.cluster.vm import Owner
 from pvc.errors import PVCError
-from pvc.node.drivers import HostAddresses
 from pvc.node.drivers.blocklist import Blocklist
+from pvc.node.drivers.networks import HostAddresses
 from pvc.node.drivers.power import BMCAccess, Power, open_bmc
 from pvc.node.judge import Judge
 from pvc.node.keeper import Keeper, Tenure

@@ -36,7 +36,8 @@ from pvc.cluster.vm import Owner, Power, State, Target, VMSpec
 from pvc.config import Config
 from pvc.errors import Failed, NotFound, PVCError, Unavailable
 from pvc.node.actions import Action, Answer, NodeAction
-from pvc.node.drivers import Domain, DomainEvent, DriverError, EventKind, Hypervisor
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.hypervisor import Domain, DomainEvent, EventKind, Hypervisor
 from pvc.node.execute import Executor
 from pvc.node.lanes import Lanes, ThreadLanes
 from pvc.node.lease import ContactFile, Guard

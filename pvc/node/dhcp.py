@@ -14,7 +14,7 @@ from pvc.cluster.network import gateway_name
 from pvc.cluster.node import NetworkProblem
 from pvc.cluster.store import Create, Delete, Op, Put
 from pvc.errors import Conflict, NotFound
-from pvc.node.drivers import GatewayDevice, NameServers, Settings
+from pvc.node.drivers.networks import GatewayDevice, NameServers, Settings
 from pvc.node.plan_dhcp import (
     Differences,
     differences,

@@ -54,11 +54,11 @@ from pvc.node.actions import (
     Start,
     StopStray,
 )
-from pvc.node.drivers import (
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.hypervisor import (
     Cancelled,
     Capabilities,
     Domain,
-    DriverError,
     Hypervisor,
     MigrationResult,
     MigrationSettings,

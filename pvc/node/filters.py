@@ -19,7 +19,7 @@ from pvc.cluster.filters import (
 )
 from pvc.cluster.node import NetworkProblem
 from pvc.errors import Failed
-from pvc.node.drivers import HostGateways, PacketFilter
+from pvc.node.drivers.networks import HostGateways, PacketFilter
 from pvc.node.services import Scene
 
 log = logging.getLogger(__name__)

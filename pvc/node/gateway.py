@@ -12,7 +12,7 @@ from pvc.clock import Clock
 from pvc.cluster.addresses import parse_router
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import NetworkProblem
-from pvc.node.drivers import Gateway, HostGateways
+from pvc.node.drivers.networks import Gateway, HostGateways
 from pvc.node.services import Scene
 
 log = logging.getLogger(__name__)

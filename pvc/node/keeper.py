@@ -11,7 +11,8 @@ from pvc.clock import Clock
 from pvc.cluster.store import Op, Store
 from pvc.cluster.timing import RENEW_S, Timing
 from pvc.errors import Conflict, NotFound, Unavailable
-from pvc.node.drivers import DriverError, HostAddresses, TooLate
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import HostAddresses, TooLate
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from typing import Protocol
 from pvc.clock import Clock
 from pvc.cluster.timing import ASK_S, CONTACT_S, FEED_S, LEAST_WATCHDOG_S, MOST_WATCHDOG_S, Timing
 from pvc.errors import PVCError, Unavailable
-from pvc.node.drivers import Domain, DomainState, DriverError, Hypervisor, Watchdog
+from pvc.node.drivers import DriverError, Watchdog
+from pvc.node.drivers.hypervisor import Domain, DomainState, Hypervisor
 from pvc.node.loop import Loop
 
 log = logging.getLogger(__name__)

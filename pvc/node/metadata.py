@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from pvc.cluster.guests import ADDRESS
 from pvc.cluster.node import NetworkProblem
-from pvc.node.drivers import OwnAddresses
+from pvc.node.drivers.networks import OwnAddresses
 from pvc.node.services import Scene
 
 NOT_SERVED = "nobody serves metadata to guests (journalctl -u pvc-metadata)"

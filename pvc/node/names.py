@@ -16,7 +16,7 @@ from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.cluster.store import Create, Delete, Op, Put, Reader, Stored
 from pvc.cluster.zones import Edition, Server, Zone, cuts_in, hosts, joined, later, of_cluster, of_network
 from pvc.errors import PVCError
-from pvc.node.drivers import Answering, NameServer
+from pvc.node.drivers.networks import Answering, NameServer
 from pvc.node.services import Commit, Scene
 
 K = TypeVar("K")

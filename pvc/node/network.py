@@ -19,7 +19,7 @@ from pvc.cluster.store import SessionState, Store
 from pvc.cluster.view import View
 from pvc.errors import PVCError
 from pvc.node import routing
-from pvc.node.drivers import HostLinks, Speaker
+from pvc.node.drivers.networks import HostLinks, Speaker
 from pvc.node.path_mtu import PathMTU, Paths
 from pvc.node.plan_network import Add, Change, Host, Remove, Step, plan, vni_of
 

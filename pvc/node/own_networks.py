@@ -25,7 +25,7 @@ from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.config import Config
 from pvc.errors import Failed, PVCError
 from pvc.hostnetworks import HostNetworks
-from pvc.node.drivers import HostNetworking, HostState, HostStep, SetMaster
+from pvc.node.drivers.host_state import HostNetworking, HostState, HostStep, SetMaster
 from pvc.node.plan_host_network import Wanted, as_before, carries, touched, towards, wanted
 
 log = logging.getLogger(__name__)

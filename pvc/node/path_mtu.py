@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pvc.clock import Clock
 from pvc.cluster.node import NetworkProblem
-from pvc.node.drivers import Ping
+from pvc.node.drivers.networks import Ping
 
 log = logging.getLogger(__name__)
 

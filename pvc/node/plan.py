@@ -50,7 +50,7 @@ from pvc.node.actions import (
     Start,
     StopStray,
 )
-from pvc.node.drivers import Domain, DomainState, Ended
+from pvc.node.drivers.hypervisor import Domain, DomainState, Ended
 
 EVENT_GRACE_S = 1.0
 """How long after a domain has gone its libvirt event may still come and say why."""

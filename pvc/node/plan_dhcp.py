@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Address, ip_address, ip_network
 
 from pvc.cluster.clients import Clients, Lease, hostnames
 from pvc.cluster.network import GATEWAY_MAC, DHCPRange, NetworkSpec
-from pvc.node.drivers import GatewayDevice, Place, Settings
+from pvc.node.drivers.networks import GatewayDevice, Place, Settings
 
 OURS = "# Written by pvc, which overwrites every change."
 LEASE_S = 24 * 3600

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 from pvc.hostnetworks import HostNetwork, HostNetworks
-from pvc.node.drivers import (
+from pvc.node.drivers.host_state import (
     AddAddress,
     AddRoute,
     Device,
@@ -22,8 +22,8 @@ from pvc.node.drivers import (
     SetMaster,
     SetMTU,
     SetUp,
-    Vlan,
 )
+from pvc.node.drivers.networks import Vlan
 
 OURS = 0x71
 """The protocol of addresses and routes that we gave: the kernel keeps it, over our restarts too."""

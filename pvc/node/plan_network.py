@@ -16,7 +16,7 @@ from pvc.cluster.network import (
     vxlan_name,
 )
 from pvc.cluster.node import NetworkProblem
-from pvc.node.drivers import Link, Vlan, Vxlan
+from pvc.node.drivers.networks import Link, Vlan, Vxlan
 
 NAME = re.compile(r"(?:br|vx|vl)([1-9][0-9]{0,7})")
 

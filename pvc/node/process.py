@@ -24,7 +24,9 @@ from pvc.cluster.view import View
 from pvc.config import Config
 from pvc.errors import Conflict, Failed, PVCError, Unavailable
 from pvc.node.daemon import LONGEST_WAIT_S, Daemon, host_bridges, listed_coordinators
-from pvc.node.drivers import DriverError, HostAddresses, Hypervisor, Snapshotter
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.hypervisor import Hypervisor, Snapshotter
+from pvc.node.drivers.networks import HostAddresses
 from pvc.node.lease import ContactFile, Guard, Guarding
 from pvc.node.loop import Loop
 from pvc.node.outage import Outage, OwnServer

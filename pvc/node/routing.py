@@ -12,7 +12,7 @@ from pvc.cluster.filters import Route
 from pvc.cluster.network import NetworkSpec
 from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.errors import PVCError
-from pvc.node.drivers import Routing, Speaker, Upstream
+from pvc.node.drivers.networks import Routing, Speaker, Upstream
 
 log = logging.getLogger(__name__)
 

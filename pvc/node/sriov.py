@@ -12,7 +12,7 @@ from pvc.cluster.sriov import PhysicalFunction, VFSettings, VirtualFunction, Wis
 from pvc.cluster.store import SessionState, Store
 from pvc.cluster.view import View
 from pvc.errors import PVCError
-from pvc.node.drivers import Split, VirtualFunctions
+from pvc.node.drivers.networks import Split, VirtualFunctions
 
 log = logging.getLogger(__name__)
 

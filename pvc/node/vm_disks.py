@@ -22,7 +22,7 @@ from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Change, Power, VMSpec
 from pvc.errors import Conflict, NotFound
-from pvc.node.drivers import Hypervisor
+from pvc.node.drivers.hypervisor import Hypervisor
 from pvc.node.drivers.storage import Pool
 from pvc.node.storage import Pools, guard, guard_clones
 from pvc.node.tasks import Progress, Work

@@ -28,7 +28,8 @@ from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import State, VMSpec
 from pvc.errors import Conflict, NotFound, PVCError
-from pvc.node.drivers import Domain, DomainState, DriverError, NoAnswer, NoSuchDomain, Snapshotter
+from pvc.node.drivers import DriverError, NoAnswer
+from pvc.node.drivers.hypervisor import Domain, DomainState, NoSuchDomain, Snapshotter
 from pvc.node.drivers.storage import Pool
 from pvc.node.storage import Pools, Result
 from pvc.node.tasks import Progress, Work

@@ -17,8 +17,9 @@ from typing import TypeVar
 import pytest
 
 from pvc.clock import SystemClock
-from pvc.node.drivers import DriverError, HostAddresses, TooLate
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.netlink import NetlinkAddresses
+from pvc.node.drivers.networks import HostAddresses, TooLate
 from tests.fakes.addresses import FakeAddresses
 from tests.support import eventually
 

@@ -16,8 +16,8 @@ import pytest
 
 from pvc.cluster.filters import Transit
 from pvc.cluster.network import GATEWAY_MAC
-from pvc.node.drivers import Gateway, HostGateways
 from pvc.node.drivers.gateways import NetlinkGateways
+from pvc.node.drivers.networks import Gateway, HostGateways
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.gateways import FakeGateways
 

@@ -15,11 +15,12 @@ from pvc.cluster.network import GATEWAY_GROUP, LINK_GROUP
 from pvc.cluster.sriov import VFSettings
 from pvc.config import parse
 from pvc.hostnetworks import HostNetworks
-from pvc.node.drivers import (
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.host_networks import NetlinkHostNetworking
+from pvc.node.drivers.host_state import (
     AddRoute,
     Device,
     DeviceAddress,
-    DriverError,
     DropAddress,
     DropRoute,
     HostNetworking,
@@ -30,7 +31,6 @@ from pvc.node.drivers import (
     SetMTU,
     SetUp,
 )
-from pvc.node.drivers.host_networks import NetlinkHostNetworking
 from pvc.node.drivers.sriov import KernelVirtualFunctions
 from pvc.node.plan_host_network import OURS, as_before, touched, towards, wanted
 from tests.contract.test_addresses import enter, ip

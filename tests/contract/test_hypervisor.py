@@ -20,11 +20,11 @@ import pytest
 from pvc.cluster import domainxml
 from pvc.cluster.domainxml import NewDisk, NewNic, Shape
 from pvc.errors import NotFound, PVCError, TimedOut, Unavailable
-from pvc.node.drivers import (
+from pvc.node.drivers import DriverError, NoAnswer
+from pvc.node.drivers.hypervisor import (
     Cancelled,
     DomainEvent,
     DomainState,
-    DriverError,
     Emulation,
     Ended,
     EventKind,
@@ -32,7 +32,6 @@ from pvc.node.drivers import (
     MigrationResult,
     MigrationSettings,
     MigrationTarget,
-    NoAnswer,
     NoSuchDomain,
     Progress,
     Snapshotter,

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import pytest
 
-from pvc.node.drivers import DriverError, HostLinks, Link, Vlan, Vxlan
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.links import NetlinkLinks
+from pvc.node.drivers.networks import HostLinks, Link, Vlan, Vxlan
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.links import FakeLinks
 

@@ -25,8 +25,9 @@ import pytest
 
 from pvc.cluster.clients import Clients, Lease, Member, Reservation
 from pvc.cluster.network import DHCPRange, IPv4, IPv6, Kind, NetworkSpec
-from pvc.node.drivers import DriverError, GatewayDevice, Settings
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.dnsmasq import Dnsmasq
+from pvc.node.drivers.networks import GatewayDevice, Settings
 from pvc.node.plan_dhcp import SERVER_DUID, in_place, lease_file, parse, promised, settings
 from pvc.proc import Completed
 from tests.contract.test_addresses import enter, ip

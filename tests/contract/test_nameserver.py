@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pvc.node.drivers import Answering
+from pvc.node.drivers.networks import Answering
 from tests.fakes.nameserver import FakeNameServer
 from tests.nameservers import Machine, Suite
 from tests.unit.node.test_powerdns import Bench

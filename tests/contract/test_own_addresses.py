@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from pvc.node.drivers import DriverError, OwnAddresses
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.loopback import NetlinkLoopback, is_served
 from pvc.node.drivers.netlink import NetlinkAddresses
+from pvc.node.drivers.networks import OwnAddresses
 from tests.contract.test_addresses import enter, ip
 from tests.fakes.own_addresses import FakeOwnAddresses
 

@@ -33,7 +33,7 @@ from pvc.cluster.filters import (
 from pvc.commands.context import invoke
 from pvc.commands.registry import find
 from pvc.errors import Invalid
-from pvc.node.drivers import PacketFilter
+from pvc.node.drivers.networks import PacketFilter
 from pvc.node.drivers.nft import NFT, generation, routes
 from pvc.node.peer import PeerServer
 from pvc.peerclient import ask

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pvc.node.drivers import Routing, Speaker
 from pvc.node.drivers.frr import DAEMONS
+from pvc.node.drivers.networks import Routing, Speaker
 from pvc.proc import Completed
 from tests.fakes.routing import FakeRouting
 from tests.unit.node.test_frr import Bench

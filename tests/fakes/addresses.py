@@ -8,7 +8,8 @@ from ipaddress import ip_interface
 
 from pvc.clock import Clock
 from pvc.cluster.addresses import device_for
-from pvc.node.drivers import DriverError, TooLate
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import TooLate
 
 
 @dataclass(slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from pvc.cluster.sriov import VFSettings, VirtualFunction
-from pvc.node.drivers import DriverError, Split
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Split
 
 EVERYTHING = tuple(sorted(VFSettings.__slots__))
 

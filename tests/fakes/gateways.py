@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pvc.cluster.filters import Transit
-from pvc.node.drivers import DriverError, Gateway
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Gateway
 
 
 @dataclass(slots=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface
 
-from pvc.node.drivers import (
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.host_state import (
     AddAddress,
     AddRoute,
     Device,
     DeviceAddress,
-    DriverError,
     DropAddress,
     DropRoute,
     HostState,

@@ -14,13 +14,13 @@ from functools import partial
 from pvc.cluster import domainxml
 from pvc.cluster.domainxml import Shape
 from pvc.errors import Invalid, NotFound, PVCError, TimedOut
-from pvc.node.drivers import (
+from pvc.node.drivers import DriverError, NoAnswer
+from pvc.node.drivers.hypervisor import (
     Cancelled,
     Capabilities,
     Domain,
     DomainEvent,
     DomainState,
-    DriverError,
     Emulation,
     Ended,
     EventKind,
@@ -28,7 +28,6 @@ from pvc.node.drivers import (
     MigrationResult,
     MigrationSettings,
     MigrationTarget,
-    NoAnswer,
     NoSuchDomain,
     Progress,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from pvc.node.drivers import DriverError, Link
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Link
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from pvc.node.drivers import DriverError, GatewayDevice, Place, Settings
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import GatewayDevice, Place, Settings
 
 
 @dataclass(slots=True)

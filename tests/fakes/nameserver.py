@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pvc.cluster.zones import Zone
-from pvc.node.drivers import Answering, DriverError
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Answering
 
 
 @dataclass

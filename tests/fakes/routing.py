@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pvc.node.drivers import DriverError, Speaker
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Speaker
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from installer.image import image_path
-from pvc.node.drivers import Answering
+from pvc.node.drivers.networks import Answering
 from pvc.node.drivers.powerdns import PowerDNS
 from pvc.proc import Completed, run
 from tests.nameservers import BOTH, CHANGED, WEB, Suite

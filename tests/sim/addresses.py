@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pvc.cluster.timing import KERNEL_S
-from pvc.node.drivers import TooLate
+from pvc.node.drivers.networks import TooLate
 
 if TYPE_CHECKING:
     from tests.sim.hosts import Host

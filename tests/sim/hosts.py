@@ -11,13 +11,13 @@ from pvc.cluster import domainxml
 from pvc.cluster.domainxml import Shape
 from pvc.cluster.vm import Interface
 from pvc.errors import TimedOut
-from pvc.node.drivers import (
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.hypervisor import (
     Cancelled,
     Capabilities,
     Domain,
     DomainEvent,
     DomainState,
-    DriverError,
     Emulation,
     Ended,
     EventKind,

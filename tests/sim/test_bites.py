@@ -18,7 +18,7 @@ from pvc.cluster.vm import Power, State
 from pvc.errors import PVCError
 from pvc.node.actions import Action, Commit, Migrate, NodeAction, Shutdown, Start, StopStray
 from pvc.node.daemon import Daemon
-from pvc.node.drivers import MigrationResult
+from pvc.node.drivers.hypervisor import MigrationResult
 from pvc.node.execute import Executor
 from pvc.node.judge import Judge, Look
 from pvc.node.keeper import Keeper, Tenure

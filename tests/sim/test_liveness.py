@@ -18,7 +18,7 @@ from pvc.cluster.store import Put
 from pvc.cluster.view import VM, View
 from pvc.cluster.vm import Method, Power, State
 from pvc.errors import Conflict
-from pvc.node.drivers import DomainState, Ended
+from pvc.node.drivers.hypervisor import DomainState, Ended
 from tests.fakes.store import MemoryCluster, MemoryStore
 from tests.sim.hosts import BMCFault
 from tests.sim.world import World

@@ -37,7 +37,8 @@ from pvc.node.actions import key
 from pvc.node.blocked import Blocked
 from pvc.node.coordinator import Coordinator
 from pvc.node.daemon import Daemon
-from pvc.node.drivers import Domain, DomainState, DriverError, Ended, EventKind
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.hypervisor import Domain, DomainState, Ended, EventKind
 from pvc.node.drivers.power import BMCAccess
 from pvc.node.execute import Executor
 from pvc.node.judge import Judge

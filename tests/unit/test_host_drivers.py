@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pvc.node.drivers import Emulation, host, systemd
+from pvc.node.drivers import host, systemd
+from pvc.node.drivers.hypervisor import Emulation
 from pvc.proc import Completed
 from pvc.systemd import notify
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pvc.errors import PVCError
-from pvc.node.drivers import DriverError, GatewayDevice, Place, Settings
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import GatewayDevice, Place, Settings
 from pvc.proc import Completed, Run, run
 
 RUN = "/run/pvc/dnsmasq"

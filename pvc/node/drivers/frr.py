@@ -9,7 +9,8 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from pvc.errors import PVCError
-from pvc.node.drivers import DriverError, Speaker, Upstream
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Speaker, Upstream
 from pvc.proc import Completed, Run, run
 
 GREATEST_VNI = 2**24

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from pvc.cluster.addresses import device_for
 from pvc.cluster.filters import Transit
 from pvc.cluster.network import GATEWAY_MAC, bridge_name, gateway_name, gateway_port_name
-from pvc.node.drivers import DriverError, Gateway, rtnetlink
+from pvc.node.drivers import DriverError, rtnetlink
 from pvc.node.drivers.links import GATEWAYS, OURS, SYSCTL
 from pvc.node.drivers.netlink import IFA_F_NODAD, IFF_LOOPBACK, IFF_UP, opened, refused, tell, unsupported
+from pvc.node.drivers.networks import Gateway
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from pvc.errors import TimedOut, Unavailable
-from pvc.node.drivers import Emulation, HostLoad
+from pvc.node.drivers.hypervisor import Emulation, HostLoad
 from pvc.proc import run
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvc.cluster.network import GATEWAY_GROUP, HOST_GROUP, LINK_GROUP
-from pvc.node.drivers import (
+from pvc.node.drivers import DriverError, rtnetlink
+from pvc.node.drivers.host_state import (
     AddAddress,
     AddRoute,
     Device,
     DeviceAddress,
-    DriverError,
     DropAddress,
     DropRoute,
     HostState,
@@ -27,8 +27,6 @@ from pvc.node.drivers import (
     SetMaster,
     SetMTU,
     SetUp,
-    Vlan,
-    rtnetlink,
 )
 from pvc.node.drivers.links import SYSCTL
 from pvc.node.drivers.netlink import (
@@ -40,6 +38,7 @@ from pvc.node.drivers.netlink import (
     opened,
     unsupported,
 )
+from pvc.node.drivers.networks import Vlan
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute

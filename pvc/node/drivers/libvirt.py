@@ -20,13 +20,13 @@ import libvirt_qemu
 from pvc.cluster import domainxml
 from pvc.cluster.domainxml import Shape
 from pvc.errors import Invalid, NotFound, PVCError, TimedOut
-from pvc.node.drivers import (
+from pvc.node.drivers import DriverError, NoAnswer, host
+from pvc.node.drivers.hypervisor import (
     Cancelled,
     Capabilities,
     Domain,
     DomainEvent,
     DomainState,
-    DriverError,
     Emulation,
     Ended,
     EventKind,
@@ -34,10 +34,8 @@ from pvc.node.drivers import (
     MigrationResult,
     MigrationSettings,
     MigrationTarget,
-    NoAnswer,
     NoSuchDomain,
     Progress,
-    host,
 )
 
 log = logging.getLogger(__name__)

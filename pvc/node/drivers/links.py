@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvc.cluster.network import GATEWAY_GROUP, LINK_GROUP
-from pvc.node.drivers import DriverError, Link, Vlan, Vxlan
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.netlink import IFF_UP, index_of, opened, unsupported
+from pvc.node.drivers.networks import Link, Vlan, Vxlan
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute

@@ -14,7 +14,8 @@ from pyroute2 import IPRoute, NetlinkError
 
 from pvc.clock import Clock, SystemClock
 from pvc.cluster.addresses import Interface, device_for
-from pvc.node.drivers import DriverError, TooLate
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import TooLate
 
 OURS = 0x70
 """In IFA_PROTO, which the kernel keeps for each address since 5.18: whose it is, over our restarts too."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pvc.cluster.zones import Zone
 from pvc.errors import PVCError
-from pvc.node.drivers import Answering, DriverError
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Answering
 from pvc.node.drivers.zonedb import Damaged, ZoneDatabase
 from pvc.proc import Run, run
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pvc.cluster.sriov import LinkState, VFSettings, VirtualFunction
-from pvc.node.drivers import DriverError, Split
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.netlink import index_of, opened, unsupported
+from pvc.node.drivers.networks import Split
 
 SYSFS = Path("/sys/class/net")
 RTEXT_FILTER_VF = 1

@@ -13,7 +13,8 @@ from pvc.cluster.storage import Driver, PoolSpec
 from pvc.cluster.tasks import hand_over_ops
 from pvc.cluster.view import View
 from pvc.errors import Conflict, Invalid
-from pvc.node.drivers import DomainState, DriverError
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.hypervisor import DomainState
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.unit.commands.storing import Storing, runs, stops, with_disks
 

@@ -26,7 +26,7 @@ from pvc.node.actions import (
     Start,
     StopStray,
 )
-from pvc.node.drivers import Domain, DomainState
+from pvc.node.drivers.hypervisor import Domain, DomainState
 from pvc.node.plan import Note, Picture
 
 UUID = "11111111-1111-4111-8111-111111111111"

@@ -18,7 +18,7 @@ from pvc.cluster.view import View
 from pvc.cluster.vm import Owner
 from pvc.errors import Conflict
 from pvc.node.blocked import AGAIN_S, Blocked
-from pvc.node.drivers import Domain, DomainState
+from pvc.node.drivers.hypervisor import Domain, DomainState
 from tests.fakes.blocklist import FakeBlocklist, FakeCeph, FakeOSD
 from tests.fakes.power import Fault
 from tests.fakes.store import MemoryCluster

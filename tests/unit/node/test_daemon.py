@@ -26,7 +26,8 @@ from pvc.config import Config, NodeConfig, PathsConfig, parse
 from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from pvc.node.actions import Action, NodeAction
 from pvc.node.daemon import Daemon
-from pvc.node.drivers import Domain, DriverError, MigrationResult, MigrationSettings, MigrationTarget
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.hypervisor import Domain, MigrationResult, MigrationSettings, MigrationTarget
 from pvc.node.drivers.storage import Holder
 from pvc.node.execute import Executor
 from pvc.node.locks import Held

@@ -16,7 +16,7 @@ from pvc.cluster.node import NetworkProblem
 from pvc.cluster.store import Create, Delete, Op, Put
 from pvc.errors import Unavailable
 from pvc.node.dhcp import DHCP, LIVES_S
-from pvc.node.drivers import GatewayDevice
+from pvc.node.drivers.networks import GatewayDevice
 from pvc.node.plan_dhcp import LEASE_S, SLACK_S
 from pvc.node.services import Commit, Service, Services
 from tests.fakes.names import FakeNameServers

@@ -14,7 +14,8 @@ from pvc.cluster.filters import Filtered, Hidden, Rendered, Route, Transit, Verd
 from pvc.cluster.filters import Protocol as Proto
 from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec
 from pvc.errors import Failed
-from pvc.node.drivers import DriverError, Gateway
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Gateway
 from pvc.node.filters import LOOK_S, Filters
 from pvc.node.services import Scene
 from tests.fakes.filters import FEATURE, FakeFilter

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pvc.cluster.addresses import Router
-from pvc.node.drivers import DriverError, Speaker, Upstream
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.frr import FRR, OURS, RELOAD, render, router_id
+from pvc.node.drivers.networks import Speaker, Upstream
 from pvc.proc import CommandFailed, Completed
 
 GOLDEN = Path(__file__).parent / "golden"

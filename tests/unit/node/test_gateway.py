@@ -11,7 +11,7 @@ from pvc.cluster.clients import Clients
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.network import DHCPRange, IPv4, IPv6, Kind, NetworkSpec
 from pvc.cluster.node import NetworkProblem
-from pvc.node.drivers import Gateway
+from pvc.node.drivers.networks import Gateway
 from pvc.node.gateway import ANNOUNCE_AFTER_S, LOOK_S, Gateways, Plan, plan
 from pvc.node.services import Scene
 from tests.fakes.gateways import FakeGateways

@@ -15,7 +15,8 @@ from pvc.cluster.view import VM
 from pvc.cluster.vm import Change, Drive, Interface, Owner, Refusal, VMSpec, settled, under_way
 from pvc.errors import Conflict
 from pvc.node.actions import Commit
-from pvc.node.drivers import DomainState, DriverError, NoAnswer
+from pvc.node.drivers import DriverError, NoAnswer
+from pvc.node.drivers.hypervisor import DomainState
 from pvc.node.plan import ASK_AGAIN_S, GIVE_UP_S, Note, plan, remember
 from tests.unit.node import test_daemon
 from tests.unit.node.pictures import NOW, OTHER, UUID, domain, picture, spec, status, told, vm

@@ -11,7 +11,8 @@ import pytest
 from pvc.cluster import domainxml
 from pvc.cluster.timing import Timing
 from pvc.errors import Unavailable
-from pvc.node.drivers import DomainState, DriverError
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.hypervisor import DomainState
 from pvc.node.lease import ContactFile, Guard, Lease
 from tests.fakes.hypervisor import FakeHypervisor, FakeWorld
 from tests.unit.node.pictures import UUID, XML

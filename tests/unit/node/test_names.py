@@ -16,7 +16,7 @@ from pvc.cluster.node import NodeRole, NodeSpec
 from pvc.cluster.store import Create, Delete, Op, Put
 from pvc.errors import Conflict
 from pvc.node import names
-from pvc.node.drivers import Answering
+from pvc.node.drivers.networks import Answering
 from pvc.node.names import Names, answering, server
 from pvc.node.services import Scene, Services
 from tests.fakes.nameserver import FakeNameServer

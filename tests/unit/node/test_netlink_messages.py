@@ -14,8 +14,9 @@ import pytest
 from pyroute2 import IPBatch
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from pvc.node.drivers import Device, Vlan
 from pvc.node.drivers.host_networks import device_of, made_of
+from pvc.node.drivers.host_state import Device
+from pvc.node.drivers.networks import Vlan
 
 BOND = """
     64 00 00 00 10 00 05 06 16 ed 01 6b 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00

@@ -19,7 +19,7 @@ from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec
 from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.cluster.store import Put
 from pvc.node import routing
-from pvc.node.drivers import Link, Speaker, Upstream
+from pvc.node.drivers.networks import Link, Speaker, Upstream
 from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Networks
 from pvc.node.path_mtu import PathMTU
 from pvc.node.routing import Speaking, speaker

@@ -11,7 +11,8 @@ import pytest
 
 from pvc.config import parse
 from pvc.errors import Failed, Invalid, PVCError, Unavailable
-from pvc.node.drivers import AddAddress, Device, DeviceAddress, DriverError, HostStep
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.host_state import AddAddress, Device, DeviceAddress, HostStep
 from pvc.node.own_networks import (
     CHANGED,
     LOOK_S,

@@ -13,7 +13,7 @@ from pvc.cluster.view import VM
 from pvc.cluster.vm import Change, Method, Migration, Owner, Power, State, Target, VMSpec, VMStatus
 from pvc.node import plan as planner
 from pvc.node.actions import Answer, Commit, Evacuate, FetchBack, Migrate, Shutdown, Start
-from pvc.node.drivers import Domain, DomainState, Ended
+from pvc.node.drivers.hypervisor import Domain, DomainState, Ended
 from pvc.node.plan import Note, Picture, plan, remember
 from tests.unit.node.pictures import (
     EARLIER_ME,

@@ -10,7 +10,7 @@ import pytest
 
 from pvc.cluster.clients import Clients, Lease, Member, Reservation, hostnames, label
 from pvc.cluster.network import DHCPRange, IPv4, IPv6, Kind, NetworkSpec
-from pvc.node.drivers import GatewayDevice, Place, Settings
+from pvc.node.drivers.networks import GatewayDevice, Place, Settings
 from pvc.node.plan_dhcp import (
     SLACK_S,
     Differences,

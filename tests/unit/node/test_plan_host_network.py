@@ -8,7 +8,8 @@ import pytest
 
 from pvc.config import parse
 from pvc.hostnetworks import HostNetworks
-from pvc.node.drivers import Device, DeviceAddress, HostState, Route, Vlan
+from pvc.node.drivers.host_state import Device, DeviceAddress, HostState, Route
+from pvc.node.drivers.networks import Vlan
 from pvc.node.plan_host_network import OURS, as_before, carries, touched, towards, wanted
 from tests.fakes.host_networks import FakeHost
 

@@ -10,7 +10,7 @@ import pytest
 
 from pvc.cluster.network import Kind, NetworkSpec
 from pvc.cluster.node import NetworkProblem
-from pvc.node.drivers import Link, Vlan, Vxlan
+from pvc.node.drivers.networks import Link, Vlan, Vxlan
 from pvc.node.plan_network import Add, Change, Host, NetworkPlan, Remove, Step, plan
 
 SHOP = NetworkSpec(101, "shop", Kind.MANAGED)

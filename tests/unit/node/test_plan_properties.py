@@ -43,7 +43,7 @@ from pvc.node.actions import (
     Start,
     StopStray,
 )
-from pvc.node.drivers import Domain, DomainState, Ended
+from pvc.node.drivers.hypervisor import Domain, DomainState, Ended
 from pvc.node.plan import Note, Picture, plan, remember, start_failed, take_back
 from tests.unit.node.pictures import EARLIER_ME, ME, NOW, OTHER, XML, domain, picture, spec, vm
 

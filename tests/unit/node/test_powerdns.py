@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pvc.cluster.zones import Record, Zone
-from pvc.node.drivers import Answering, DriverError
+from pvc.node.drivers import DriverError
+from pvc.node.drivers.networks import Answering
 from pvc.node.drivers.powerdns import ONE_BY_ONE, PowerDNS, is_here, render
 from pvc.node.drivers.zonedb import ZoneDatabase, rows
 from pvc.proc import CommandFailed, Completed
