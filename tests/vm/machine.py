@@ -47,13 +47,11 @@ ip link set eth0 up
 for address in {addresses}; do ip address add $address dev eth0; done
 exec switch_root /new/root /sbin/init
 """
-TARGET = """\
-[Unit]
-Requires=basic.target
-Wants=ceph.target ssh.service pvc-ssh-keys.service tests.service
-After=basic.target
-AllowIsolate=yes
-"""
+LEFT_OUT = (
+    *("chrony", "libvirtd", "pvc-api", "pvc-metadata", "pvc-networks", "pvc-node", "smartmontools"),
+    *("serial-getty@ttyS0", "systemd-networkd-wait-online", "zookeeper"),
+)
+"""Services of a node: here are only Ceph's, and the tests have the console."""
 TESTS = """\
 [Unit]
 After=ceph.target
@@ -130,7 +128,7 @@ class Machine:
         files = [
             *(one for one in render.node_files(lab, node) if not one.path.startswith("etc/systemd/network")),
             *ceph.files(lab, node),
-            File("etc/systemd/system/tests.target", TARGET),
+            File("etc/systemd/system/multi-user.target.d/tests.conf", "[Unit]\nWants=tests.service\n"),
             File("etc/systemd/system/tests.service", TESTS),
             File("root/.ssh/authorized_keys", self._key(), 0o600),
         ]
@@ -167,10 +165,13 @@ class Machine:
             what = f"scsi-hd,drive=d{number},vendor=PVC,product=SCRATCH{number},serial=scratch{number}"
             drives += ["-drive", file, "-device", what]
         kernel = next((self.where / "guest/boot").glob("vmlinuz-*"))
-        append = (
-            "console=ttyS0 net.ifnames=0 mitigations=off panic=-1 quiet systemd.unit=tests.target "
-            "systemd.mask=systemd-networkd-wait-online.service"
-        ) + (f" tests={tests}" if tests else "")
+        append = " ".join(
+            [
+                "console=ttyS0 net.ifnames=0 mitigations=off panic=-1 quiet",
+                *(f"systemd.mask={name}.service" for name in LEFT_OUT),
+                *([f"tests={tests}"] if tests else []),
+            ]
+        )
         return [
             *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "4096"),
             *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"),
