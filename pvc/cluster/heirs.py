@@ -26,14 +26,15 @@ def _is_bound(task: Task) -> bool:
     )
 
 
-def claimed(reader: Reader, identity: str) -> list[tuple[str, str, Stored]]:
-    """Pool, volume and claim of each that a task has, also of those that it claimed on its way."""
-    found: list[tuple[str, str, Stored]] = []
+def claims(reader: Reader) -> dict[str, list[tuple[str, str, Stored]]]:
+    """By task: pool, volume and claim of each that it has, also of those that it claimed on its way."""
+    found: dict[str, list[tuple[str, str, Stored]]] = {}
     for pool in View(reader).pools():
         names = reader.children(paths.pool_claims(pool))
-        claims = reader.get_many([paths.pool_claim(pool, name) for name in names])
-        mine = zip(names, claims, strict=True)
-        found += [(pool, name, one) for name, one in mine if one and one.data.decode() == identity]
+        each = reader.get_many([paths.pool_claim(pool, name) for name in names])
+        for name, one in zip(names, each, strict=True):
+            if one is not None:
+                found.setdefault(one.data.decode(), []).append((pool, name, one))
     return found
 
 

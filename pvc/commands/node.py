@@ -350,8 +350,9 @@ def _tasks_of(ctx: Context, node: str) -> list[Op]:
     if index is None:
         return []
     ops: list[Op] = []
+    claims = heirs.claims(ctx.store)
     for task in ctx.view.tasks(ctx.store.children(index.path)).values():
-        claimed = [] if task.status.state.is_over else heirs.claimed(ctx.store, task.spec.id)
+        claimed = [] if task.status.state.is_over else claims.get(task.spec.id, [])
         if task.status.state is TaskState.RUNNING:
             if heir := heirs.heir(ctx.store, task, {pool for pool, _, _ in claimed}):
                 ctx.say(f"{heir} takes away what was begun: {task.spec.about}")

@@ -548,28 +548,33 @@ class Judge:
         return hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, new)
 
     def _hand_over_tasks(self, fence: Fence, version: int) -> None:
-        """Those that another can end: it takes away what was begun, though the node may never be back."""
+        """Those that another can end: it takes away what was begun, though the node may never be back.
+
+        Not by a promise alone: that says nothing of what else than VMs goes on there. None of them keeps the
+        fence from its end.
+        """
         view = View(self.store)
         node = view.nodes([fence.node]).get(fence.node)
-        if node is None or node.status.incarnation != fence.incarnation:
+        if fence.evidence not in (Evidence.POWER_OFF, Evidence.OPERATOR) or node is None:
+            return
+        if node.status.incarnation != fence.incarnation:
             return  # it is back, and sees to them itself
         checks = (
             Check(paths.fence(fence.node, fence.incarnation), version),
             Check(paths.node_status(fence.node), node.status_version or 0),
         )
-        for identity in self.store.children(paths.node_tasks(fence.node)):
-            try:
-                task = view.tasks([identity]).get(identity)
-            except Unreadable as error:
-                log.error("%s", error.message)
-                continue
-            if task is None or task.status.state.is_over:
-                continue
-            pools = {pool for pool, _, _ in heirs.claimed(self.store, identity)}
-            if heir := heirs.heir(self.store, task, pools):
-                ops = hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, heir)
-                self.role.commit(*checks, *ops)
-                log.warning("task %s goes on to %s: %s", identity, heir, task.spec.about)
+        try:
+            tasks = view.tasks(self.store.children(paths.node_tasks(fence.node))).values()
+            going_on = [task for task in tasks if not task.status.state.is_over]
+            claims = heirs.claims(self.store) if going_on else {}
+            for task in going_on:
+                pools = {pool for pool, _, _ in claims.get(task.spec.id, [])}
+                if heir := heirs.heir(self.store, task, pools):
+                    ops = hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, heir)
+                    self.role.commit(*checks, *ops)
+                    log.warning("task %s goes on to %s: %s", task.spec.id, heir, task.spec.about)
+        except (Unreadable, Conflict) as error:
+            log.error("tasks of %s wait until it is back: %s", fence.node, error.message)
 
     def _finish(self, duty: Finish) -> None:
         self._hand_over_tasks(duty.fence, duty.version)

@@ -14,7 +14,7 @@ from pvc.clock import Clock
 from pvc.cluster import paths
 from pvc.cluster.codec import Unreadable, dumps, loads
 from pvc.cluster.mirror import Mirror
-from pvc.cluster.store import Create, Op, Put, SessionState, Store, Stored
+from pvc.cluster.store import Check, Create, Op, Put, SessionState, Store, Stored
 from pvc.cluster.tasks import TaskError, TaskSpec, TaskState, TaskStatus, forget_ops, outdated, release_ops
 from pvc.cluster.view import Task, View, expand_tasks, tasks_of
 from pvc.cluster.vm import Owner
@@ -136,7 +136,7 @@ class Tasks:
         self._be_known()
         busy = self._busy()  # before the documents are read: what is not busy has written its end
         self.mirror.sync()
-        self._let_go(set(self.mirror.children(paths.node_tasks(self.me.node))))
+        self._let_go(set(self.mirror.children(paths.node_tasks(self.me.node))), busy)
         tasks = self._tasks()
         for task in tasks:
             self._see_to(task, busy)
@@ -144,8 +144,10 @@ class Tasks:
         self.view.forget_missing()
         return AGAIN_S if self.undoing else LOOK_S
 
-    def _let_go(self, mine: set[str]) -> None:
-        """Of what was handed over, nothing is left to be written or undone here."""
+    def _let_go(self, mine: set[str], busy: Mapping[str, Job]) -> None:
+        """Of what was handed over, nothing is left to be done, written or undone here."""
+        for identity in busy.keys() - mine:
+            busy[identity].progress.stopped = TaskState.LOST
         for identity in {*list(self.outcomes), *list(self.undoing)} - mine:
             self.outcomes.pop(identity, None)
             self.undoing.pop(identity, None)
@@ -263,6 +265,8 @@ class Tasks:
         try:
             if work := self.works.get(spec.kind):
                 work.undo(spec)
+            elif state is TaskState.LOST:
+                raise Unavailable(f"this pvc does not know {spec.kind}: that of {self.me.node} is too old")
         except Exception as problem:  # whatever it is: the end of the task must be told
             if isinstance(problem, PVCError) and passes(problem):
                 self._undo_later(spec, status, Undoing(state, error, self._again()), problem.message)
@@ -326,6 +330,11 @@ def passes(problem: PVCError) -> bool:
     if isinstance(problem, DriverError):
         return problem.retryable or isinstance(problem, NoAnswer)
     return isinstance(problem, Unavailable | Conflict | TimedOut)
+
+
+def still_its(task: TaskSpec) -> Check:
+    """For the transaction by which what a task has done comes true: it was not handed over."""
+    return Check(paths.node_task(task.node, task.id), 0)
 
 
 def _check_mine(spec: TaskSpec, stored: Stored | None) -> None:

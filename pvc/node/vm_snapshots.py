@@ -32,7 +32,7 @@ from pvc.node.drivers import DriverError, NoAnswer
 from pvc.node.drivers.hypervisor import Domain, DomainState, NoSuchDomain, Snapshotter
 from pvc.node.drivers.storage import Pool
 from pvc.node.storage import Pools, Result
-from pvc.node.tasks import Progress, Work
+from pvc.node.tasks import Progress, Work, still_its
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class Host:
         """Of a VM as it still is, also with regard to who owns it. Raises Conflict."""
         store, uuid = self.pools.store, vm.spec.uuid
         checks = () if vm.status_version is None else (Check(paths.vm_status(uuid), vm.status_version),)
-        store.commit(*records.change(View(store), vm, spec, task.id), *checks, *ops)
+        store.commit(still_its(task), *records.change(View(store), vm, spec, task.id), *checks, *ops)
 
 
 def each(disks: Iterable[SnapshotDisk], do: Callable[[SnapshotDisk], None]) -> None:
@@ -346,7 +346,7 @@ class Remove:
         self.host.domain(vm)
         self.host.check_unprotected(document.disks, on_volumes(uuid, name))
         leaving = dumps(replace(document, leaving=True))
-        self.host.pools.store.commit(Put(paths.vm_snapshot(uuid, name), leaving, version))
+        self.host.pools.store.commit(still_its(task), Put(paths.vm_snapshot(uuid, name), leaving, version))
         self.host.drop(uuid, document.disks, on_volumes(uuid, name))
         self._forget(task, uuid, name)
         return {"vm": vm.spec.name, "snapshot": name}

@@ -105,6 +105,11 @@ def test_nobody_waits_in_a_full_ceph(node: OneNode, cluster: Ceph) -> None:
             assert ended["state"] == "failed", operation
             assert "full" in ended["reason"], operation
     eventually(lambda: "full" not in in_ceph(cluster)["vms"]["flags_names"].split(","), within=60)
+    cluster.command("osd pool set-quota", pool="vms", field="max_bytes", val="1")
+    eventually(lambda: "full_quota" in in_ceph(cluster)["vms"]["flags_names"].split(","), within=60)
+    assert "quota" in node.done("storage.volume-remove", pool="vms", volume="web1")["reason"]
+    cluster.command("osd pool set-quota", pool="vms", field="max_bytes", val="0")
+    eventually(lambda: "full" not in in_ceph(cluster)["vms"]["flags_names"].split(","), within=60)
     assert node.call("storage.volume-info", pool="vms", volume="web1") == before
     assert node.done("storage.volume-remove", pool="vms", volume="web1")["reason"] == ""
     assert node.call("storage.volume-list") == []

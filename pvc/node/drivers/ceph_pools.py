@@ -6,7 +6,7 @@ One that is being made is called something that nobody else takes, until all of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -102,11 +102,11 @@ class CephPools:
         pools = {one["name"]: one["stats"] for one in self.ceph.command("df")["pools"]}
         found = pools.get(name, {})
         stored, free = int(found.get("stored", 0)), int(found.get("max_avail", 0))
-        return stored, 0 if self.is_full(name) else free
+        return stored, 0 if "full" in self.flags(name) else free
 
-    def is_full(self, name: str) -> bool:
+    def flags(self, name: str) -> Sequence[str]:
         """Now: figures of use come some seconds late, and who writes to a full pool waits in there."""
-        return "full" in str(self._pools().get(name, {}).get("flags_names", "")).split(",")
+        return str(self._pools().get(name, {}).get("flags_names", "")).split(",")
 
     def facts(self, name: str, identity: str) -> CephFacts:
         """Raises Unavailable where there is no such pool of ours."""

@@ -474,8 +474,14 @@ class RBDPool:
 
     @contextmanager
     def _writing(self) -> Iterator[Any]:
-        """To change something. Raises Conflict where who does would wait until Ceph is less full."""
-        if CephPools(self.ceph).is_full(self.pool):
+        """To change something. Raises Conflict where who does would wait until there is room."""
+        flags = CephPools(self.ceph).flags(self.pool)
+        if "full_quota" in flags:
+            raise Conflict(
+                f"the pool {self.pool} is full: Ceph lets nobody change anything beyond its quota",
+                hint=f"ceph osd pool set-quota {self.pool}",
+            )
+        if "full" in flags:
             raise Conflict(
                 f"Ceph is full: it lets nobody change anything in the pool {self.pool}, nor remove it",
                 hint="add disks; or ceph osd set-full-ratio 0.97, and remove what nobody needs",

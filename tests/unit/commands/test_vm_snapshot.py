@@ -275,6 +275,31 @@ def test_its_node_dies_in_the_middle_and_where_the_vm_goes_nothing_is_left_of_it
     leaves_nothing(made)
 
 
+def test_who_has_lost_a_snapshot_to_another_node_writes_none_down() -> (
+    None
+):
+    made = two()
+    host = runs(made)
+    inside = made.hosts.when_snapshot
+
+    def lose(file: str, name: str, is_there: bool) -> None:
+        inside(file, name, is_there)
+        task = View(made.world.store).task(begun["name"])
+        if is_there and task.spec.node == "n1":
+            made.world.store.commit(
+                *hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, "n2")
+            )
+
+    made.hosts.when_snapshot = lose
+    begun = made.call("vm.snapshot-create", **DAILY)
+    with pytest.raises(Conflict, match="handed over to n2"):
+        made.work()
+    made.hosts.when_snapshot = inside
+    assert document(made) is None
+    assert any(on_volumes(made).values()), "they are for n2 to take away"
+    assert state(host, made) is DomainState.RUNNING
+
+
 def test_what_is_written_down_is_kept_whatever_becomes_of_the_task() -> None:
     made = two()
     made.done("vm.snapshot-create", **DAILY)

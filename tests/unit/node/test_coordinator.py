@@ -340,6 +340,33 @@ def test_a_damaged_task_keeps_no_fence_from_its_end() -> None:
     assert bench.fence().finished
 
 
+def test_what_only_promised_to_be_quiet_keeps_its_tasks() -> None:
+    """Its VMs have ended; its tasks may go on as long as it reaches the pools."""
+    bench = Bench()
+    dead, _ = bench.tasks("n3")
+    bench.ask(replace(MAKES_VOLUME, claims=()))
+    with pytest.raises(SystemExit):
+        bench.work(dead)
+    bench.released()
+    fence, version = bench.fences()["n3-1"]
+    promised = dumps(replace(fence, evidence=Evidence.WATCHDOG))
+    bench.store.commit(Put(paths.fence("n3", 1), promised, version))
+    bench.one.judge.carry_out(bench.next_duty())
+    (found,) = View(bench.store).tasks().values()
+    assert (found.spec.node, bench.fence().finished) == ("n3", True)
+
+
+def test_a_damaged_pool_keeps_no_fence_from_its_end() -> None:
+    bench = Bench()
+    bench.tasks("n3")
+    bench.ask(replace(MAKES_VOLUME, claims=()))
+    bench.store.commit(Create(paths.pool("vms"), b"{"))
+    bench.released()
+    bench.one.judge.carry_out(bench.next_duty())
+    assert bench.fence().finished
+    assert bench.power.machines["n3"].is_on
+
+
 def test_who_is_back_before_its_fence_ends_sees_to_its_tasks_itself() -> None:
     bench = Bench()
     dead, _ = bench.tasks("n3")
@@ -354,6 +381,23 @@ def test_who_is_back_before_its_fence_ends_sees_to_its_tasks_itself() -> None:
     bench.one.judge.carry_out(finish)
     (found,) = View(bench.store).tasks().values()
     assert (found.spec.node, bench.fence().finished) == ("n3", True)
+
+
+def test_who_is_too_old_for_a_task_that_another_began_keeps_it_until_it_is_not() -> None:
+    bench = finished(replace(MAKES_VOLUME, kind="vm.snapshot-export", arguments={}), node="")
+    task = View(bench.store).task(MAKES_VOLUME.id)
+    bench.store.commit(
+        *hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, "n1"),
+    )
+    heir, calls = bench.tasks("n1")
+    known, heir.works = heir.works, {}
+    bench.work(heir)
+    found = View(bench.store).task(MAKES_VOLUME.id).status
+    assert (found.state.is_over, "is too old" in found.words) == (False, True)
+    assert bench.store.get(CLAIM) is not None
+    heir.works, bench.now = known, bench.now + 10
+    bench.work(heir)
+    assert (calls, View(bench.store).task(MAKES_VOLUME.id).status.state) == (["undo"], TaskState.LOST)
 
 
 def test_task_of_another_node_stays_there() -> None:

@@ -12,7 +12,16 @@ import pytest
 from pvc.cluster import paths
 from pvc.cluster.codec import dumps
 from pvc.cluster.store import Create, Put
-from pvc.cluster.tasks import KEEP_COUNT, KEEP_S, TaskSpec, TaskState, TaskStatus, begin_ops, outdated
+from pvc.cluster.tasks import (
+    KEEP_COUNT,
+    KEEP_S,
+    TaskSpec,
+    TaskState,
+    TaskStatus,
+    begin_ops,
+    hand_over_ops,
+    outdated,
+)
 from pvc.cluster.view import View
 from pvc.cluster.vm import Owner
 from pvc.errors import Conflict, Failed, PVCError, TimedOut, Unavailable
@@ -101,6 +110,27 @@ def test_only_the_tasks_of_this_node(bench: Bench) -> None:
     bench.store.commit(*begin_ops(spec))
     bench.round()
     assert not bench.work.calls
+
+
+def test_what_is_handed_over_while_it_is_done_stops_and_is_undone_by_its_heir_only(bench: Bench) -> None:
+    went_on: list[str] = []
+
+    def lose(progress: Progress) -> Mapping[str, Any]:
+        task = View(bench.store).task("0000000a")
+        bench.store.commit(
+            *hand_over_ops(task.spec, task.spec_version, task.status, task.status_version, "n2")
+        )
+        bench.tasks.step()
+        progress.check()
+        went_on.append("at a node that has lost it")
+        return {}
+
+    bench.work.doing = lose
+    bench.ask()
+    with pytest.raises(Conflict, match="handed over to n2"):
+        bench.round()
+    assert (bench.work.calls, went_on) == (["do a"], [])
+    assert bench.status().lost_by == "n1"
 
 
 def test_two_tasks_with_the_same_claim_are_not_begun(bench: Bench) -> None:
