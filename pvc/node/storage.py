@@ -20,7 +20,7 @@ from pvc.cluster.view import VM, View
 from pvc.errors import Conflict, Invalid, NotFound, PVCError, Unavailable
 from pvc.node.drivers import directory
 from pvc.node.drivers.storage import Pool
-from pvc.node.tasks import Progress, Work
+from pvc.node.tasks import Progress, Work, still_its
 
 if TYPE_CHECKING:
     from pvc.node.drivers.ceph import Ceph
@@ -280,7 +280,7 @@ class PoolAdd:
     def do(self, task: TaskSpec, progress: Progress) -> Result:
         spec = from_json(PoolSpec, task.arguments["pool"])
         self.pools.place(spec).prepare(task.arguments, progress)
-        self.store.commit(*new_pool_ops(spec, View(self.store).vms().values()))
+        self.store.commit(still_its(task), *new_pool_ops(spec, View(self.store).vms().values()))
         return {"pool": spec.name}
 
     def undo(self, task: TaskSpec) -> None:
@@ -317,6 +317,7 @@ class PoolRemove:
             self._check_empty(spec, busy)
         found = View(self.store).pool(spec.name)
         self.store.commit(
+            still_its(task),
             *(Delete(paths.pool_claim(spec.name, volume)) for volume in busy),
             Delete(paths.pool_claims(spec.name)),
             *(Delete(paths.pool_vm(spec.name, volume)) for volume in used),

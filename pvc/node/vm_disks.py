@@ -25,7 +25,7 @@ from pvc.errors import Conflict, NotFound
 from pvc.node.drivers.hypervisor import Hypervisor
 from pvc.node.drivers.storage import Pool
 from pvc.node.storage import Pools, guard, guard_clones
-from pvc.node.tasks import Progress, Work
+from pvc.node.tasks import Progress, Work, still_its
 
 TRIES = 16
 """To commit, while the node writes of its VM at the same time."""
@@ -145,7 +145,7 @@ class _Disks:
             vm = self.existing(uuid)
             ops = records.change(View(self.store), vm, edit(vm), task.id)
             try:
-                self.store.commit(*ops, *_same_status(vm), *more)
+                self.store.commit(still_its(task), *ops, *_same_status(vm), *more)
             except Conflict:
                 if tried == TRIES:
                     raise
@@ -166,7 +166,7 @@ class MakeVM(_Disks):
         ops = records.creation(View(self.store), spec, task.id)
         if data := task.arguments.get("user_data"):
             ops += (Create(paths.vm_user_data(spec.uuid), data.encode()),)
-        self.store.commit(*ops)
+        self.store.commit(still_its(task), *ops)
         return {"vm": spec.name, "uuid": spec.uuid}
 
     def undo(self, task: TaskSpec) -> None:
@@ -216,7 +216,7 @@ class Remove(_Disks):
             if vm.status.owner is not None:
                 raise Conflict(f"{vm.spec.name} runs on {vm.status.owner.node}")
             try:
-                self.store.commit(*records.removal(View(self.store), vm))
+                self.store.commit(still_its(task), *records.removal(View(self.store), vm))
                 break
             except Conflict:
                 if tried == TRIES:
