@@ -100,6 +100,8 @@ class Executor:
     """Why no VM that uses Ceph may begin here."""
     free_disks: Callable[[VM], None] = lambda vm: None
     """Of locks that dead nodes have left."""
+    stands_still: Callable[[str], bool] = lambda uuid: False
+    """Its guest, here, for a snapshot: elsewhere nobody would tell it to go on. Raises DriverError."""
     ceph: Callable[[], CephAccess] = domainxml.no_ceph
     """How QEMU here reaches the cluster's Ceph. Raises Unavailable."""
 
@@ -360,9 +362,8 @@ class Executor:
         vm, target = action.vm, action.target
         uuid, name = vm.spec.uuid, vm.spec.name
         self._believe_answer(vm, target)
-        if claim := self.store.get(paths.vm_claim(uuid)):  # it was made with a change of the spec
-            back = take_back(self.me, vm, f"task {claim.data.decode()} is at it")
-            self.commit(back)
+        if why := self._needed_here(vm):
+            self.commit(take_back(self.me, vm, why))
             return
         self.write(
             vm, None, replace(vm.status, state=State.MIGRATE, migration=Migration(target.node), reason="")
@@ -382,6 +383,15 @@ class Executor:
             result.downtime_ms,
         )
         self._hand_over(uuid, action, result)
+
+    def _needed_here(self, vm: VM) -> str:
+        """In this order: a guest that a task has left standing still is noted when the claim goes."""
+        if claim := self.store.get(paths.vm_claim(vm.spec.uuid)):  # it was made with a change of the spec
+            return f"task {claim.data.decode()} is at it"
+        if self.stands_still(vm.spec.uuid):
+            way_out = f"pvc vm restart {vm.spec.name}, if it does not"
+            return f"its guest stands still for a snapshot, and is told to go on: {way_out}"
+        return ""
 
     def _believe_answer(self, vm: VM, target: Target) -> None:
         """Only of a life that goes on. Another answer is taken away: the next life gives its own."""

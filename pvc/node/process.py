@@ -635,6 +635,7 @@ class Working:
         daemon.executor.free_disks = held.free
         self.disks = Disks(daemon, store, clock, connect)
         stillness = vm_snapshots.Stillness(hypervisor, Path(daemon.config.paths.state))
+        daemon.executor.stands_still = stillness.lasts
         self.standing_still = Loop("guests that stand still", clock)
         self.transfers = transfer.Transfers(clock)
         daemon.executor.ceph = self.pools.ceph

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,9 +70,6 @@ class Stillness:
         if domain is None:
             yield Quiesced.STOPPED
             return
-        if domain.state is DomainState.PAUSED:
-            yield Quiesced.PAUSED
-            return
         with self._alone(uuid):
             self._end(uuid)  # one from before, if it still lasts
             try:
@@ -93,15 +90,20 @@ class Stillness:
                 self._freed.notify_all()
 
     def _begin(self, uuid: str) -> Quiesced:
+        domain = self.hypervisor.domains().get(uuid)
+        if domain is None:
+            raise NoSuchDomain("it does not run any more")
+        if domain.state is DomainState.PAUSED:  # by somebody else
+            return Quiesced.PAUSED
         if self.hypervisor.can_freeze(uuid):
-            self._note(uuid, Quiesced.AGENT)
+            self._note(domain, Quiesced.AGENT)
             try:
                 if self.hypervisor.freeze(uuid):
                     return Quiesced.AGENT
             except NoAnswer as error:
                 log.warning("%s: %s", uuid, error.message)
                 self._end(uuid)
-        self._note(uuid, Quiesced.PAUSED)
+        self._note(domain, Quiesced.PAUSED)
         self.hypervisor.suspend(uuid)
         return Quiesced.PAUSED
 
@@ -120,23 +122,25 @@ class Stillness:
             self._late.discard(uuid)
         return True
 
+    def lasts(self, uuid: str) -> bool:
+        """What is noted, of the QEMU that runs, has not ended yet, as far as is known. Raises DriverError."""
+        _, run = self._noted(uuid)
+        return bool(run) and self._domain_of(uuid, run) is not None
+
     def step(self) -> float:
         """End what has not ended, in this life of the daemon or an earlier one, as soon as that can be."""
-        for note in sorted(self.notes.glob(f"{NOTE}*")):
-            if (uuid := note.name.removeprefix(NOTE)) not in self._busy:
+        noted = {note.name.removeprefix(NOTE) for note in self.notes.glob(f"{NOTE}*")}
+        # An agent that does not answer takes its time, and others need not wait for it.
+        for uuid in sorted(noted, key=lambda one: (self._noted(one)[0] == Quiesced.AGENT, one)):
+            if uuid not in self._busy:
                 self.end(uuid)
         return AGAIN_S
 
     def _end(self, uuid: str) -> None:
+        how, run = self._noted(uuid)
         try:
-            how = self._file(uuid).read_text()
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        try:
-            if how == Quiesced.AGENT:
-                self.hypervisor.thaw(uuid)
-            elif how == Quiesced.PAUSED and self._stands_still(uuid):
-                self.hypervisor.resume(uuid)
+            if how:
+                self._go_on(uuid, how, run)
         except NoSuchDomain:
             log.info("%s has ended while it stood still", uuid)
         except DriverError as error:
@@ -145,20 +149,39 @@ class Stillness:
                 hint="pvc vm restart, if that does not help",
                 retryable=True,
             ) from error
-        self._file(uuid).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._file(uuid).unlink()
 
-    def _stands_still(self, uuid: str) -> bool:
+    def _go_on(self, uuid: str, how: str, run: str) -> None:
+        domain = self._domain_of(uuid, run)
+        if domain is None:
+            raise NoSuchDomain("the QEMU that stood still does not run any more")
+        if how == Quiesced.AGENT:
+            self.hypervisor.thaw(uuid)
+        elif domain.state is DomainState.PAUSED:
+            self.hypervisor.resume(uuid)
+
+    def _domain_of(self, uuid: str, run: str) -> Domain | None:
+        """A later run of it has nothing that is frozen, and no agent yet, or none at all."""
         found = self.hypervisor.domains().get(uuid)
-        return found is not None and found.state is DomainState.PAUSED
+        return found if found is not None and found.run == run else None
 
     def _file(self, uuid: str) -> Path:
         return self.notes / f"{NOTE}{uuid}"
 
-    def _note(self, uuid: str, how: str) -> None:
+    def _noted(self, uuid: str) -> tuple[str, str]:
+        """How it stands still, and which run of its QEMU; empty where nothing is noted, or not all of it."""
+        try:
+            how, _, run = self._file(uuid).read_text().partition(" ")
+        except (FileNotFoundError, NotADirectoryError):
+            return "", ""
+        return how, run
+
+    def _note(self, domain: Domain, how: str) -> None:
         try:
             self.notes.mkdir(parents=True, exist_ok=True)
-            with self._file(uuid).open("w") as file:
-                file.write(how)
+            with self._file(domain.uuid).open("w") as file:
+                file.write(f"{how} {domain.run}")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

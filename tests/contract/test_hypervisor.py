@@ -365,12 +365,14 @@ def test_a_destroyed_domain_is_gone_when_the_call_returns(bench: Bench) -> None:
 
 def test_a_domain_can_be_started_again_with_another_definition(bench: Bench) -> None:
     uuid = started(bench)
-    bench.hosts[0].domains()
+    before = bench.hosts[0].domains()[uuid]
+    assert bench.another(0).domains()[uuid].run == before.run
     bench.hosts[0].destroy(uuid)
     xml = definition(bench, uuid, Guest.DEAF, memory_mib=48)
     bench.hosts[0].start(render(xml))
     domain = bench.hosts[0].domains()[uuid]
     assert (domain.memory_mib, domain.digest) == (48, domainxml.digest(xml))
+    assert domain.run not in ("", before.run)
 
 
 def test_a_guest_that_listens_powers_off(bench: Bench) -> None:

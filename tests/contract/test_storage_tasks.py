@@ -15,7 +15,7 @@ import pytest
 
 from pvc import pki
 from pvc.clock import SystemClock
-from pvc.cluster import paths
+from pvc.cluster import domainxml, paths
 from pvc.cluster.codec import to_json
 from pvc.cluster.vm import Owner
 from pvc.commands.context import invoke
@@ -57,6 +57,7 @@ class OneNode:
     world: World
     config: Config
     working: Working
+    daemon: SimpleNamespace
 
     def call(self, operation: str, /, **given: Any) -> Any:
         context = self.world.context()
@@ -108,7 +109,7 @@ def one_node(tmp_path: Path, connect: Callable[[], Ceph] | None = None) -> Itera
     server.tell_of_storage(working.pools.tell)
     server.tell_of_ceph(working.disks.watch.tell)
     server.carry_for(working.transfers.carry)
-    yield OneNode(world, config, working)
+    yield OneNode(world, config, working, daemon)
     working.close()
     server.close()
 
@@ -248,3 +249,15 @@ def test_a_stopped_vm_is_brought_back_to_a_snapshot(node: OneNode, tmp_path: Pat
         assert kept["name"].endswith(".daily")
     assert node.done("vm.snapshot-remove", vm="web1", snapshot="daily")["reason"] == ""
     assert [node.call("storage.volume-snapshot-list", pool="vms", volume=one) for one in volumes] == [[], []]
+
+
+def test_whoever_migrates_vms_knows_whose_guests_stand_still(node: OneNode, tmp_path: Path) -> None:
+    """Its agent does not answer, and so it goes on standing still."""
+    uuid, host = "6b29fc40-ca47-1067-b31d-00dd010662da", node.daemon.hypervisor
+    xml = domainxml.create("web1", uuid, memory_mib=64, vcpus=1)
+    host.start(domainxml.render(xml, emulation="qemu", emulator="/qemu", console_log="/log"))
+    assert not node.daemon.executor.stands_still(uuid)
+    (tmp_path / f"still-{uuid}").write_text(f"agent {host.domains()[uuid].run}")
+    assert node.daemon.executor.stands_still(uuid)
+    host.destroy(uuid)
+    assert not node.daemon.executor.stands_still(uuid)

@@ -5,9 +5,10 @@ It keeps the promises of the real driver (tests/contract/test_hypervisor.py) and
 
 from __future__ import annotations
 
+import itertools
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -117,6 +118,7 @@ class FakeWorld:
     when_snapshot: Callable[[str, str, bool], None] = lambda _file, _name, _is_there: None
     hosts: dict[str, FakeHypervisor] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)
+    runs: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def add(self, name: str, *, memory_mib: int = 16384, cpus: int = 8) -> FakeHypervisor:
         host = self.hosts[name] = FakeHypervisor(self, name, memory_mib, cpus)
@@ -262,6 +264,7 @@ class FakeHypervisor:
                 rest=shape.rest,
                 interfaces=shape.interfaces,
                 drives=shape.drives,
+                run=str(next(self.world.runs)),
             ),
             with_aliases(xml),
         )
@@ -411,8 +414,10 @@ class FakeHypervisor:
         except BaseException:
             self._take_back(uuid, other)
             raise
-        arrived = replace(machine.domain, state=DomainState.RUNNING, reason="migrated", migrating=False)
-        other.machines[uuid].domain = arrived
+        incoming = other.machines[uuid].domain
+        other.machines[uuid].domain = replace(
+            machine.domain, state=DomainState.RUNNING, reason="migrated", migrating=False, run=incoming.run
+        )
         other._tell(DomainEvent(EventKind.RESUMED, uuid))
         self._end(uuid, Ended.MIGRATED)
         return MigrationResult(elapsed_s, settings.max_downtime_ms // 2)
@@ -468,7 +473,10 @@ class FakeHypervisor:
             callback(event)
 
     def _begin_move(self, machine: _Machine, other: FakeHypervisor) -> None:
-        incoming = replace(machine.domain, state=DomainState.INCOMING, reason="migration", migrating=True)
+        run = str(next(self.world.runs))
+        incoming = replace(
+            machine.domain, state=DomainState.INCOMING, reason="migration", migrating=True, run=run
+        )
         machine.domain = replace(machine.domain, migrating=True)
         other.machines[machine.domain.uuid] = _Machine(incoming, machine.xml)
         other._tell(DomainEvent(EventKind.STARTED, machine.domain.uuid))

@@ -14,6 +14,7 @@ from pvc.proc import run
 
 log = logging.getLogger(__name__)
 
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 EMULATOR = "/usr/bin/qemu-system-x86_64"
 PROBE_TIMEOUT_S = 2.0
 EXIT_PORT_VALUE = 0x10
@@ -21,6 +22,10 @@ EXIT_CODE = EXIT_PORT_VALUE << 1 | 1  # what isa-debug-exit makes of it
 
 # mov dx, 0xf4; mov al, 0x10; out dx, al; hlt
 BOOT_SECTOR = bytes([0xBA, 0xF4, 0x00, 0xB0, EXIT_PORT_VALUE, 0xEE, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
+
+
+def boot_id(file: str = BOOT_ID) -> str:
+    return Path(file).read_text(encoding="ascii").strip()
 
 
 def emulation(

@@ -74,6 +74,7 @@ class Domain:
     rest: str = ""  # of that definition without its interfaces and disks
     interfaces: tuple[Interface, ...] = ()  # that it has now
     drives: tuple[Drive, ...] = ()  # that it has now
+    run: str = ""  # this run of its QEMU on this host: no other one, of whatever domain, is called so
 
     @property
     def devices(self) -> tuple[Interface | Drive, ...]:

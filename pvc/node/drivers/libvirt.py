@@ -169,6 +169,7 @@ class LibvirtHypervisor:
     ) -> None:
         self._uri = uri
         self._emulation = emulation
+        self._boot = host.boot_id()
         self._lock = threading.Lock()
         self._open: libvirt.virConnect | None = None
         self._closed = False
@@ -400,6 +401,7 @@ class LibvirtHypervisor:
             rest=started.shape.rest,
             interfaces=started.shape.interfaces,
             drives=started.shape.drives,
+            run=f"{self._boot}.{run}",  # libvirt begins to count anew when the host has booted
         )
 
     def _started_as(self, domain: libvirt.virDomain, uuid: str, run: int) -> _Started:

@@ -377,12 +377,88 @@ def test_a_guest_goes_on_also_where_nothing_is_known_of_the_task() -> None:
     host.suspend(uuid_of(made))
     note = Path(made.notes.name, "n1", f"still-{uuid_of(made)}")
     note.parent.mkdir()
-    note.write_text("paused")
-    note.with_name("still-of-one-that-ended").write_text("agent")
+    note.write_text(f"paused {host.domains()[uuid_of(made)].run}")
+    note.with_name("still-of-one-that-ended").write_text("agent 1")
     note.with_name("still-of-one-that-had-not-begun").write_text("")
     made.stillness["n1"].step()
     assert state(host, made) is DomainState.RUNNING
     leaves_nothing(made)
+
+
+def note_of(made: Storing, vm: str = "web1") -> Path:
+    return Path(made.notes.name, "n1", f"still-{made.world.spec(vm).uuid}")
+
+
+def test_what_stands_still_is_no_more_than_one_run_of_the_guest() -> None:
+    """What was frozen has gone with it, and nothing needs to answer for it."""
+    made = two()
+    host = runs(made)
+    guest = made.hosts.guest(uuid_of(made))
+    guest.has_agent = True
+    refuse(host, "thaw")
+    made.done("vm.snapshot-create", **DAILY)
+    stillness = made.stillness["n1"]
+    assert (note_of(made).exists(), stillness.lasts(uuid_of(made))) == (True, True)
+    stops(made)
+    runs(made)
+    guest.has_agent = guest.is_frozen = False
+    assert not stillness.lasts(uuid_of(made))
+    found = made.done("vm.snapshot-create", **DAILY)
+    assert (found["reason"], found["result"]["quiesced"]) == ("", "paused")
+    assert (state(host, made), note_of(made).exists()) == (DomainState.RUNNING, False)
+
+
+def test_a_later_run_that_somebody_has_paused_is_not_resumed() -> None:
+    made = two()
+    host = runs(made)
+    refuse(host, "resume")
+    assert "its guest does not go on" in made.done("vm.snapshot-create", **DAILY)["reason"]
+    host.refuses.clear()
+    stops(made)
+    runs(made)
+    host.suspend(uuid_of(made))
+    made.stillness["n1"].step()
+    assert (state(host, made), note_of(made).exists()) == (DomainState.PAUSED, False)
+
+
+def test_a_guest_that_waits_for_its_agent_delays_no_other() -> None:
+    made = two()
+    made.world.call("vm.create", name="web0", target="n1")
+    host = runs(made)
+    runs(made, "web0")
+    frozen, paused = sorted(made.world.spec(vm).uuid for vm in ("web0", "web1"))
+    made.hosts.guest(frozen).has_agent = True
+    host.suspend(paused)
+    found = host.domains()
+    note_of(made).parent.mkdir()
+    for uuid, how in ((frozen, "agent"), (paused, "paused")):
+        note_of(made).with_name(f"still-{uuid}").write_text(f"{how} {found[uuid].run}")
+    made.stillness["n1"].step()
+    told = [call for call in host.calls if call[0] in ("resume", "thaw")]
+    assert told == [("resume", paused), ("thaw", frozen)]
+
+
+def test_one_that_still_stands_still_goes_on_before_the_next_snapshot_and_not_within() -> None:
+    made = two()
+    host = runs(made)
+    refuse(host, "resume")
+    made.done("vm.snapshot-create", **DAILY)
+    host.refuses.clear()
+    assert state(host, made) is DomainState.PAUSED
+    seen: list[DomainState] = []
+    inside = made.hosts.when_snapshot
+
+    def look(file: str, name: str, is_there: bool) -> None:
+        if is_there:
+            made.stillness["n1"].step()
+            seen.append(state(host, made))
+        inside(file, name, is_there)
+
+    made.hosts.when_snapshot = look
+    assert made.done("vm.snapshot-create", **DAILY)["reason"] == ""
+    assert seen == [DomainState.PAUSED, DomainState.PAUSED]
+    assert state(host, made) is DomainState.RUNNING
+    assert not note_of(made).exists()
 
 
 # Not while something else goes on

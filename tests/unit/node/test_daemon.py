@@ -411,6 +411,36 @@ def test_a_vm_that_a_task_is_at_is_not_moved(bench: Bench) -> None:
     assert bench.vm.status.reason == "not moved to n2: task 0000000a is at it"
 
 
+def test_a_vm_whose_guest_stands_still_is_not_moved_before_it_goes_on(bench: Bench) -> None:
+    """There nobody would tell it."""
+    join(bench, "n2", "10.0.0.2")
+    bench.host.world.hosts["n1"] = bench.host
+    bench.host.world.add("10.0.0.2")
+    bench.add(spec())
+    bench.rounds(2)
+    still = {UUID}
+    bench.daemon.executor.stands_still = still.__contains__
+    moved = move(bench.vm.spec, "n2", home="n1")
+    bench.store.commit(
+        Put(paths.vm(UUID), dumps(moved)),
+        Create(paths.node_vm("n2", UUID)),
+        Create(paths.vm_target(UUID), dumps(Target("n2", moved.moves, 1))),
+    )
+    bench.rounds(2)
+    assert bench.host.migrations == []
+    assert (bench.vm.spec.node, bench.vm.spec.home, bench.vm.status.state) == ("n1", None, State.START)
+    assert bench.vm.status.reason == (
+        "not moved to n2: its guest stands still for a snapshot, and is told to go on: "
+        "pvc vm restart web1, if it does not"
+    )
+    still.clear()
+    again = move(bench.vm.spec, "n2", home="n1")
+    answer = Put(paths.vm_target(UUID), dumps(Target("n2", again.moves, 1)))
+    bench.store.commit(Put(paths.vm(UUID), dumps(again)), Create(paths.node_vm("n2", UUID)), answer)
+    bench.rounds()
+    assert len(bench.host.migrations) == 1
+
+
 def test_a_vm_that_a_task_is_at_starts_when_that_has_ended(bench: Bench) -> None:
     bench.add(spec())
     bench.store.commit(Create(paths.vm_claim(UUID), b"0000000a"))
