@@ -275,9 +275,7 @@ def test_its_node_dies_in_the_middle_and_where_the_vm_goes_nothing_is_left_of_it
     leaves_nothing(made)
 
 
-def test_who_has_lost_a_snapshot_to_another_node_writes_none_down() -> (
-    None
-):
+def test_who_has_lost_a_snapshot_to_another_node_writes_none_down() -> None:
     made = two()
     host = runs(made)
     inside = made.hosts.when_snapshot
