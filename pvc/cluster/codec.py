@@ -61,7 +61,7 @@ def loads(kind: type[T], data: bytes, where: str = "") -> T:
     """A dataclass from its document. Raises Unreadable naming `where`."""
     try:
         return typing.cast("T", _converter(kind)(json.loads(data)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise Unreadable(f"cannot read {where or kind.__name__}: {error}") from error
 
 

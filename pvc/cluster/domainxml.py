@@ -15,13 +15,14 @@ from functools import lru_cache
 from uuid import UUID
 from xml.parsers import expat
 
+from pvc import names
 from pvc.cluster.network import bridge_name
 from pvc.cluster.storage import CephAccess
 from pvc.cluster.vm import Drive, Interface
 from pvc.errors import Invalid, Unavailable
 
 NAMESPACE = "urn:pvc:vm"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME = re.compile(names.VM)
 VNI = re.compile(r"[1-9][0-9]{0,7}")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 MAX_BYTES = 512 * 1024  # a definition is one document of the store

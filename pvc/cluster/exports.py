@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pvc.cluster.codec import Unreadable, dumps, loads
+from pvc import bounds, names
+from pvc.bounds import Bounds
+from pvc.cluster.codec import Unreadable, dumps, from_json, loads
 from pvc.cluster.snapshots import Quiesced, VMSnapshot
 from pvc.cluster.storage import GREATEST_BYTES, Volume
+from pvc.cluster.vm import VMSpec
 from pvc.errors import Conflict, Invalid, NotFound
-from pvc.names import POOL, SNAPSHOT, VOLUME
 
 MANIFEST = "manifest.json"
 KIND, VERSION = "pvc vm snapshot", 1
@@ -28,6 +30,13 @@ LATEST = 1e11
 """When a snapshot can have been taken."""
 MANIFESTS_BYTES = 1024**2
 """All those together that a VM is made of."""
+MOST_FILE_BYTES = 2 * GREATEST_BYTES
+"""A file says more than what is on the disk: where that is."""
+SETTINGS = (
+    *("selector", "node_limit", "method", "max_downtime_ms", "migration_timeout_s", "shutdown_timeout_s"),
+    *("start_priority", "tags", "profile"),
+)
+"""Of a VM beside its definition, what an export keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,25 +118,69 @@ def read(data: bytes, where: str) -> Manifest:
 
 def _check(found: Manifest, where: str) -> None:
     """Whoever can write a file can write its checksum, too: what is in it becomes names of ours."""
-    files = [one.file for one in found.disks]
-    names = [
-        ("VM's UUID", found.uuid, UUID),
-        ("snapshot", found.snapshot, SNAPSHOT),
-        ("way to hold still", found.quiesced, "|".join(Quiesced)),
-        *(("file", name, FILE) for name in files),
-        *([("file", found.parent.directory, FILE)] if found.parent else []),
-    ]
-    for one in found.disks:
-        names += [("target", one.target, FILE), ("pool", one.pool, POOL), ("volume", one.volume, VOLUME)]
-        if not (0 < one.size_bytes <= GREATEST_BYTES and one.file_bytes > 0):
-            raise Invalid(f"{where} names no size that disk {one.target} could have")
-    for what, name, pattern in names:
+    for what, name, pattern in _named(found):
         if not re.fullmatch(pattern, name):
             raise Invalid(f"{where} names a {what} {name!r}")
+    for one in found.disks:
+        if not (0 < one.size_bytes <= GREATEST_BYTES and 0 < one.file_bytes <= MOST_FILE_BYTES):
+            raise Invalid(f"{where} names no size that disk {one.target} could have")
+    files = {one.file for one in found.disks}
     if not files or not 0 <= found.at < LATEST:
         raise Invalid(f"{where} names no {'time' if files else 'disk'}")
-    if len({*files}) != len(files) or len({one.target for one in found.disks}) != len(files):
+    if found.parent and not 0 <= found.parent.at < found.at:
+        raise Invalid(f"{where} differs from snapshot {found.parent.snapshot}, which is not older")
+    if not len(files) == len({one.target for one in found.disks}) == len(found.disks):
         raise Invalid(f"{where} names a disk twice")
+    if not isinstance(found.settings, Mapping):
+        raise Invalid(f"{where} does not say how {found.vm} was treated")
+
+
+def _named(found: Manifest) -> Iterator[tuple[str, str, str]]:
+    """What, its name, and the pattern of such names."""
+    yield "VM", found.vm, names.VM
+    yield "VM's UUID", found.uuid, UUID
+    yield "snapshot", found.snapshot, names.VM
+    yield "way to hold still", found.quiesced, "|".join(Quiesced)
+    if found.parent:
+        yield "file", found.parent.directory, FILE
+        yield "snapshot", found.parent.snapshot, names.VM
+    for one in found.disks:
+        yield "file", one.file, FILE
+        yield "target", one.target, FILE
+        yield "pool", one.pool, names.POOL
+        yield "volume", one.volume, names.VOLUME
+        if one.since:
+            yield "target", one.since, FILE
+
+
+def treated(manifest: Manifest) -> VMSpec:
+    """A VM that is nothing yet, treated as that one was. Raises Invalid, as what sets it would."""
+    kept = {name: value for name, value in manifest.settings.items() if name in SETTINGS}
+    plain = {"uuid": "", "name": "", "definition": "", "memory_mib": 0, "vcpus": 0, **kept}
+    said = f"what the manifest says of how {manifest.vm} is treated"
+    try:
+        spec = from_json(VMSpec, plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Invalid(f"{said}: {error}") from None
+    for what, value, (least, most) in _numbers(spec):
+        if not least <= value <= most:
+            raise Invalid(f"{said}: its {what} is not between {least} and {most}")
+    tags = [one.name for one in spec.tags]
+    called = [("profile", spec.profile, names.PROFILE), *(("tag", one, names.TAG) for one in tags)]
+    called += [("node", one, names.NODE) for one in spec.node_limit]
+    for what, name, pattern in called:
+        if not re.fullmatch(pattern, name):
+            raise Invalid(f"{said}: it names a {what} {name!r}")
+    if len({*tags}) != len(tags):
+        raise Invalid(f"{said}: it names a tag twice")
+    return spec
+
+
+def _numbers(spec: VMSpec) -> Iterator[tuple[str, int, Bounds]]:
+    yield "start priority", spec.start_priority, bounds.START_PRIORITY
+    yield "greatest downtime in ms", spec.max_downtime_ms, bounds.MAX_DOWNTIME_MS
+    yield "time to migrate in s", spec.migration_timeout_s, bounds.MIGRATION_TIMEOUT_S
+    yield "time to shut down in s", spec.shutdown_timeout_s, bounds.SHUTDOWN_TIMEOUT_S
 
 
 def is_of(manifest: Manifest, uuid: str, snapshot: str, at: float) -> bool:

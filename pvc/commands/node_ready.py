@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from pvc import names
 from pvc.cluster import paths, readiness
 from pvc.cluster.codec import dumps
 from pvc.cluster.node import NodeRole
@@ -13,12 +14,12 @@ from pvc.cluster.store import Create, Op, Put
 from pvc.cluster.verification import Verification, Wish
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
-from pvc.commands.types import NODE_PATTERN, NODE_WORDS
+from pvc.commands.types import NODE_WORDS
 from pvc.commands.vm_info import Goal
 from pvc.errors import Conflict
 
 OneNode = Annotated[
-    str, Arg("only that node; all unless told", metavar="NODE", pattern=NODE_PATTERN, what=NODE_WORDS)
+    str, Arg("only that node; all unless told", metavar="NODE", pattern=names.NODE, what=NODE_WORDS)
 ]
 
 

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any, NamedTuple
 
-from pvc import names
+from pvc import bounds, names
 from pvc.commands.registry import Arg
 from pvc.errors import Invalid
 
-VM_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-NODE_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
 NETWORK_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}"
 SIZE_PATTERN = r"\d{1,9}(\.\d{1,3})?\s?([KMGT]i?B?|[kmgt])"
 FILE_PATTERN = r"/[^\0\n]{1,4095}"
 
@@ -24,11 +21,11 @@ _VM_WORDS = "a VM's name: up to 63 letters, digits, dots, dashes and underscores
 NODE_WORDS = "a node's name: up to 63 lower-case letters, digits and dashes"
 
 VMName = Annotated[
-    str, Arg("name or UUID of the VM", metavar="VM", complete="vm", pattern=VM_PATTERN, what=_VM_WORDS)
+    str, Arg("name or UUID of the VM", metavar="VM", complete="vm", pattern=names.VM, what=_VM_WORDS)
 ]
-NewName = Annotated[str, Arg("its name from now on", metavar="NAME", pattern=VM_PATTERN, what=_VM_WORDS)]
+NewName = Annotated[str, Arg("its name from now on", metavar="NAME", pattern=names.VM, what=_VM_WORDS)]
 NodeName = Annotated[
-    str, Arg("name of the node", metavar="NODE", complete="node", pattern=NODE_PATTERN, what=NODE_WORDS)
+    str, Arg("name of the node", metavar="NODE", complete="node", pattern=names.NODE, what=NODE_WORDS)
 ]
 Target = Annotated[
     str,
@@ -37,7 +34,7 @@ Target = Annotated[
         short="-t",
         metavar="NODE",
         complete="node",
-        pattern=NODE_PATTERN,
+        pattern=names.NODE,
         what=NODE_WORDS,
     ),
 ]
@@ -51,7 +48,7 @@ NodeLimit = Annotated[
         short="-l",
         metavar="NODES",
         complete="node",
-        pattern=NODE_PATTERN,
+        pattern=names.NODE,
         what=NODE_WORDS,
     ),
 ]
@@ -61,7 +58,7 @@ TagName = Annotated[
         "the tag",
         metavar="TAG",
         complete="tag",
-        pattern=TAG_PATTERN,
+        pattern=names.TAG,
         what="a tag: up to 63 letters, digits, dots, dashes, colons and underscores",
     ),
 ]
@@ -71,8 +68,8 @@ StartPriority = Annotated[
     Arg(
         "among VMs that are to start: the greater number first; 100 unless told",
         metavar="N",
-        minimum=0,
-        maximum=1000,
+        minimum=bounds.START_PRIORITY.least,
+        maximum=bounds.START_PRIORITY.most,
     ),
 ]
 Restart = Annotated[
@@ -80,7 +77,13 @@ Restart = Annotated[
 ]
 MaxDowntime = Annotated[
     int,
-    Arg("how long a live migration may stop it", short="-d", metavar="MS", minimum=10, maximum=60_000),
+    Arg(
+        "how long a live migration may stop it",
+        short="-d",
+        metavar="MS",
+        minimum=bounds.MAX_DOWNTIME_MS.least,
+        maximum=bounds.MAX_DOWNTIME_MS.most,
+    ),
 ]
 VCPUCount = Annotated[int, Arg("number of vCPUs", metavar="N", minimum=1, maximum=288)]
 TopologyText = Annotated[
@@ -184,7 +187,7 @@ VMSnapshotName = Annotated[
         "name of the snapshot",
         metavar="NAME",
         complete="vm-snapshot",
-        pattern=VM_PATTERN,
+        pattern=names.VM,
         what=_VM_WORDS.replace("a VM's", "a snapshot's"),
     ),
 ]

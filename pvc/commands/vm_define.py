@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
+from pvc import names
 from pvc.cluster import paths, records
 from pvc.cluster.codec import to_json
 from pvc.cluster.storage import Volume
@@ -38,7 +39,7 @@ AtNode = Annotated[
         short="-t",
         metavar="NODE",
         complete="node",
-        pattern=types.NODE_PATTERN,
+        pattern=names.NODE,
         what="a node's name",
     ),
 ]
@@ -47,9 +48,7 @@ Moving = Annotated[Method, Arg("how it changes nodes while it runs", short="-m")
 TAG_WORDS = "a tag: up to 63 letters, digits, dots, dashes, colons and underscores"
 Tags = Annotated[
     str,
-    Arg(
-        "give it a tag", short="-g", metavar="TAG", complete="tag", pattern=types.TAG_PATTERN, what=TAG_WORDS
-    ),
+    Arg("give it a tag", short="-g", metavar="TAG", complete="tag", pattern=names.TAG, what=TAG_WORDS),
 ]
 ProtectedTags = Annotated[
     str,
@@ -58,7 +57,7 @@ ProtectedTags = Annotated[
         short="-G",
         metavar="TAG",
         complete="tag",
-        pattern=types.TAG_PATTERN,
+        pattern=names.TAG,
         what=TAG_WORDS,
     ),
 ]

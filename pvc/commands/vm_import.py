@@ -7,12 +7,14 @@ from typing import Annotated
 
 from pvc import sizes
 from pvc.cluster import paths
+from pvc.cluster.records import absent
 from pvc.cluster.storage import Volume
 from pvc.commands import task as tasks
 from pvc.commands import vm_write
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
 from pvc.commands.storage_transfer import Offset, Taken, carry, going_on, going_on_already
+from pvc.commands.storage_volume import user_of
 from pvc.commands.task import TaskInfo
 from pvc.commands.types import NewName, NodeName, PoolName, TaskName
 from pvc.commands.vm_export import Place, settled, whose_directory
@@ -114,6 +116,7 @@ def upload_begin(
         )
     chain = tuple(exports.read(one, f"manifest {place}") for place, one in enumerate(documents, 1))
     exports.check_order(chain)
+    exports.treated(chain[-1])
     _check_new(ctx, name)
     volumes = [*exports.volumes_for(chain[-1], name, pool or "", ctx.view.pools()).values()]
     lengths = [len(one) for one in documents]
@@ -130,8 +133,12 @@ def upload_begin(
     }
     if before := going_on_already(ctx, UPLOAD, _claim(volumes[0]), asked):
         return before
+    for one in volumes:
+        if (user := user_of(ctx, one.pool, one.name)) is not None:
+            raise Conflict(f"volume {one} is a disk of {user.spec.name}", hint="choose another name")
     about = f"making {name} of an export that is sent ({sizes.show(size)})"
-    return vm_write.begin(ctx, UPLOAD, about, None, volumes, arguments=asked)
+    unused = [op for one in volumes for op in absent(paths.pool_vm(one.pool, one.name))]
+    return vm_write.begin(ctx, UPLOAD, about, None, volumes, arguments=asked, ops=unused)
 
 
 @operation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
+from pvc import bounds, names
 from pvc.cluster.placement import Placement
 from pvc.cluster.vm import Method, Selector, Tag, VMSpec
 from pvc.commands import types
@@ -128,18 +129,23 @@ def meta(
         Arg(
             "before a guest that does not shut down is powered off; 0: the cluster's",
             metavar="SECONDS",
-            minimum=0,
-            maximum=86_400,
+            minimum=bounds.SHUTDOWN_TIMEOUT_S.least,
+            maximum=bounds.SHUTDOWN_TIMEOUT_S.most,
         ),
     ]
     | None = None,
     migration_timeout: Annotated[
         int,
-        Arg("before a live migration is given up", metavar="SECONDS", minimum=10, maximum=86_400),
+        Arg(
+            "before a live migration is given up",
+            metavar="SECONDS",
+            minimum=bounds.MIGRATION_TIMEOUT_S.least,
+            maximum=bounds.MIGRATION_TIMEOUT_S.most,
+        ),
     ]
     | None = None,
     profile: Annotated[
-        str, Arg("the profile it was provisioned with; empty: none", short="-p", pattern=r"[\w .:-]{0,63}")
+        str, Arg("the profile it was provisioned with; empty: none", short="-p", pattern=names.PROFILE)
     ]
     | None = None,
 ) -> VMInfo:

@@ -16,12 +16,12 @@ from typing import IO, Any, BinaryIO, Protocol
 from uuid import uuid4
 
 from pvc.cluster import domainxml, exports, paths, records
-from pvc.cluster.codec import dumps, from_json, to_json
+from pvc.cluster.codec import dumps, to_json
 from pvc.cluster.domainxml import NewDisk
 from pvc.cluster.exports import MANIFEST, ExportedDisk, Manifest, Parent
 from pvc.cluster.records import with_definition
 from pvc.cluster.snapshots import Quiesced, SnapshotDisk, VMSnapshot, known_ops, on_volumes
-from pvc.cluster.storage import Driver, Format, PoolSpec, default_format, location
+from pvc.cluster.storage import Driver, Format, PoolSpec, Volume, default_format, location
 from pvc.cluster.store import Check, Create, Delete, Op, Put, Store, Stored
 from pvc.cluster.tasks import TaskSpec
 from pvc.cluster.view import View
@@ -37,11 +37,6 @@ WRITING = 0.8
 """How much of an export that is; the rest is reading it again."""
 NewFile = Callable[[str], AbstractContextManager[IO[bytes]]]
 """Makes a file of an export, by its name."""
-SETTINGS = (
-    *("selector", "node_limit", "method", "max_downtime_ms", "migration_timeout_s", "shutdown_timeout_s"),
-    *("start_priority", "tags", "profile"),
-)
-"""Of a VM beside its definition, what an export keeps."""
 
 
 def works(pools: Pools) -> dict[str, Work]:
@@ -163,7 +158,7 @@ class Source:
             definition=self.snapshot.definition,
             disks=tuple(disks),
             parent=Parent(self.parent_in, parent.name, parent.at) if parent else None,
-            settings={name: value for name, value in to_json(self.vm).items() if name in SETTINGS},
+            settings={name: value for name, value in to_json(self.vm).items() if name in exports.SETTINGS},
         )
 
     def _disk(self, disk: SnapshotDisk, create: NewFile, told: Callable[[float], None]) -> ExportedDisk:
@@ -362,14 +357,9 @@ class Import:
             place = location(volume.pool, volume.name, volume.format)
             is_rbd = volume.pool.driver is Driver.RBD
             xml = domainxml.replace_disk(xml, NewDisk(place, str(volume.format), is_rbd), volume.target)
-        kept = {name: value for name, value in manifest.settings.items() if name in SETTINGS}
-        plain = {"uuid": uuid, "name": "", "definition": "", "memory_mib": 0, "vcpus": 0, **kept}
-        try:
-            spec = with_definition(from_json(VMSpec, plain), xml)
-        except (TypeError, ValueError, KeyError) as error:
-            raise Invalid(f"what the manifest says of how {manifest.vm} is treated: {error}") from None
-        nodes = View(self.store).nodes(spec.node_limit)
-        return replace(spec, node_limit=tuple(name for name in spec.node_limit if name in nodes))
+        spec = with_definition(replace(exports.treated(manifest), uuid=uuid), xml)
+        limit = sorted({*spec.node_limit})
+        return replace(spec, node_limit=tuple(View(self.store).nodes(limit)))
 
     def _check_free(self, spec: VMSpec) -> None:
         view = View(self.store)
@@ -393,6 +383,7 @@ class Import:
         self.store.commit(
             *(Check(paths.pool(pool.spec.name), pool.spec_version) for pool in pools),
             *(Create(one.claim, task.id.encode()) for one in volumes if one.claim not in task.claims),
+            *(op for one in volumes for op in records.absent(one.index)),
         )
         for one in volumes:
             with suppress(NotFound):
@@ -475,14 +466,30 @@ class Import:
         return found
 
     def _take_away(self, task: TaskSpec, pool_name: str, volume: str) -> None:
-        index = self.store.get(paths.pool_vm(pool_name, volume))
-        if index is None or View(self.store).vms([index.data.decode()]):
+        index = paths.pool_vm(pool_name, volume)
+        if not self._taken_over(task, index, Volume(pool_name, volume)):
             return
         pool = self.pools.open(pool_name)
         pool.discard(_token(task, volume))
         with suppress(NotFound):
             pool.remove(volume, _token(task, volume))
-        self.store.commit(Delete(index.path, index.version))
+        self.store.commit(Delete(index))
+
+    def _taken_over(self, task: TaskSpec, index: str, volume: Volume) -> bool:
+        """Nobody else has it, nor gets it from now on: it is the task's, and no longer a VM's to be.
+
+        Others can have made a VM with that UUID, without the volume and with it.
+        """
+        stored, view = self.store.get(index), View(self.store)
+        if stored is None:
+            return False
+        uuid = stored.data.decode()
+        vm = view.vms([uuid]).get(uuid)
+        if vm is not None and volume in records.volumes(view, vm.spec).values():
+            return False
+        as_seen = records.absent(paths.vm(uuid)) if vm is None else (Check(paths.vm(uuid), vm.spec_version),)
+        self.store.commit(*as_seen, Put(index, task.id.encode(), stored.version))
+        return True
 
 
 def _token(task: TaskSpec, volume: str) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pvc import sizes
 from pvc.cluster import exports
+from pvc.cluster.codec import Unreadable, loads, to_json
 from pvc.cluster.exports import KIND, ExportedDisk, Manifest, Parent
 from pvc.cluster.snapshots import Quiesced, SnapshotDisk, VMSnapshot
 from pvc.errors import Conflict, Invalid, NotFound
@@ -17,9 +24,21 @@ FULL = Manifest(KIND, 1, "web1", UUID, "mon.1", 1.5, "agent", "<domain/>", (DISK
 NEXT = replace(
     FULL,
     snapshot="tue",
+    at=2.5,
     disks=(replace(DISK, since="vda"), replace(DISK, target="vdb", volume="other", file="vdb.rbddiff")),
     parent=Parent("web1-mon.1", "mon.1", 1.5),
 )
+TREATED = {
+    "selector": "mem",
+    "node_limit": ["n1"],
+    "method": "live",
+    "profile": "web",
+    "start_priority": 7,
+    "max_downtime_ms": 300,
+    "migration_timeout_s": 600,
+    "shutdown_timeout_s": 0,
+    "tags": [{"name": "blue", "protected": True}],
+}
 
 
 def test_what_is_written_is_read_again() -> None:
@@ -49,12 +68,89 @@ def test_what_is_written_is_read_again() -> None:
         (replace(FULL, quiesced="luck"), "names a way to hold still 'luck'"),
         (replace(FULL, at=float("nan")), "names no time"),
         (replace(FULL, at=1e300), "names no time"),
+        (replace(FULL, disks=(replace(DISK, file_bytes=10**400),)), "no size that disk vda could have"),
+        (replace(NEXT, disks=(replace(DISK, since="\x1b"),)), "names a target"),
+        (replace(FULL, vm="a\n"), "names a VM 'a"),
+        (replace(FULL, snapshot="a" * 64), "names a snapshot"),
+        (replace(NEXT, parent=Parent("web1-mon.1", "x/../y\n", 1.5)), "names a snapshot"),
+        (replace(NEXT, parent=Parent("web1-mon.1", "mon.1", float("nan"))), "mon.1, which is not older"),
+        (replace(NEXT, parent=Parent("web1-tue", "tue", 2.5)), "tue, which is not older"),
+        (replace(FULL, settings=7), "does not say how web1 was treated"),  # type: ignore[arg-type]
         (replace(FULL, disks=(DISK, replace(DISK, file="b"))), "twice"),
     ],
 )
 def test_what_is_no_manifest_is_refused(manifest: Manifest, said: str) -> None:
     with pytest.raises(Invalid, match=said):
         exports.read(exports.written(manifest), "here")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"max_downtime_ms": -5}, "downtime in ms is not between 10 and 60000"),
+        ({"migration_timeout_s": 0}, "migrate in s is not between 10 and"),
+        ({"shutdown_timeout_s": 86_401}, "shut down in s is not between 0 and"),
+        ({"start_priority": 10**30}, "priority is not between 0 and 1000"),
+        ({"start_priority": 7.5}, "expected int"),
+        ({"tags": [{"name": "\x1b[2J"}]}, r"a tag '\\x1b"),
+        ({"tags": [{"name": "a"}, {"name": "a", "protected": True}]}, "a tag twice"),
+        ({"tags": 7}, "not iterable"),
+        ({"profile": "a\nb"}, "a profile"),
+        ({"node_limit": ["../n1"]}, "a node"),
+        ({"selector": "luck"}, "not a valid Selector"),
+        ({"method": None}, "not a valid Method"),
+    ],
+)
+def test_a_vm_is_treated_as_operations_could_have_it(changed: dict[str, Any], said: str) -> None:
+    spec = exports.treated(replace(FULL, settings={**TREATED, "power": "started"}))
+    assert {name: value for name, value in to_json(spec).items() if name in TREATED} == TREATED
+    assert spec.power == "stopped"
+    with pytest.raises(Invalid, match=f"of how web1 is treated: .*{said}"):
+        exports.treated(replace(FULL, settings={**TREATED, **changed}))
+
+
+PLAIN = to_json(replace(NEXT, settings=TREATED))
+FIELDS = [
+    *((name,) for name in PLAIN),
+    *(("parent", name) for name in PLAIN["parent"]),
+    *(("disks", 0, name) for name in PLAIN["disks"][0]),
+    *(("settings", name) for name in TREATED),
+    ("settings", "tags", 0, "name"),
+]
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+ANY = st.recursive(
+    VALUES | st.sampled_from([10**400, -(10**400)]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def signed(plain: dict[str, Any]) -> bytes:
+    """As by somebody who can write a checksum; the document as it is where there can be none."""
+    data = json.dumps(plain).encode()
+    with suppress(Unreadable, UnicodeEncodeError):
+        return exports.written(loads(Manifest, data))
+    return data
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(FIELDS), ANY)
+def test_whatever_a_manifest_says_is_read_or_refused(field: tuple[str | int, ...], value: Any) -> None:
+    plain = json.loads(json.dumps(PLAIN))
+    inner = plain
+    for step in field[:-1]:
+        inner = inner[step]
+    inner[field[-1]] = value
+    with suppress(Invalid, NotFound):
+        found = exports.read(signed(plain), "here")
+        exports.treated(found)
+        exports.check_order((FULL, found))
+        sizes.show(sum(one.file_bytes for one in found.disks))
+
+
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(Invalid, match="here"):
+        exports.read(json.dumps({**PLAIN, "at": 10**400}).encode(), "here")
 
 
 ODD = exports.written(FULL).replace(b"<domain/>", rb"\ud800")
@@ -110,7 +206,7 @@ def test_all_disks_are_made_of_no_more_files_than_needed() -> None:
 
 
 def test_what_is_given_together_is_the_oldest_first_and_all_that_is_needed() -> None:
-    last = replace(NEXT, snapshot="wed", at=3.5, parent=Parent("web1-tue", "tue", 1.5))
+    last = replace(NEXT, snapshot="wed", at=3.5, parent=Parent("web1-tue", "tue", 2.5))
     for whole in ((FULL,), (FULL, NEXT), (FULL, NEXT, last)):
         exports.check_order(whole)
     refused: list[tuple[tuple[Manifest, ...], type[Exception], str]] = [

@@ -20,6 +20,7 @@ from pvc.cluster.tasks import TaskState
 from pvc.cluster.view import View
 from pvc.cluster.vm import VMSpec
 from pvc.errors import Conflict, Failed, Invalid, NotFound, Unavailable
+from tests.fakes.lanes import Lanes
 from tests.fakes.pool import FakeContent, FakeFilling
 from tests.unit.commands.storing import Storing, announced, stream
 from tests.unit.commands.world import UUID
@@ -206,11 +207,8 @@ def test_with_the_same_identity_it_is_the_vm_that_was_lost(made: Exporting) -> N
     refused = made.imported("web1-mon.1", same_identity=True)
     assert refused["reason"] == f"web1 has the UUID {UUID}"
     assert made.untouched()
-    spec, store = made.spec, made.storing.world.store
-    store.commit(Delete(paths.vm_snapshot(UUID, "mon.1")), Delete(paths.vm_snapshots(UUID)))
-    made.storing.world.edit(paths.vm(UUID), snapshots=())
-    made.storing.call("vm.undefine", vm="web1")
-    made.storing.pool.kept.clear()
+    spec = made.spec
+    lost(made)
     done = made.imported("web1-mon.1", "web1", same_identity=True)
     assert (done["state"], done["reason"]) == ("done", "")
     assert made.spec.uuid == UUID
@@ -298,7 +296,6 @@ def test_what_a_client_brings_needs_room_and_a_place(made: Exporting) -> None:
     ("change", "said"),
     [
         ({"definition": "<domain/>"}, "is not a QEMU machine"),
-        ({"settings": {"tags": 7}}, "of how web1 is treated"),
         ({"disks": "elsewhere"}, "has no disk vdx"),
     ],
 )
@@ -313,6 +310,19 @@ def test_an_export_that_makes_no_vm_is_refused(made: Exporting, change: dict[str
     for failed in (made.brought("web1-mon.1"), made.imported("web1-mon.1")):
         assert (failed["state"], said in failed["reason"]) == ("failed", True), failed["reason"]
         assert made.untouched()
+
+
+def test_how_no_vm_can_be_treated_is_refused(made: Exporting) -> None:
+    """Before anything is sent, when a client has it."""
+    made.export("mon.1")
+    where = made.where / "web1-mon.1" / MANIFEST
+    found = exports.read(where.read_bytes(), "")
+    where.write_bytes(exports.written(replace(found, settings={"max_downtime_ms": -5})))
+    with pytest.raises(Invalid, match="greatest downtime in ms is not between 10 and 60000"):
+        made.brought("web1-mon.1")
+    failed = made.imported("web1-mon.1")
+    assert (failed["state"], "greatest downtime" in failed["reason"]) == ("failed", True), failed["reason"]
+    assert made.untouched()
 
 
 def test_a_directory_is_of_the_node_that_is_named_or_of_the_only_one_it_can_be(made: Exporting) -> None:
@@ -453,6 +463,61 @@ def test_what_somebody_else_has_is_left_to_them(made: Exporting) -> None:
     store.commit(Create(paths.pool_vm("vms", "web2-disk0"), UUID.encode()))
     assert made.imported("web1-mon.1")["reason"] == "volume web2-disk0 of pool vms is a disk of web1"
     assert store.get(paths.pool_vm("vms", "web2-disk0")) is not None
+
+
+def lost(made: Exporting) -> None:
+    """The VM, with its disks: it can be made again with its identity."""
+    store = made.storing.world.store
+    store.commit(Delete(paths.vm_snapshot(UUID, "mon.1")), Delete(paths.vm_snapshots(UUID)))
+    made.storing.world.edit(paths.vm(UUID), snapshots=())
+    made.storing.call("vm.undefine", vm="web1")
+    made.storing.pool.kept.clear()
+
+
+def test_of_two_that_are_made_with_one_identity_one_is(
+    made: Exporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of the other, and the one keeps its disks."""
+    made.export("mon.1")
+    lost(made)
+    store, told, other = made.storing.world.store, made.storing.pool.add_snapshot, made.storing.tasks["n2"]
+    given: dict[str, Any] = {"path": str(made.where / "web1-mon.1"), "same_identity": True}
+
+    def add_snapshot(name: str, snapshot: str) -> None:
+        told(name, snapshot)
+        if name == "web2-disk1":
+            made.storing.call("vm.snapshot-import", name="web3", node="n2", **given)
+            other.step()
+            assert isinstance(other.lanes, Lanes)
+            other.lanes.run()
+
+    monkeypatch.setattr(made.storing.pool, "add_snapshot", add_snapshot)
+    assert carried_out(made, "vm.snapshot-import", name="web2", node="n1", **given) == "failed"
+    assert {vm.spec.name for vm in View(store).vms().values()} == {"web3"}
+    assert set(made.storing.pool.kept) == {"web3-disk0", "web3-disk1"}
+    assert set(store.children(paths.pool_vms("vms"))) == {"web3-disk0", "web3-disk1"}
+    assert not store.children(paths.pool_claims("vms"))
+
+
+def test_what_is_a_disk_of_another_vm_stays_one(made: Exporting) -> None:
+    """Also below a claim of the task that is undone."""
+    made.export("mon.1")
+    store, pool = made.storing.world.store, made.storing.pool
+    manifest = made.announced("web1-mon.1")
+    store.commit(Create(paths.pool_vm("vms", "web2-disk1"), UUID.encode()))
+    with pytest.raises(Conflict, match="volume vms/web2-disk1 is a disk of web1"):
+        made.storing.call("vm.snapshot-upload-begin", name="web2", **manifest)
+    store.commit(Delete(paths.pool_vm("vms", "web2-disk1")))
+    begun = made.storing.call("vm.snapshot-upload-begin", name="web2", **manifest)
+    store.commit(Create(paths.pool_claim("vms", "web1-disk1"), begun["name"].encode()))
+    spec = View(store).tasks([begun["name"]])[begun["name"]].spec
+    made.storing.tasks["n1"].works["vm.snapshot-upload"].undo(spec)
+    assert made.content("web1-disk1") == b"one".ljust(SIZE, b"\0")
+    index = store.get(paths.pool_vm("vms", "web1-disk1"))
+    assert index is not None
+    assert index.data.decode() == UUID
+    assert not store.children(paths.pool_claims("vms"))
+    assert set(pool.kept) == {"web1-disk0", "web1-disk1"}
 
 
 def test_a_pool_is_not_filled_by_it(made: Exporting) -> None:
