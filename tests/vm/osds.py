@@ -43,7 +43,7 @@ def is_there(osds: OSDs) -> bool:
     """Ceph, with the OSD that it always has."""
     try:
         return is_up(osds, 0)
-    except (PVCError, KeyError):
+    except PVCError:
         return False
 
 
@@ -78,7 +78,7 @@ def on(osds: OSDs, device: str) -> list[int]:
 
 def is_up(osds: OSDs, *wanted: int) -> bool:
     known = osds.known()
-    return all(known[osd]["up"] and known[osd]["in"] for osd in wanted)
+    return all(osd in known and known[osd]["up"] and known[osd]["in"] for osd in wanted)
 
 
 def info(osds: OSDs, osd: int) -> OSDInfo:
