@@ -25,7 +25,7 @@ from pvc.errors import Conflict, NotFound, Unavailable
 from pvc.node.daemon import Daemon
 from pvc.node.drivers.ceph import Ceph
 from pvc.node.peer import PeerServer
-from pvc.node.process import Working
+from pvc.node.working import Working
 from pvc.peerclient import ask
 from pvc.proc import run
 from tests.fakes.hypervisor import FakeWorld

@@ -20,7 +20,7 @@ from pvc.commands.registry import every_operation
 from pvc.errors import Conflict, Failed, Invalid, NotFound, PVCError, Unavailable
 from pvc.http.client import HttpTransport
 from pvc.http.serve import Texts
-from pvc.node.process import Working
+from pvc.node.working import Working
 from pvc.peerclient import ask, carry, fetch
 from tests.contract.test_storage_tasks import one_node
 from tests.fakes.serving import Serving, serving
