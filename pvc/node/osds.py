@@ -173,10 +173,10 @@ class OSDs:
             if one.uuid not in known:
                 self.disks.zap(one.device, [one])
 
-    def sweep(self) -> None:
+    def sweep(self, device: str) -> None:
         """Not beside a task that prepares: what is not finished there looks the same."""
         with self.choosing:
-            self.disks.sweep()
+            self.disks.sweep(device)
 
     def start_again(self, osd: int) -> None:
         """As after `stop`; from its disk where that is known."""
@@ -268,7 +268,7 @@ class Add:
             for one in osds.on_disks(osd, notes["device"]):
                 osds.disks.zap(notes["device"], [one])
             osds.purge(osd)
-        osds.sweep()
+        osds.sweep(notes["device"])
         osds.journal.forget(task.id)
 
 
@@ -368,7 +368,7 @@ class Replace(Remove):
         osds.disks.stop(osd)
         for one in osds.on_disks(osd, notes["device"]):
             osds.disks.zap(notes["device"], [one])
-        osds.sweep()
+        osds.sweep(notes["device"])
         if osd not in osds.known():  # what prepares it takes its id back when it fails
             osds.connect().command("osd new", uuid=str(uuid.uuid4()), id=osd)
         osds.destroy(osd)
@@ -410,7 +410,7 @@ class MakeDBGroup:
 
     def undo(self, task: TaskSpec) -> None:
         """All of it or nothing is there."""
-        self.osds.sweep()
+        self.osds.sweep(task.arguments["device"])
 
 
 STEERING = {"osd in": "ids", "osd out": "ids", "osd set": "key", "osd unset": "key"}

@@ -135,7 +135,7 @@ class FakeDisks:
         if db_bytes:
             raise Conflict("this machine has no LVM", hint="")
 
-    def sweep(self) -> None:
+    def sweep(self, device: str) -> None:
         """Nothing here is ever cut off."""
 
     def make_db_group(self, device: str) -> None:

@@ -31,7 +31,7 @@ DB_GROUP = "osd-db"
 OSD_GROUPS = "ceph-"
 """So begin the names of those that ceph-volume makes."""
 OURS = "pvc"
-"""The tag of a group that we have made."""
+"""The tag of what we have made."""
 BOOTSTRAP_KEYRING = "var/lib/ceph/bootstrap-osd/ceph.keyring"
 UNIT = """\
 # Of pvc: without LVM nobody else gives the disk to the user of Ceph when the machine starts.
@@ -93,8 +93,9 @@ class OSDDisks(Protocol):
         """Take these OSDs off the device; whatever else is on it with `osds` empty."""
         ...
 
-    def sweep(self) -> None:
-        """Take away what `prepare` or `make_db_group` has left that was cut off. Not beside another one."""
+    def sweep(self, device: str) -> None:
+        """Take away what `prepare` on that device, or `make_db_group`, has left that was cut off. Not beside
+        another one."""
         ...
 
     def make_db_group(self, device: str) -> None:
@@ -243,7 +244,8 @@ class CephVolume:
         name = _db_name(osd)
         volume = f"{DB_GROUP}/{name}"
         self.run(["lvremove", "--yes", volume], check=False)  # what a daemon that died has left
-        self.run(["lvcreate", "--yes", "--name", name, "--size", f"{size_bytes}b", DB_GROUP])
+        made = ["lvcreate", "--yes", "--addtag", OURS, "--name", name, "--size", f"{size_bytes}b"]
+        self.run([*made, DB_GROUP])
         try:
             yield ["--block.db", volume]
         except DriverError:
@@ -323,15 +325,19 @@ class CephVolume:
         words = [f"of={device.path}", "bs=1M", f"count={count}", "conv=fsync,notrunc", "status=none"]
         self.run(["dd", "if=/dev/zero", *words], timeout_s=LONG_S)
 
-    def sweep(self) -> None:
+    def sweep(self, device: str) -> None:
         """Logical volumes are made first, and then marked as an OSD's, by which they are found."""
         if not self.has_lvm():
             return
+        found = next((one for one in self.devices() if one.path == device), None)
+        there = {one["vg_name"] for one in self._physical(found)} if found is not None else set()
+        groups = {one for one in there if one.startswith(OSD_GROUPS)}
         for one in self._report("lvs", "lv_name", "vg_name", "lv_tags"):
-            if "ceph.osd_fsid=" not in one["lv_tags"] and _is_for_osds(one["vg_name"], one["lv_name"]):
+            is_ours = OURS in one["lv_tags"].split(",") or one["vg_name"] in groups
+            if is_ours and "ceph.osd_fsid=" not in one["lv_tags"]:
                 self.run(["lvremove", "--yes", f"{one['vg_name']}/{one['lv_name']}"])
         for one in self._report("pvs", "pv_name", "vg_name", "lv_count", "vg_tags"):
-            is_ours = one["vg_name"].startswith(OSD_GROUPS) or OURS in one["vg_tags"].split(",")
+            is_ours = OURS in one["vg_tags"].split(",") or one["vg_name"] in groups
             if is_ours and one["lv_count"] == "0":
                 self._remove_group(one["vg_name"], one["pv_name"])
 
@@ -374,12 +380,6 @@ def _is_db(reported: Mapping[str, str]) -> bool:
 
 def _db_name(osd: int | None) -> str:
     return f"db-{osd}"
-
-
-def _is_for_osds(group: str, volume: str) -> bool:
-    if group == DB_GROUP:
-        return volume.startswith("db-")
-    return group.startswith(OSD_GROUPS) and volume.startswith("osd-block-")
 
 
 def _unit(osd: int) -> str:

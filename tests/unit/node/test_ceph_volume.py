@@ -86,7 +86,7 @@ def test_a_database_is_a_logical_volume_of_its_group(tmp_path: Path) -> None:
     machine.disks.prepare("/dev/sdb", [3], db_bytes=4096)
     assert machine.said == [
         "lvremove --yes osd-db/db-3",
-        "lvcreate --yes --name db-3 --size 4096b osd-db",
+        "lvcreate --yes --addtag pvc --name db-3 --size 4096b osd-db",
         "ceph-volume lvm prepare --bluestore --data /dev/sdb --osd-id 3 --block.db osd-db/db-3",
     ]
 
@@ -207,9 +207,11 @@ def test_what_was_cut_off_is_swept_up_and_nothing_else(tmp_path: Path) -> None:
         for name, group, tags in (
             ("osd-block-u3", "ceph-1", done),
             ("osd-block-u4", "ceph-2", "ceph.type=block"),
+            ("osd-block-u6", "ceph-3", ""),
             ("osd-block-u5", "mine", ""),
-            ("db-3", "osd-db", done),
-            ("db-4", "osd-db", ""),
+            ("db-3", "osd-db", f"{done},pvc"),
+            ("db-4", "osd-db", "pvc"),
+            ("db-of-mine", "osd-db", ""),
             ("keep", "osd-db", ""),
         )
     ]
@@ -222,9 +224,11 @@ def test_what_was_cut_off_is_swept_up_and_nothing_else(tmp_path: Path) -> None:
             ("/dev/sde", "osd-db", "0", "pvc"),
             ("/dev/sdf", "", "", ""),
             ("/dev/sdg", "mine", "0", ""),
+            ("/dev/sdh", "ceph-3", "0", ""),
         )
     ]
-    machine.disks.sweep()
+    machine.disks.devices = lambda: (device("/dev/sdc"), device("/dev/sdh"))  # type: ignore[method-assign]
+    machine.disks.sweep("/dev/sdc")
     assert [line for line in machine.said if line.split()[0] not in ("lvs", "pvs")] == [
         "lvremove --yes ceph-2/osd-block-u4",
         "lvremove --yes osd-db/db-4",
