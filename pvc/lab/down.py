@@ -12,6 +12,9 @@ from pvc.lab.common import Say, Stages, locked
 from pvc.lab.layout import MOST_NODES, Lab, directory_of_environment, load, new_lab, prefix, state_file
 from pvc.proc import run
 
+ROUNDS = 5
+"""Whoever was just being started when those that start others were killed is found in the next one."""
+
 
 def take_down(say: Say) -> bool:
     """Remove every trace of the lab, or of a part of one; whether there was any."""
@@ -40,7 +43,10 @@ def _remove_all(directory: Path) -> None:
     )
     for node in lab.nodes:
         network.pull_cables(lab, node)
-    discover.kill_and_wait(_processes(lab))
+    for _ in range(ROUNDS):
+        if not (found := _processes(lab) - {0}):
+            break
+        discover.kill_and_wait(found)
     for node in lab.nodes:
         launch.forget(lab, node.name)
         launch.forget(lab, f"bmc-{node.name}")
