@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import installer.image
-from installer.guest_initrd import build_initrd, load_order
+from installer.guest_initrd import LIBRARIES, build_initrd, load_order
 from pvc.lab import ceph, render
 from pvc.lab.layout import CLUSTER, STORAGE, Lab, new_lab
 from pvc.lab.render import File
@@ -110,14 +110,18 @@ class Machine:
         """With modules of the kernel that the image has for guests."""
         packages, (node,) = self.where / "guest", lab.nodes
         if not packages.is_dir():
-            installer.image._add_guest(self.where, self.where / "image")
-        (tree,) = packages.glob("lib/modules/*")
-        order = load_order(MODULES, (tree / "modules.dep").read_text())
+            tree, image = self.where / "image", installer.image.image_path()
+            # What the guest's programs load is in the image.
+            parts = [LIBRARIES, "usr/sbin/mke2fs"]
+            subprocess.run(["unsquashfs", "-q", "-n", "-f", "-d", tree, image, *parts], check=True)
+            installer.image._add_guest(self.where, tree)
+        (modules,) = packages.glob("lib/modules/*")
+        order = load_order(MODULES, (modules / "modules.dep").read_text())
         addresses = ["10.0.2.15/24", *(f"{lab.address(node, one)}/24" for one in (CLUSTER, STORAGE))]
         initrd = build_initrd(
             (packages / "bin/busybox").read_bytes(),
             INIT.format(addresses=" ".join(addresses)).encode(),
-            [(Path(path).name, (tree / path).read_bytes()) for path in order],
+            [(Path(path).name, (modules / path).read_bytes()) for path in order],
         )
         (self.where / "initrd").write_bytes(initrd)
 
