@@ -225,7 +225,7 @@ def _add_ceph_pool(lab: Lab) -> None:
 def _await_running(lab: Lab) -> None:
     first, names = lab.nodes[0], {node.name for node in lab.nodes}
     wait_for(
-        lambda: running_nodes(lab, first) >= names,
+        lambda: all(_has_joined(lab, node) for node in lab.nodes) and running_nodes(lab, first) >= names,
         RUN_WITHIN_S,
         f"the daemon on {', '.join(sorted(names))}",
         f"pvc lab exec {first.name} journalctl -u pvc-node",
@@ -267,6 +267,11 @@ def ceph_is_whole(lab: Lab, through: Node) -> bool:
         )
     except (ValueError, TypeError, KeyError):
         return False
+
+
+def _has_joined(lab: Lab, node: Node) -> bool:
+    """Its daemon says so itself: the cluster takes one that has just lost power for running still."""
+    return capture(lab, node, ["systemctl", "is-active", "--quiet", "pvc-node"]).code == 0
 
 
 def running_nodes(lab: Lab, through: Node) -> set[str]:

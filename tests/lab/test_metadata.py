@@ -36,10 +36,11 @@ INIT = """\
     ip link set lo up
     ip link set eth0 up
     udhcpc -i eth0 -s /leased -b -t 3 -T 1
-    # Not wget: Debian's static busybox crashes when it looks for the port of http.
+    # Not wget: Debian's static busybox crashes when it looks for the port of http. nc gives up only while it
+    # connects: who has asked a primary that is no more would wait for ever.
     ask() {
         printf 'GET /latest/%s HTTP/1.0\\r\\nHost: 169.254.169.254\\r\\n\\r\\n' "$1" |
-            nc -w 2 169.254.169.254 80 | tr -d '\\r' | sed -n '1{/ 200 /!q};/^$/,$p' | tr '\\n' ' '
+            timeout 3 nc -w 2 169.254.169.254 80 | tr -d '\\r' | sed -n '1{/ 200 /!q};/^$/,$p' | tr '\\n' ' '
     }
     number=0
     while :; do
