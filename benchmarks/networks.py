@@ -25,7 +25,9 @@ from pvc.node.drivers import rtnetlink
 from pvc.node.drivers.gateways import NetlinkGateways
 from pvc.node.drivers.links import OURS, NetlinkLinks
 from pvc.node.drivers.networks import Link
+from pvc.node.drivers.tunnels import NetlinkTunnels
 from pvc.node.gateway import Gateways
+from pvc.node.gateway_ways import GatewayWays
 from pvc.node.network import Networks
 from pvc.node.path_mtu import PathMTU
 from pvc.node.routing import Speaking
@@ -78,8 +80,9 @@ def measure(count: int) -> None:
     clock = SystemClock()
     path_mtu = PathMTU(lambda address, payload: True, clock, lambda: None, lambda: None)
     speaking = Speaking(FakeRouting(), lambda: None, lambda: None)
+    ways = GatewayWays(NetlinkTunnels(), clock)
     networks = Networks(
-        "10.9.0.1", "", store, links, speaking, clock, lambda found: None, lambda: None, path_mtu
+        "10.9.0.1", "", store, links, speaking, clock, lambda found: None, lambda: None, path_mtu, ways
     )
     specs = [NetworkSpec(vni, f"net{vni}", Kind.MANAGED) for vni in range(1001, 1001 + count)]
     store.commit(*(Create(paths.network(spec.vni), dumps(spec)) for spec in specs))

@@ -12,6 +12,7 @@ from pvc.cluster import paths
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import Unreadable
 from pvc.cluster.filters import Route
+from pvc.cluster.membership import Primary
 from pvc.cluster.mirror import Follow, Mirror
 from pvc.cluster.network import Kind, NetworkSpec
 from pvc.cluster.node import NetworkProblem, NodeSpec
@@ -20,6 +21,7 @@ from pvc.cluster.view import View
 from pvc.errors import PVCError
 from pvc.node import routing
 from pvc.node.drivers.networks import HostLinks, Speaker
+from pvc.node.gateway_ways import GatewayWays
 from pvc.node.path_mtu import PathMTU, Paths
 from pvc.node.plan_network import Add, Change, Host, Remove, Step, plan, vni_of
 
@@ -58,6 +60,7 @@ class Networks:
         publish: Callable[[Found], None],
         wake: Callable[[], None],
         paths: PathMTU,
+        ways: GatewayWays,
         routes: Callable[[], Iterable[Route]] = tuple,
     ) -> None:
         self.address = address
@@ -68,6 +71,7 @@ class Networks:
         self.speaking = speaking
         self.publish = publish
         self.path_mtu = paths
+        self.ways = ways
         self.routes = routes
         self.own: tuple[str, ...] = ()
         """Networks of the node itself."""
@@ -90,13 +94,26 @@ class Networks:
             return UNAVAILABLE_S
         changed = self.mirror.sync()
         specs, unreadable = self._wanted()
-        if changed or self.clock.monotonic() >= self.links_due:
+        if changed - {paths.PRIMARY} or self.clock.monotonic() >= self.links_due:
             self._see_to_links(specs, unreadable)
         self.linked.set()
         is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
         self.speaking.speak(self._speaker(specs) if is_managed else None)
         self._publish()
-        return max(0.0, self.links_due - self.clock.monotonic())
+        if paths.PRIMARY in changed:
+            self.ways.moved()
+        due = self.ways.see_to(*self._gateways_elsewhere(specs))
+        return max(0.0, min(due, self.links_due - self.clock.monotonic()))
+
+    def _gateways_elsewhere(self, specs: Iterable[NetworkSpec]) -> tuple[list[int], str]:
+        """The networks of those that another node has as primary, and its address."""
+        stored = self.mirror.get(paths.PRIMARY)
+        name = self.view.decode(Primary, stored).node if stored else ""
+        found = self.mirror.get(paths.node(name)) if name else None
+        address = self.view.decode(NodeSpec, found).address if found else ""
+        if address in ("", self.address):
+            return [], ""
+        return [spec.vni for spec in specs if spec.gateways and spec.kind is Kind.MANAGED], address
 
     def _speaker(self, specs: Iterable[NetworkSpec]) -> Speaker:
         stored = self.mirror.get(paths.CLUSTER)
@@ -193,6 +210,7 @@ class Networks:
 
 _FOLLOWED = (
     Follow(paths.CLUSTER),
+    Follow(paths.PRIMARY),
     Follow(paths.NETWORKS, children=True),
     Follow(paths.NODES, children=True),
 )

@@ -415,6 +415,8 @@ class Networking:
         from pvc.node.drivers.links import NetlinkLinks
         from pvc.node.drivers.nft import routes
         from pvc.node.drivers.ping import ping
+        from pvc.node.drivers.tunnels import NetlinkTunnels
+        from pvc.node.gateway_ways import GatewayWays
         from pvc.node.network import Networks
         from pvc.node.path_mtu import PathMTU
         from pvc.node.routing import Speaking
@@ -435,6 +437,7 @@ class Networking:
             daemon.networks_are,
             links.wake,
             path_mtu,
+            GatewayWays(NetlinkTunnels(), clock),
             routes,
         )
         links.start(self.networks.step)

@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import pytest
 
-from pvc.lab.layout import UPSTREAM
+from pvc.cluster.network import GATEWAY_MAC
+from pvc.lab.layout import CLUSTER, UPSTREAM
 from tests.lab.dying import make_primary, primary, secondary
 from tests.lab.labs import RunningLab
 from tests.lab.upstream import AS_NUMBER, OUTSIDE, OUTSIDE6, PORT, Router, router
@@ -203,6 +204,19 @@ def test_a_gateway_moves_with_the_role(bench: Bench, capsys: pytest.CaptureFixtu
         assert "gw101" not in cluster.lab.sh(old, "ip -br link")
         told = {prefix: {bench.primary_address()} for prefix in ("10.1.0.0/24", "10.2.0.0/24")}
         eventually(lambda told=told: bench.upstream.told() == told, within=60.0)  # type: ignore[misc]
+
+
+def test_a_way_that_routing_kept_is_corrected(bench: Bench) -> None:
+    """Of two places of a gateway FRR keeps the old one now and then (pvc.node.gateway_ways): here by hand."""
+    bench.make_primary("n2")
+    layout = bench.cluster.lab.layout
+    wrong, right = (layout.address(layout.node(name), CLUSTER) for name in ("n3", "n2"))
+    way = ("bridge", "fdb", "replace", GATEWAY_MAC, "dev", "vx101", "dst", wrong)
+    bench.cluster.run("n1", *way, "self", "dynamic", "extern_learn")
+    bench.start_daemon_again("n1", "restart")
+    eventually(lambda: bench.reaches(SHOP, "10.1.0.1"), within=10.0)
+    said = bench.cluster.run("n1", "journalctl", "-u", "pvc-node", "-b").stdout
+    assert f"the gateway of network 101 is at {right}: routing led to {wrong}" in said
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])

@@ -117,6 +117,18 @@ class HostLinks(Protocol):
         ...
 
 
+class GatewayTunnels(Protocol):
+    """Where this host sends what is for gateways on other nodes. Every call may raise DriverError."""
+
+    def vteps(self, vnis: Iterable[int]) -> Mapping[int, str]:
+        """The address of the node to which it goes, by VNI, where a way is known."""
+        ...
+
+    def lead(self, vni: int, vtep: str) -> None:
+        """From now on to that one. Nothing where no way is known any more: it is asked for again."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """This host in a managed network: a device with its addresses, whose other end is on the bridge."""

@@ -15,17 +15,20 @@ from pvc.cluster.addresses import Router
 from pvc.cluster.cluster import ClusterSpec
 from pvc.cluster.codec import dumps
 from pvc.cluster.filters import Route
+from pvc.cluster.membership import Primary
 from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec
 from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
-from pvc.cluster.store import Put
+from pvc.cluster.store import Create, Delete, Put
 from pvc.node import routing
 from pvc.node.drivers.networks import Link, Speaker, Upstream
+from pvc.node.gateway_ways import AFTER_S, GatewayWays
 from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Networks
 from pvc.node.path_mtu import PathMTU
 from pvc.node.routing import Speaking, speaker
 from tests.fakes.links import FakeLinks
 from tests.fakes.routing import FakeRouting
 from tests.fakes.store import MemoryStore
+from tests.fakes.tunnels import FakeTunnels
 from tests.unit.commands.world import World, a_world
 
 
@@ -46,6 +49,7 @@ class Bench:
     published: list[Found] = field(default_factory=list)
     routing: FakeRouting = field(default_factory=FakeRouting)
     clock: ManualClock = field(default_factory=ManualClock)
+    tunnels: FakeTunnels = field(default_factory=FakeTunnels)
     woken: int = 0
 
     def __post_init__(self) -> None:
@@ -70,6 +74,7 @@ class Bench:
             self.published.append,
             wake,
             self.path_mtu,
+            GatewayWays(self.tunnels, self.clock),
         )
 
     def round(self) -> None:
@@ -83,6 +88,12 @@ class Bench:
 
     def add(self, vni: int, **given: Any) -> None:
         self.world.call("network.add", vni=vni, description=f"net{vni}", kind="managed", **given)
+
+    def primary_is(self, node: str) -> None:
+        gone = [Delete(paths.PRIMARY)] if self.store.get(paths.PRIMARY) else []
+        if gone:
+            self.store.commit(*gone)
+        self.store.commit(Create(paths.PRIMARY, dumps(Primary(node, 1, 0)), ephemeral=True))
 
     def problems(self) -> tuple[NetworkProblem, ...]:
         return self.published[-1].problems
@@ -391,3 +402,24 @@ def test_a_router_that_is_named_is_spoken_with(bench: Bench) -> None:
     bench.round()
     assert bench.routing.speaker is not None
     assert bench.routing.speaker.upstream == Upstream((Router("192.0.2.1", 64512),), {101: ("10.1.0.0/24",)})
+
+
+def test_gateways_are_looked_for_at_the_primary(bench: Bench) -> None:
+    """Not in networks without one, and not by the primary itself."""
+    other = NodeSpec("n9", "10.0.0.9", "10.0.0.9", role=NodeRole.COORDINATOR)
+    bench.store.commit(Create(paths.node("n9"), dumps(other)))
+    bench.add(101, ipnet="10.101.0.0/24", gateway="10.101.0.1")
+    bench.add(102)
+    bench.primary_is("n1")
+    bench.networks.step()
+    calls = list(bench.links.calls)
+    bench.tunnels.known = {101: "10.0.0.8", 102: "10.0.0.8"}
+    bench.clock.now += LOOK_S
+    bench.networks.step()
+    assert bench.tunnels.known == {101: "10.0.0.8", 102: "10.0.0.8"}
+    bench.primary_is("n9")
+    assert bench.networks.step() <= AFTER_S[0]
+    bench.clock.now += AFTER_S[0]
+    bench.networks.step()
+    assert bench.tunnels.known == {101: "10.0.0.9", 102: "10.0.0.8"}
+    assert bench.links.calls == calls

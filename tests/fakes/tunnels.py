@@ -1,0 +1,24 @@
+"""Where a host sends what is for gateways, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pvc.node.drivers import DriverError
+
+
+@dataclass(slots=True)
+class FakeTunnels:
+    known: dict[int, str] = field(default_factory=dict)
+    """By VNI, whatever the network is."""
+    fails: str = ""
+
+    def vteps(self, vnis: Iterable[int]) -> Mapping[int, str]:
+        if self.fails:
+            raise DriverError(self.fails)
+        return {vni: self.known[vni] for vni in vnis if vni in self.known}
+
+    def lead(self, vni: int, vtep: str) -> None:
+        if vni in self.known:
+            self.known[vni] = vtep
