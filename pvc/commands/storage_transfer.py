@@ -151,12 +151,16 @@ def upload_piece(
     piece: Annotated[bytes, Arg("up to 4 MiB of the file; none asks which is wanted next")] = b"",
 ) -> Taken:
     """Bring a piece of a file, in order. One that is there already, or comes too early, changes nothing."""
-    found = going_on(ctx, task, UPLOAD)
-    if ctx.planning:
-        ctx.say(f"{found.spec.node} takes {len(piece)} bytes")
-        return Taken(offset + len(piece), found.spec.arguments["size_bytes"])
     query = {"offset": offset} | ({"sha256": sha256} if sha256 else {})
-    return Taken(**json.loads(carry(ctx, found, "piece", query, piece)))
+    return carry_piece(ctx, going_on(ctx, task, UPLOAD), query, piece)
+
+
+def carry_piece(ctx: Context, task: Task, query: Mapping[str, Any], piece: bytes) -> Taken:
+    """`query` says at least the offset."""
+    if ctx.planning:
+        ctx.say(f"{task.spec.node} takes {len(piece)} bytes")
+        return Taken(query["offset"] + len(piece), task.spec.arguments["size_bytes"])
+    return Taken(**json.loads(carry(ctx, task, "piece", query, piece)))
 
 
 @operation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 from pvc import sizes
@@ -13,7 +12,7 @@ from pvc.commands import task as tasks
 from pvc.commands import vm_write
 from pvc.commands.context import Context
 from pvc.commands.registry import Arg, Role, operation
-from pvc.commands.storage_transfer import Offset, Taken, carry, going_on, going_on_already
+from pvc.commands.storage_transfer import Offset, Taken, carry_piece, going_on, going_on_already
 from pvc.commands.storage_volume import user_of
 from pvc.commands.task import TaskInfo
 from pvc.commands.types import NewName, NodeName, PoolName, TaskName
@@ -157,11 +156,7 @@ def upload_piece(
     piece: Annotated[bytes, Arg("up to 4 MiB of it; none asks which is wanted next")] = b"",
 ) -> Taken:
     """Bring what comes next. A piece that came already, or that there is no room for yet, changes nothing."""
-    found = going_on(ctx, task, UPLOAD)
-    if ctx.planning:
-        ctx.say(f"{found.spec.node} takes {len(piece)} bytes")
-        return Taken(offset + len(piece), found.spec.arguments["size_bytes"])
-    return Taken(**json.loads(carry(ctx, found, "piece", {"offset": offset}, piece)))
+    return carry_piece(ctx, going_on(ctx, task, UPLOAD), {"offset": offset}, piece)
 
 
 def _check_new(ctx: Context, name: str) -> None:

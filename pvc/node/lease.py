@@ -18,6 +18,7 @@ from pvc.clock import Clock
 from pvc.cluster.timing import ASK_S, CONTACT_S, FEED_S, LEAST_WATCHDOG_S, MOST_WATCHDOG_S, Timing
 from pvc.errors import PVCError, Unavailable
 from pvc.node.drivers import DriverError, Watchdog
+from pvc.node.drivers.host import BOOT_ID, boot_id
 from pvc.node.drivers.hypervisor import Domain, DomainState, Hypervisor
 from pvc.node.loop import Loop
 
@@ -74,11 +75,11 @@ class ContactFile:
     def __init__(
         self,
         path: str = "/run/pvc/contact",
-        boot: str = "/proc/sys/kernel/random/boot_id",
+        boot: str = BOOT_ID,
         coordinators: Collection[str] = (),
     ) -> None:
         self._path = Path(path)
-        self._boot = Path(boot).read_text().strip()
+        self._boot = boot_id(boot)
         self._coordinators = sorted(coordinators)
         """As pvc.toml lists them in this life."""
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 LATE_S = 30.0
 """A coordinator whose round takes longer hangs."""
 NETWORKS_S = 5.0
@@ -207,6 +206,7 @@ def main(config: Config) -> None:
 
     from pvc.cluster.zookeeper import ZooKeeperStore
     from pvc.node import certificates
+    from pvc.node.drivers.host import boot_id
     from pvc.node.drivers.netlink import NetlinkAddresses
     from pvc.node.peer import PeerServer
     from pvc.node.upkeep import Upkeep, remove_old_consoles
@@ -238,7 +238,7 @@ def main(config: Config) -> None:
             wake=process.woken.set,
             bridges=host_bridges,
             guard=guard,
-            boot=BOOT.read_text().strip(),
+            boot=boot_id(),
         )
         daemon.wrong_ticks = _wrong_ticks(config, timing)
         own_networks.contact, own_networks.publish = daemon.has_contact, daemon.own_networks_are
