@@ -85,5 +85,6 @@ def limits(guests: Callable[[], Guests]) -> Limits:
         lifetime_s=LIFETIME_S,
         header=LARGEST_HEADER,
         body=LARGEST_BODY,
+        may_wait=False,
         trusted_proxy=None,
     )

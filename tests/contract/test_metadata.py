@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import os
 import socket
@@ -239,6 +240,19 @@ def answered_or_reset(bench: Bench) -> tuple[int, str] | None:
         return bench.ask("web1")
     except (OSError, http.client.HTTPException):
         return None
+
+
+def test_the_simplest_client_is_answered(bench: Bench) -> None:
+    """As busybox's nc: it closes its side when it has asked."""
+
+    def ask() -> bytes:
+        with socket.create_connection((ADDRESS, 80), timeout=10) as client:
+            client.sendall(b"GET /latest/meta-data/instance-id HTTP/1.0\r\n\r\n")
+            client.shutdown(socket.SHUT_WR)
+            return b"".join(iter(functools.partial(client.recv, 4096), b""))
+
+    answers = {bench.guests["web1"].call(ask).rpartition(b"\r\n")[2] for _ in range(50)}
+    assert answers == {UUIDS["web1"].encode()}
 
 
 def test_an_asker_through_no_gateway(bench: Bench) -> None:
