@@ -59,6 +59,7 @@ class Server:
                     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
                     f"-Dzookeeper.forceSync={'yes' if self.force_sync else 'no'}",
                     "-Dzookeeper.cnxTimeout=1000",
+                    "-Dzookeeper.fastleader.maxNotificationInterval=1000",
                     "org.apache.zookeeper.server.quorum.QuorumPeerMain",
                     str(self.directory / "zoo.cfg"),
                 ],
