@@ -164,15 +164,16 @@ def volume_ops(
     ops: list[Op] = []
     for volume, user, claim in zip(every, users, claims, strict=True):
         is_mine = user is not None and user.data.decode() == uuid
+        is_claimed = claim is not None and claim.data.decode() != task
         if volume not in new:
             ops += [Delete(user.path, user.version)] if user is not None and is_mine else []
             continue
-        if is_mine:
+        if is_mine and not (before is None and is_claimed):  # as by a task that makes a VM with that UUID
             ops += [Check(user.path, user.version)] if task and user is not None else []
             continue
-        if user is not None:
+        if user is not None and not is_mine:
             raise Conflict(f"volume {volume} is a disk of {name_of(view, user.data.decode())}")
-        if claim is not None and claim.data.decode() != task:
+        if claim is not None and is_claimed:
             by = claim.data.decode()
             raise Conflict(f"volume {volume} is being changed by task {by}", hint=f"pvc task wait {by}")
         pool = pools[volume.pool]

@@ -141,6 +141,18 @@ def test_two_that_get_the_same_volume_in_the_same_moment() -> None:
         cluster.call("vm.define", xml=xml)
 
 
+def test_a_volume_that_is_filled_for_a_vm_is_no_other_s_with_its_uuid() -> None:
+    """An import with the same identity has its volumes noted as that VM's before there is the VM."""
+    cluster = storing()
+    uuid = "7b29fc40-ca47-1067-b31d-00dd010662da"
+    begun = cluster.call("vm.create", name="web1", disk=["vms/golden"])
+    cluster.world.store.commit(Create(paths.pool_vm("vms", "golden"), uuid.encode()))
+    disks = [domainxml.NewDisk("/srv/vms/golden/disk.qcow2")]
+    xml = domainxml.create("web3", uuid, memory_mib=64, vcpus=1, disks=disks)
+    with pytest.raises(Conflict, match=f"vms/golden is being changed by task {begun['name']}"):
+        cluster.call("vm.define", xml=xml)
+
+
 def test_in_which_pool_has_to_be_said_where_there_are_several() -> None:
     cluster = storing()
     cluster.add_pool("fast", path="/srv/fast")
