@@ -132,6 +132,7 @@ LATER = (
     "pvc.node.drivers.redfish",
     "pvc.node.drivers.rtnetlink",
     "pvc.node.drivers.sriov",
+    "pvc.node.drivers.tunnels",
     "pvc.node.drivers.watchdog",
     "pvc.node.filters",
     "pvc.node.gateway",

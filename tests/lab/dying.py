@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,19 +60,20 @@ def secondary(cluster: Cluster) -> str:
 def on(cluster: Cluster, node: str) -> Iterator[Witness]:
     """Two VMs that tick on a node, and somebody who looks; asked is a node that will not die."""
     cluster.asked = next(name for name in cluster.lab.nodes if name != node)
-    for name in VMS:
-        cluster.remove(name)
-    with watching(cluster.lab.layout.prefix) as witness:
-        try:
-            for name in VMS:
-                cluster.create(name, "--target", node)
-            for name in VMS:
-                cluster.ticking(name, node, more_than=3)
-            yield witness
-        finally:
-            disarm(cluster)
-            for name in VMS:
-                cluster.remove(name)
+
+    def begin(name: str) -> None:
+        cluster.create(name, "--target", node)
+        cluster.ticking(name, node, more_than=3)
+
+    with ThreadPoolExecutor(len(VMS)) as each:
+        list(each.map(cluster.remove, VMS))
+        with watching(cluster.lab.layout.prefix) as witness:
+            try:
+                list(each.map(begin, VMS))
+                yield witness
+            finally:
+                disarm(cluster)
+                list(each.map(cluster.remove, VMS))
 
 
 def cut(cluster: Cluster, node: str) -> float:
