@@ -168,14 +168,15 @@ def volume_ops(
         if volume not in new:
             ops += [Delete(user.path, user.version)] if user is not None and is_mine else []
             continue
-        if is_mine and not (before is None and is_claimed):  # as by a task that makes a VM with that UUID
-            ops += [Check(user.path, user.version)] if task and user is not None else []
-            continue
         if user is not None and not is_mine:
             raise Conflict(f"volume {volume} is a disk of {name_of(view, user.data.decode())}")
-        if claim is not None and is_claimed:
+        # Of a VM that is only to be: a task makes it, with that UUID.
+        if claim is not None and is_claimed and not (is_mine and before is not None):
             by = claim.data.decode()
             raise Conflict(f"volume {volume} is being changed by task {by}", hint=f"pvc task wait {by}")
+        if user is not None:
+            ops += [Check(user.path, user.version)] if task or before is None else []
+            continue
         pool = pools[volume.pool]
         if pool.spec.leaving:
             raise Conflict(f"pool {volume.pool} is being removed", hint="pvc task list")

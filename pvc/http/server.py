@@ -50,9 +50,9 @@ class Limits:
     """A connection is closed then, whatever it does. None: it may live."""
     header: int = 64 * 1024
     body: int = LARGEST_BODY
-    may_wait: bool = True
-    """Requests are given up when their client has gone. Otherwise one that has said all that it has to say,
-    and closed its side, is answered all the same."""
+    answers_half_closed: bool = False
+    """A client that closes its side when it has asked gets its answer. One that has gone is not noticed then
+    while its request runs or waits."""
     trusted_proxy: str | None = "127.0.0.1"
     """The packaged nginx; its clients' addresses are for the limit of wrong tokens and the log."""
 
@@ -197,7 +197,7 @@ class Server:
             recv_bytes=RECEIVE_BYTES,
             asyncore_use_poll=True,
             # Read on while a request runs or waits: it is how one learns that the client has gone.
-            channel_request_lookahead=int(self.limits.may_wait),
+            channel_request_lookahead=int(not self.limits.answers_half_closed),
             log_socket_errors=False,
             **_proxied(self.limits.trusted_proxy),
         )

@@ -271,7 +271,10 @@ def ceph_is_whole(lab: Lab, through: Node) -> bool:
 
 def _has_joined(lab: Lab, node: Node) -> bool:
     """Its daemon says so itself: the cluster takes one that has just lost power for running still."""
-    return capture(lab, node, ["systemctl", "is-active", "--quiet", "pvc-node"]).code == 0
+    try:
+        return capture(lab, node, ["systemctl", "is-active", "--quiet", "pvc-node"]).code == 0
+    except Conflict:  # it is off: not on yet, or fenced
+        return False
 
 
 def running_nodes(lab: Lab, through: Node) -> set[str]:

@@ -85,6 +85,6 @@ def limits(guests: Callable[[], Guests]) -> Limits:
         lifetime_s=LIFETIME_S,
         header=LARGEST_HEADER,
         body=LARGEST_BODY,
-        may_wait=False,
+        answers_half_closed=True,
         trusted_proxy=None,
     )

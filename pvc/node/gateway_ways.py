@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 AFTER_S = (1.0, 3.0)
 """A move: routing is to be first, for it knows when a gateway is really there."""
 LOOK_S = 30.0
+SAID = 10
+"""Networks that are named in the log."""
 
 
 class GatewayWays:
@@ -36,21 +38,29 @@ class GatewayWays:
     def see_to(self, vnis: Collection[int], primary: str) -> float:
         """Of networks whose gateways are at another node, with that address.
 
-        Seconds until the next look is due.
+        Returns the monotonic time at which the next look is due.
         """
         now = self.clock.monotonic()
         if self._due[0] <= now:
             self._due = [at for at in self._due if at > now] or [now + LOOK_S]
             if vnis:
                 self._correct(vnis, primary)
-        return self._due[0] - now
+        return self._due[0]
 
     def _correct(self, vnis: Collection[int], primary: str) -> None:
-        """What cannot be looked at now is at the next look."""
+        """What cannot be done now is at the next look."""
         try:
-            for vni, vtep in self.tunnels.vteps(vnis).items():
-                if vtep != primary:
-                    self.tunnels.lead(vni, primary)
-                    log.warning("the gateway of network %d is at %s: routing led to %s", vni, primary, vtep)
+            found = self.tunnels.vteps(vnis)
         except PVCError as error:
             log.warning("where gateways are is not looked at: %s", error.message)
+            return
+        wrong = sorted(vni for vni, vtep in found.items() if vtep != primary)
+        for vni in wrong:
+            try:
+                self.tunnels.lead(vni, primary)
+            except PVCError as error:
+                log.warning("network %d: %s", vni, error.message)
+        if wrong:
+            said = ", ".join(map(str, wrong[:SAID])) + (", …" if len(wrong) > SAID else "")
+            led = ", ".join(sorted({found[vni] for vni in wrong}))
+            log.warning("gateways of networks %s are sought at %s: routing led to %s", said, primary, led)

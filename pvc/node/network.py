@@ -93,27 +93,34 @@ class Networks:
         if self.store.session.state is not SessionState.CONNECTED:
             return UNAVAILABLE_S
         changed = self.mirror.sync()
+        if paths.PRIMARY in changed:
+            self.ways.moved()
         specs, unreadable = self._wanted()
+        # While the mirror is new: links may take their time, and another node be primary then.
+        ways_due = self.ways.see_to(*self._gateways_elsewhere(specs))
         if changed - {paths.PRIMARY} or self.clock.monotonic() >= self.links_due:
             self._see_to_links(specs, unreadable)
         self.linked.set()
         is_managed = any(spec.kind is Kind.MANAGED for spec in specs)
         self.speaking.speak(self._speaker(specs) if is_managed else None)
         self._publish()
-        if paths.PRIMARY in changed:
-            self.ways.moved()
-        due = self.ways.see_to(*self._gateways_elsewhere(specs))
-        return max(0.0, min(due, self.links_due - self.clock.monotonic()))
+        return max(0.0, min(ways_due, self.links_due) - self.clock.monotonic())
 
     def _gateways_elsewhere(self, specs: Iterable[NetworkSpec]) -> tuple[list[int], str]:
         """The networks of those that another node has as primary, and its address."""
-        stored = self.mirror.get(paths.PRIMARY)
-        name = self.view.decode(Primary, stored).node if stored else ""
-        found = self.mirror.get(paths.node(name)) if name else None
-        address = self.view.decode(NodeSpec, found).address if found else ""
-        if address in ("", self.address):
-            return [], ""
-        return [spec.vni for spec in specs if spec.gateways and spec.kind is Kind.MANAGED], address
+        vnis = [spec.vni for spec in specs if spec.gateways]
+        address = self._primary_address() if vnis else ""
+        return (vnis, address) if address not in ("", self.address) else ([], "")
+
+    def _primary_address(self) -> str:
+        """Empty: nobody is, or it cannot be read who."""
+        try:
+            stored = self.mirror.get(paths.PRIMARY)
+            name = self.view.decode(Primary, stored).node if stored else ""
+            found = self.mirror.get(paths.node(name)) if name else None
+            return self.view.decode(NodeSpec, found).address if found else ""
+        except Unreadable:
+            return ""
 
     def _speaker(self, specs: Iterable[NetworkSpec]) -> Speaker:
         stored = self.mirror.get(paths.CLUSTER)

@@ -18,8 +18,12 @@ class FakeLinks:
     """Kinds that this kernel does not know."""
     calls: list[str] = field(default_factory=list)
     """That change something."""
+    fails: str = ""
+    """Why nothing can be looked at."""
 
     def links(self) -> Mapping[str, Link]:
+        if self.fails:
+            raise DriverError(self.fails)
         return dict(self.found)
 
     def device_of(self, address: str) -> str:

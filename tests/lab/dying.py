@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -65,15 +65,20 @@ def on(cluster: Cluster, node: str) -> Iterator[Witness]:
         cluster.create(name, "--target", node)
         cluster.ticking(name, node, more_than=3)
 
-    with ThreadPoolExecutor(len(VMS)) as each:
-        list(each.map(cluster.remove, VMS))
-        with watching(cluster.lab.layout.prefix) as witness:
-            try:
-                list(each.map(begin, VMS))
-                yield witness
-            finally:
-                disarm(cluster)
-                list(each.map(cluster.remove, VMS))
+    of_each(cluster.remove)
+    with watching(cluster.lab.layout.prefix) as witness:
+        try:
+            of_each(begin)
+            yield witness
+        finally:
+            disarm(cluster)
+            of_each(cluster.remove)
+
+
+def of_each(act: Callable[[str], None]) -> None:
+    """With both VMs at once; both have ended when it returns, or raises."""
+    with ThreadPoolExecutor(len(VMS)) as threads:
+        list(threads.map(act, VMS))
 
 
 def cut(cluster: Cluster, node: str) -> float:

@@ -1,6 +1,6 @@
-"""What the kernel says of links and addresses, read in bulk: thousands of them in a moment.
+"""What the kernel says of links, addresses and tunnels, read in bulk: thousands of them in a moment.
 
-Only what is asked for is decoded. Changes of single ones go through pyroute2.
+Only what is asked for is decoded. Changes go through pyroute2, but for whole groups and what it cannot say.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def tunnel(index: int, mac: str, vtep: str) -> None:
         _ask(RTM_NEWNEIGH, asked, NLM_F_ACK | NLM_F_REPLACE)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENODEV):
-            raise DriverError(f"the kernel refuses a tunnel to {vtep}: {error.strerror}") from None
+            raise DriverError(f"the kernel refuses a tunnel to {vtep}: {error.strerror or error}") from None
 
 
 def remove_group(group: int) -> None:
@@ -212,7 +212,7 @@ def _dump(kind: int, asked: bytes) -> list[memoryview]:
                 return found
     except OSError as error:
         raise DriverError(f"no netlink: {error.strerror or error}", retryable=True) from None
-    raise DriverError("the links of this host change too fast to be looked at", retryable=True)
+    raise DriverError("the networks of this host change too fast to be looked at", retryable=True)
 
 
 def _dump_once(kind: int, asked: bytes) -> tuple[list[memoryview], bool]:

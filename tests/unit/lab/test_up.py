@@ -25,6 +25,16 @@ def answers(monkeypatch: pytest.MonkeyPatch, *codes: int) -> list[int]:
     return left
 
 
+def test_a_node_that_is_off_has_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on yet, or fenced while its daemon is waited for."""
+
+    def capture(*_: Any, **__: Any) -> Completed:
+        raise Conflict("n1 is off")
+
+    monkeypatch.setattr(up, "capture", capture)
+    assert not up._has_joined(LAB, LAB.nodes[0])
+
+
 def test_store_that_does_not_answer_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     left = answers(monkeypatch, Unavailable.exit_code, 0, 0)
     up._tell_store(LAB, "set")

@@ -20,6 +20,7 @@ from pvc.cluster.network import IPv4, IPv6, Kind, NetworkSpec
 from pvc.cluster.node import NetworkProblem, NodeRole, NodeSpec
 from pvc.cluster.store import Create, Delete, Put
 from pvc.node import routing
+from pvc.node.drivers import DriverError
 from pvc.node.drivers.networks import Link, Speaker, Upstream
 from pvc.node.gateway_ways import AFTER_S, GatewayWays
 from pvc.node.network import LOOK_S, RETRY_S, UNAVAILABLE_S, Found, Networks
@@ -412,14 +413,35 @@ def test_gateways_are_looked_for_at_the_primary(bench: Bench) -> None:
     bench.add(102)
     bench.primary_is("n1")
     bench.networks.step()
-    calls = list(bench.links.calls)
     bench.tunnels.known = {101: "10.0.0.8", 102: "10.0.0.8"}
     bench.clock.now += LOOK_S
     bench.networks.step()
     assert bench.tunnels.known == {101: "10.0.0.8", 102: "10.0.0.8"}
+    due = bench.networks.links_due
     bench.primary_is("n9")
     assert bench.networks.step() <= AFTER_S[0]
     bench.clock.now += AFTER_S[0]
     bench.networks.step()
     assert bench.tunnels.known == {101: "10.0.0.9", 102: "10.0.0.8"}
-    assert bench.links.calls == calls
+    assert bench.networks.links_due == due, "no reason to look at links"
+
+
+def test_a_primary_that_cannot_be_read_is_nobody(bench: Bench) -> None:
+    bench.add(101, ipnet="10.101.0.0/24", gateway="10.101.0.1")
+    bench.store.commit(Create(paths.PRIMARY, b"{", ephemeral=True))
+    bench.tunnels.known = {101: "10.0.0.8"}
+    for _ in range(2):
+        assert bench.networks.step() > 0
+        bench.clock.now += LOOK_S
+    assert bench.tunnels.known == {101: "10.0.0.8"}
+
+
+def test_a_move_is_looked_after_though_its_round_fails(bench: Bench) -> None:
+    bench.networks.step()
+    bench.primary_is("n1")
+    bench.add(101)
+    bench.links.fails = "no netlink: busy"
+    with pytest.raises(DriverError):
+        bench.networks.step()
+    bench.links.fails = ""
+    assert bench.networks.step() <= AFTER_S[0]
