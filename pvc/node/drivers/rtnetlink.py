@@ -1,6 +1,6 @@
 """What the kernel says of links, addresses and tunnels, read in bulk: thousands of them in a moment.
 
-Only what is asked for is decoded. Changes go through pyroute2, but for whole groups and what it cannot say.
+Only what is asked for is decoded. Changes of single ones go through pyroute2.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ipaddress import ip_address
 from pvc.node.drivers import DriverError
 
 RTM_DELLINK, RTM_GETLINK, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE = 17, 18, 22, 24, 26
-RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
+RTM_GETNEIGH = 30
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE = 0x1, 0x4, 0x300, 0x10, 0x100
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10
 NLA_TYPE = 0x3FFF
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
@@ -40,8 +40,6 @@ RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF = 1, 4
 NDA_DST, NDA_LLADDR = 1, 2
-NUD_REACHABLE, NUD_NOARP = 0x02, 0x40
-NTF_SELF, NTF_EXT_LEARNED = 0x02, 0x10
 
 Attributes = dict[int, memoryview]
 
@@ -111,24 +109,11 @@ def tunnels_to(mac: str) -> Iterator[tuple[int, str]]:
 
     Raises DriverError.
     """
-    wanted = _packed(mac)
+    wanted = bytes.fromhex(mac.replace(":", ""))
     for body in _dump(RTM_GETNEIGH, NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0)):
         attributes = _attributes(body[NEIGHBOUR.size :])
         if NDA_DST in attributes and bytes(attributes.get(NDA_LLADDR, b"")) == wanted:
             yield NEIGHBOUR.unpack_from(body)[1], str(ip_address(bytes(attributes[NDA_DST])))
-
-
-def tunnel(index: int, mac: str, vtep: str) -> None:
-    """Have that VXLAN device send what is for the MAC address there. Nothing where it knows no way to it."""
-    state, flags = NUD_NOARP | NUD_REACHABLE, NTF_SELF | NTF_EXT_LEARNED
-    asked = NEIGHBOUR.pack(socket.AF_BRIDGE, index, state, flags, 0)
-    for kind, value in ((NDA_LLADDR, _packed(mac)), (NDA_DST, ip_address(vtep).packed)):
-        asked += (ATTRIBUTE.pack(4 + len(value), kind) + value).ljust((7 + len(value)) & ~3, b"\0")
-    try:
-        _ask(RTM_NEWNEIGH, asked, NLM_F_ACK | NLM_F_REPLACE)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENODEV):
-            raise DriverError(f"the kernel refuses a tunnel to {vtep}: {error.strerror or error}") from None
 
 
 def remove_group(group: int) -> None:
@@ -171,10 +156,6 @@ def _link(body: memoryview) -> RawLink:
         ipv6=_numbers(families.get(socket.AF_INET6), IFLA_INET6_CONF),
         kind=_text(_attributes(attributes.get(IFLA_LINKINFO, memoryview(b""))).get(IFLA_INFO_KIND)),
     )
-
-
-def _packed(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _text(value: memoryview | None) -> str:

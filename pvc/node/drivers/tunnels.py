@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterable, Mapping
 
 from pvc.cluster.network import GATEWAY_MAC, vxlan_name
 from pvc.node.drivers import rtnetlink
+from pvc.node.drivers.netlink import opened, unless
+
+STATE, FLAGS = 0x40 | 0x02, 0x02 | 0x10
+"""As routing makes it: NUD_NOARP and NUD_REACHABLE, NTF_SELF and NTF_EXT_LEARNED."""
 
 
 class NetlinkTunnels:
@@ -17,8 +22,12 @@ class NetlinkTunnels:
         return {of[index]: vtep for index, vtep in rtnetlink.tunnels_to(GATEWAY_MAC) if index in of}
 
     def lead(self, vni: int, vtep: str) -> None:
-        if index := _index(vni):
-            rtnetlink.tunnel(index, GATEWAY_MAC, vtep)
+        index = _index(vni)
+        if not index:
+            return
+        with opened(f"to lead elsewhere with network {vni}") as route, unless(errno.ENOENT, errno.ENODEV):
+            about = {"family": socket.AF_BRIDGE, "state": STATE, "flags": FLAGS}
+            route.neigh("change", ifindex=index, lladdr=GATEWAY_MAC, dst=vtep, **about)
 
 
 def _index(vni: int) -> int:

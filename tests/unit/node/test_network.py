@@ -91,9 +91,8 @@ class Bench:
         self.world.call("network.add", vni=vni, description=f"net{vni}", kind="managed", **given)
 
     def primary_is(self, node: str) -> None:
-        gone = [Delete(paths.PRIMARY)] if self.store.get(paths.PRIMARY) else []
-        if gone:
-            self.store.commit(*gone)
+        if self.store.get(paths.PRIMARY):
+            self.store.commit(Delete(paths.PRIMARY))
         self.store.commit(Create(paths.PRIMARY, dumps(Primary(node, 1, 0)), ephemeral=True))
 
     def problems(self) -> tuple[NetworkProblem, ...]:
